@@ -1,0 +1,31 @@
+"""The one exception family: every error that a user's input can cause.
+
+The command line prints the message of a ``VpexpError`` as one line and exits with code 2; anything else that
+escapes is a defect of vpexp and shows its traceback.
+"""
+
+
+class VpexpError(Exception):
+    """Base of all errors that the user can mend; the message names the file, key or object, and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(VpexpError):
+    """A wrong key, option or value in the configuration."""
+
+
+class DataError(VpexpError):
+    """A data set that cannot be read, or that holds nothing to learn from."""
+
+
+class WeightsError(VpexpError):
+    """Model weights that are missing, damaged, or laid out for another model."""
+
+
+class CheckpointError(VpexpError):
+    """A checkpoint or run folder that is missing, damaged, or does not fit the model."""
+
+
+class TrackingError(VpexpError):
+    """A tracking server or store that cannot be used as configured."""
