@@ -1,0 +1,71 @@
+"""Compose a configuration from the groups without the command line, for notebooks and tests."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vpexp.config.explain import explain
+from vpexp.config.folders import find_conf_folder
+from vpexp.config.schema import SCHEMA_NAME, Config
+from vpexp.errors import ConfigError
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra, where ``conf/config.yaml`` names it first."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=SCHEMA_NAME, node=Config)
+
+
+def compose_config(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Compose the configuration that the command line would, from ``model=sam_vit_b`` and the like.
+
+    Works inside another Hydra application too, and leaves its state as it was.
+
+    Args:
+        overrides: what follows ``python -m vpexp``.
+        config_dir: a folder with groups of your own.
+
+    Raises:
+        ConfigError: a wrong key, option, type or value syntax, with the closest right name.
+    """
+    from hydra import compose
+
+    folders = [find_conf_folder()]
+    asked = list(overrides)
+    if config_dir is not None:
+        folders.append(Path(config_dir).expanduser().resolve())
+        if not folders[1].is_dir():
+            raise ConfigError(f"config_dir {folders[1]} is no folder")
+        quoted = str(folders[1]).replace("'", r"\'")
+        asked.append(f"hydra.searchpath=['file://{quoted}']")
+    register_schema()
+    try:
+        with _borrow_hydra(folders[0]):
+            return compose("config", overrides=asked)
+    except Exception as error:
+        line = explain(error, overrides, folders)
+        if line is None:
+            raise
+        raise ConfigError(line) from error
+
+
+@contextmanager
+def _borrow_hydra(folder: Path) -> Iterator[None]:
+    """Set up Hydra's global state for ``folder``, and put back what another application had set."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.version import VersionBase
+
+    hydra, version = GlobalHydra.instance(), VersionBase.instance()
+    others_hydra, others_version = hydra.hydra, version.version_base
+    hydra.clear()
+    try:
+        with initialize_config_dir(str(folder), job_name="vpexp", version_base="1.3"):
+            yield
+    finally:
+        # initialize_config_dir puts back a copy of the instance, so ask for the current one.
+        GlobalHydra.instance().hydra = others_hydra
+        version.version_base = others_version

@@ -1,0 +1,48 @@
+"""What ``python -m vpexp --help`` says: the groups are read from their folders, so that it is always true."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpexp.config.folders import list_groups
+
+TEMPLATE = """\
+vpexp fine-tunes and tests Segment Anything models on your own images.
+
+  python -m vpexp [group=option ...] [key=value ...] [flags]
+
+Examples
+  python -m vpexp experiment=quickstart                             the whole chain on drawn images, in minutes
+  python -m vpexp data=auto data.root=my/dataset                    fine-tune on your images, in any of four formats
+  python -m vpexp model=sam_vit_b data=wgisd trainer.max_epochs=20  another model, another data set, shorter
+  python -m vpexp stage=test                                        test what was trained last, on its own data
+  python -m vpexp -m optimizer.lr=1e-5,3e-5 data.batch_size=1,2     try all combinations
+
+Groups (group=option; the first line of its file says what an option is)
+{groups}
+
+Flags
+  --cfg job [--resolve]     print the configuration instead of running: all keys, with their values
+  -m, --multirun            run all combinations of values that are separated by commas
+  --config-dir DIR          add groups of your own: DIR/data/mine.yaml becomes data=mine
+  -cp DIR -cn NAME          run the configuration DIR/NAME.yaml, as a run folder's config.yaml
+  --version, --hydra-help   vpexp's version; Hydra's own flags
+"""
+
+
+def format_help(folders: Sequence[Path]) -> str:
+    """Format the help, with the groups of all ``folders``."""
+    lines = []
+    for group, options in list_groups(folders).items():
+        lines.append(f"  {group}")
+        lines += [f"    {option:<29} {_read_first_words(file)}" for option, file in options.items()]
+    return TEMPLATE.format(groups="\n".join(lines))
+
+
+def _read_first_words(file: Path) -> str:
+    """The comment that opens the file, without the command in it."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ").partition(": python -m")[0]
+        if not line.startswith("#"):
+            break
+    return ""

@@ -1,0 +1,204 @@
+"""The types of the configuration: what every key of ``conf/`` may hold, and what it holds when nobody says.
+
+The sections ``optimizer``, ``scheduler`` and ``callbacks`` are free: their keys are the arguments of their ``_target_``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+SCHEMA_NAME = "vpexp_schema"
+
+
+@dataclass
+class StageConfig:
+    """What to do."""
+
+    name: str = MISSING
+    """Which stage runs: train, test or models."""
+    test: bool = False
+    """Train: also test before and after training, on ``stage.split``."""
+    split: str = "test"
+    """The split that is tested: train, val or test."""
+    controls: bool = True
+    """Test: also score the two baselines, the filled box and the model given another image's embedding."""
+    overlays: int = 8
+    """How many tested images are drawn, with truth, prompt and prediction."""
+
+
+@dataclass
+class ModelConfig:
+    """Which Segment Anything model, its weights, and which of its parts learn."""
+
+    name: str = MISSING
+    """The name in the table of ``stage=models``."""
+    _target_: str = MISSING
+    """The function that builds the torch module; it is given ``image_size``."""
+    image_size: int = MISSING
+    """Length in pixels that the longest side of an image is resized to."""
+    weights: str = "auto"
+    """auto (packaged, or downloaded once), random, or the path of a weights file."""
+    freeze: list[str] = field(default_factory=lambda: ["image_encoder", "prompt_encoder"])
+    """Parts that do not learn, of image_encoder, prompt_encoder and mask_decoder."""
+
+
+@dataclass
+class SyntheticConfig:
+    """The images that vpexp draws itself."""
+
+    scene: str = "vineyard"
+    """vineyard (clusters of berries among leaves) or shapes (stars, rings, crescents)."""
+    image_size: int = 256
+    """Width and height of a drawn image, in pixels."""
+    train: int = 48
+    """Images of the train split."""
+    val: int = 12
+    """Images of the val split."""
+    test: int = 16
+    """Images of the test split."""
+    seed: int = 0
+    """What the drawing starts from: the same seed, the same images."""
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are read."""
+
+    name: str = "${data.format}"
+    """What the run is tagged with."""
+    format: str = MISSING
+    """coco, voc, datumaro, common_semantic_segmentation, auto (found by looking) or synthetic."""
+    root: str | None = None
+    """Folder of the data set; null only for synthetic images, which then lie in the cache folder."""
+    train_split: str = "train"
+    """The data set's own name of the split to learn from."""
+    val_split: str = "val"
+    """The data set's own name of the split that early stopping looks at."""
+    test_split: str = "test"
+    """The data set's own name of the split to test on; where it is missing, the val split is tested."""
+    val_fraction: float = 0.2
+    """Share of the train split that is set aside where there is no val split."""
+    instances: str = "components"
+    """Semantic masks: one object for each connected component, or one for each class (classes)."""
+    strict: bool = False
+    """A broken image or object is an error instead of being skipped and counted."""
+    batch_size: int = 2
+    """Images of a training step; testing goes image by image."""
+    num_workers: int = 2
+    """Processes that read images beside the training; 0 reads in the training process."""
+    limit_images: int | None = None
+    """At most so many images of each split, for a trial."""
+    synthetic: SyntheticConfig | None = None
+    """What to draw, for the format synthetic."""
+
+
+@dataclass
+class PromptConfig:
+    """What the model is told about each object."""
+
+    type: str = "box"
+    """box, point, or both (each object by a box or a point; where a prompt has both, the box wins)."""
+    jitter: float = 0.0
+    """Training: each side of a box moves outwards by U(0, jitter) of its length."""
+    test_jitter: float = 0.0
+    """The same in val and test, seeded by image and object."""
+    max_per_image: int | None = None
+    """Training: at most so many objects of an image in a step; null takes all."""
+
+
+@dataclass
+class LossConfig:
+    """The weighted sum that training minimises."""
+
+    focal_weight: float = 20.0
+    """Weight of the focal loss of the mask."""
+    dice_weight: float = 1.0
+    """Weight of the dice loss of the mask."""
+    iou_weight: float = 1.0
+    """Weight of the squared error of the predicted IoU."""
+    focal_alpha: float = 0.25
+    """Weight of object pixels against background pixels (1 - alpha) in the focal loss."""
+    focal_gamma: float = 2.0
+    """How strongly the focal loss ignores pixels that are right already."""
+    resolution: str = "input"
+    """Where masks are compared: input (the resized image) or low (the decoder's own, a quarter of it; faster)."""
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop and the device it runs on."""
+
+    max_epochs: int = 100
+    """Epochs at most; early stopping may end sooner."""
+    accelerator: str = "auto"
+    """auto, cpu, gpu, mps or whatever else PyTorch Lightning knows."""
+    devices: int | str = 1
+    """How many devices, or which: 2, auto, "0,1"."""
+    strategy: str = "auto"
+    """auto, ddp or another strategy of PyTorch Lightning."""
+    precision: str = "32-true"
+    """32-true, 16-mixed, bf16-mixed, ..."""
+    gradient_clip_val: float | None = None
+    """Largest norm of the gradient; null does not clip."""
+    accumulate_grad_batches: int = 1
+    """Batches whose gradients are summed before a step."""
+    log_every_n_steps: int = 10
+    """Steps between two logged training losses."""
+    deterministic: bool | str = "warn"
+    """true, false, or warn: deterministic where the device can, a warning where it cannot."""
+    limit_train_batches: int | float | None = None
+    """Train batches of an epoch: a number, or a share of all; null takes all."""
+    limit_val_batches: int | float | None = None
+    """The same for val batches."""
+    threads: int | None = None
+    """CPU threads of torch; null leaves torch's own choice."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow records the run."""
+
+    enabled: bool = True
+    """false keeps the run folder only."""
+    uri: str = "sqlite:///${paths.output_dir}/mlflow.db"
+    """MLflow's store: a database, a folder, or the address of a server."""
+    experiment: str = "vpexp"
+    """MLflow's experiment."""
+    run_name: str | None = None
+    """MLflow's run name; null lets vpexp name it after stage, model and data."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of your own."""
+
+
+@dataclass
+class PathsConfig:
+    """Where vpexp writes."""
+
+    output_dir: str = "outputs"
+    """Run folders, the latest links and the MLflow database."""
+    cache_dir: str = "${oc.env:VPEXP_CACHE_DIR,'~/.cache/vpexp'}"
+    """Downloaded weights and drawn images."""
+
+
+@dataclass
+class Config:
+    """The whole configuration."""
+
+    stage: StageConfig = field(default_factory=StageConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    """Where all randomness starts."""
+    checkpoint: str | None = None
+    """Weights to start from: a .ckpt, a run folder, or latest (what was trained last); null: the model as it comes."""
+    resume: str | None = None
+    """A checkpoint or run folder whose training goes on where it stopped."""

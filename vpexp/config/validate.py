@@ -1,0 +1,177 @@
+"""Values that have the right type and yet make no sense."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vpexp.config.explain import explain
+from vpexp.config.schema import Config
+from vpexp.config.suggest import format_suggestion
+from vpexp.errors import ConfigError
+
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "synthetic")
+PRECISIONS = (
+    *("32", "32-true", "64", "64-true", "16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "stage.name": ("train", "test", "models"),
+    "stage.split": ("train", "val", "test"),
+    "data.format": FORMATS,
+    "data.instances": ("components", "classes"),
+    "data.synthetic.scene": ("vineyard", "shapes"),
+    "prompt.type": ("box", "point", "both"),
+    "loss.resolution": ("input", "low"),
+    "trainer.precision": PRECISIONS,
+}
+
+LOWEST: dict[str, float] = {
+    "stage.overlays": 0,
+    "model.image_size": 16,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "data.limit_images": 1,
+    "data.synthetic.image_size": 16,
+    "data.synthetic.train": 1,
+    "data.synthetic.val": 0,
+    "data.synthetic.test": 0,
+    "prompt.jitter": 0,
+    "prompt.test_jitter": 0,
+    "prompt.max_per_image": 1,
+    "loss.focal_weight": 0,
+    "loss.dice_weight": 0,
+    "loss.iou_weight": 0,
+    "loss.focal_gamma": 0,
+    "optimizer.weight_decay": 0,
+    "scheduler.warmup_steps": 0,
+    "trainer.max_epochs": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.gradient_clip_val": 0,
+    "trainer.threads": 1,
+    "seed": 0,
+}
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check what types cannot: choices, ranges, and keys that contradict each other.
+
+    Raises:
+        ConfigError: the first thing that is wrong, as ``data.batch_size=0: must be at least 1``.
+    """
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, (), ())) from error
+    for key in _find_unknown_keys(values, Config):
+        raise ConfigError(f"unknown key '{key}'{format_suggestion(key, _list_schema_keys(Config))}")
+    for key in missing:
+        raise ConfigError(f"{key} is not given: write {key}=...")
+    for complaint in _find_complaints(_flatten(values), values):
+        raise ConfigError(complaint)
+
+
+def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        value = flat.get(key)
+        if value is not None and value not in choices:
+            yield f"{key}={value}: must be one of {', '.join(choices)}{format_suggestion(str(value), choices)}"
+    for key, lowest in LOWEST.items():
+        value = flat.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool | str | list):
+            yield f"{key}={value}: must be a number"
+        elif not value >= lowest:
+            yield f"{key}={value}: must be at least {lowest}"
+    yield from _check_data(flat)
+    yield from _check_learning(flat, values)
+    yield from _check_trainer(flat)
+
+
+def _check_data(flat: dict[str, Any]) -> Iterator[str]:
+    if flat["data.format"] != "synthetic" and not flat["data.root"]:
+        yield "data.root is not given: write data.root=... (the folder of the data set)"
+    if flat["data.format"] == "synthetic" and "data.synthetic.scene" not in flat:
+        yield "data.format=synthetic: says nothing about what to draw; choose data=synthetic"
+    if not 0 < flat["data.val_fraction"] < 1:
+        yield f"data.val_fraction={flat['data.val_fraction']}: must lie between 0 and 1"
+
+
+def _check_learning(flat: dict[str, Any], values: Any) -> Iterator[str]:
+    freeze = values["model"]["freeze"]
+    for part in freeze:
+        if part not in PARTS:
+            yield f"model.freeze: there is no part '{part}' (there are: {', '.join(PARTS)}){format_suggestion(part, PARTS)}"
+    if flat["stage.name"] == "train" and set(freeze) == set(PARTS):
+        yield "model.freeze: all parts are frozen, so there is nothing to learn"
+    if not 0 <= flat["loss.focal_alpha"] <= 1:
+        yield f"loss.focal_alpha={flat['loss.focal_alpha']}: must lie between 0 and 1"
+    if not flat["loss.focal_weight"] + flat["loss.dice_weight"] > 0:
+        yield "loss: focal_weight and dice_weight are both 0, so no mask is learnt"
+    lr = flat.get("optimizer.lr")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not lr > 0:
+        yield f"optimizer.lr={lr}: must be a number above 0"
+    for section in ("optimizer", "scheduler"):
+        if not isinstance(flat.get(f"{section}._target_"), str):
+            yield f"{section}._target_ is not given: choose an option of the group, as {section}=..."
+    for name, callback in values["callbacks"].items():
+        if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
+            yield f"callbacks.{name}: needs a _target_, or null to switch it off"
+
+
+def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:
+    if flat["trainer.deterministic"] not in (True, False, "warn"):
+        yield f"trainer.deterministic={flat['trainer.deterministic']}: must be true, false or warn"
+    for key in ("trainer.limit_train_batches", "trainer.limit_val_batches"):
+        value = flat[key]
+        if value is not None and (value <= 0 or (isinstance(value, float) and value > 1)):
+            yield f"{key}={value}: must be a number of batches from 1, or a share up to 1.0"
+    if flat["checkpoint"] is not None and flat["resume"] is not None:
+        yield "checkpoint and resume are both given: checkpoint starts from weights, resume continues a run; keep one"
+    if flat["resume"] is not None and flat["stage.name"] != "train":
+        yield f"resume continues a training, and stage is {flat['stage.name']}: write stage=train, or checkpoint=..."
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _get_sections(schema: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are dataclasses themselves, optional ones included."""
+    sections = {}
+    for name, hint in get_type_hints(schema).items():
+        for kind in (hint, *get_args(hint)):
+            if is_dataclass(kind):
+                sections[name] = kind
+    return sections
+
+
+def _find_unknown_keys(values: Any, schema: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that got past the schema: with ``+`` on the command line a key can be added anywhere."""
+    known, sections = {field.name for field in fields(schema)}, _get_sections(schema)
+    for key, value in values.items():
+        if key not in known:
+            yield f"{prefix}{key}"
+        elif key in sections and isinstance(value, Mapping):
+            yield from _find_unknown_keys(value, sections[key], f"{prefix}{key}.")
+
+
+def _list_schema_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    sections = _get_sections(schema)
+    for field in fields(schema):
+        yield f"{prefix}{field.name}"
+        if field.name in sections:
+            yield from _list_schema_keys(sections[field.name], f"{prefix}{field.name}.")

@@ -1,0 +1,70 @@
+"""What had to be left out of a data set, counted by reason, so that nothing disappears silently."""
+
+from collections.abc import Mapping
+
+from vpexp.errors import DataError
+
+BOX_ONLY = "box only, no mask"
+NO_SHAPE = "neither mask nor box"
+CROWD = "crowd region"
+VOID = "void region"
+UNDECLARED = "undeclared category"
+EMPTY_MASK = "no pixel of the mask inside the image"
+NO_ANNOTATIONS = "image without annotations"
+NOTHING_USABLE = "image left without objects"
+SIZE_DIFFERS = "image size differs from annotation"
+MASK_SIZE_DIFFERS = "mask size differs from image"
+MISSING_IMAGE = "image file is missing"
+AMBIGUOUS_IMAGE = "several image files of this name"
+UNKNOWN_IMAGE = "annotation of an undeclared image"
+REPEATED_IMAGE = "image declared twice"
+BAD_ENTRY = "entry that is no annotation"
+NO_MASK_TYPE = "annotation type without a mask"
+BAD_PART = "polygon part dropped"
+
+LEGITIMATE = frozenset({CROWD, VOID, NO_ANNOTATIONS, NOTHING_USABLE})
+"""Reasons that are no defect of the data set: ``strict`` does not stop at them."""
+
+
+class SkipLedger:
+    """Counts what is skipped while one subset is read, and keeps the first example of each reason.
+
+    Attributes:
+        counts: Reason -> objects or images skipped.
+        examples: Reason -> the first file or object that it hit.
+        wide_images: Images of more than 8 bits a channel, whose values are stretched when they are read.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        """Start with nothing skipped.
+
+        Args:
+            strict: Raise at the first defect instead of counting it.
+        """
+        self.strict = strict
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, str] = {}
+        self.wide_images = 0
+
+    def skip(self, reason: str, example: str, *, count: int = 1) -> None:
+        """Count what is left out.
+
+        Args:
+            reason: Why, in a few words; the same words for the same cause.
+            example: The file and object, for people.
+            count: How many objects or images.
+
+        Raises:
+            DataError: In strict mode, unless the reason is no defect.
+        """
+        if count < 1:
+            return
+        if self.strict and reason not in LEGITIMATE:
+            raise DataError(f"{example}: {reason} (data.strict=false skips and counts it)")
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.examples.setdefault(reason, example)
+
+
+def order_by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Order reasons by how often they occurred, the most frequent first, then by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

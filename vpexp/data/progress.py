@@ -1,0 +1,35 @@
+"""A progress bar for reading annotations, shown only where reading takes long."""
+
+import time
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+from vpexp.console import build_progress
+
+Item = TypeVar("Item")
+
+_PATIENCE_SECONDS = 2.0
+
+
+def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
+    """Go through items, with a progress bar once that has taken two seconds.
+
+    Args:
+        items: What to go through.
+        description: What is done, before the bar.
+    """
+    start = time.monotonic()
+    remaining = iter(items)
+    done = 0
+    for item in remaining:
+        yield item
+        done += 1
+        if time.monotonic() - start > _PATIENCE_SECONDS:
+            break
+    if done == len(items):
+        return
+    with build_progress() as progress:
+        task = progress.add_task(description, total=len(items), completed=done)
+        for item in remaining:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,128 @@
+"""What every reader offers, and the steps that all of them share: placing an image, gathering its objects."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vpexp.data.images import ImageFileError, choose_orientation, read_image_header
+from vpexp.data.ledger import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
+from vpexp.data.masks import compute_area, compute_box
+from vpexp.data.types import AnnotatedImage, Rle
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """The usable images of one subset, with labels that index the subset's own categories."""
+
+    categories: tuple[str, ...]
+    images: tuple[AnnotatedImage, ...]
+
+
+class Reader(Protocol):
+    """Reads one format; nothing but names is read before a subset is asked for."""
+
+    format: str
+    notes: list[str]
+
+    def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
+        """List the subsets: name -> other names that mean the same."""
+        ...
+
+    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+        """Read one subset; what cannot be used goes to the ledger."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedImage:
+    """An image file that can be read, and the frame that its annotations are in."""
+
+    image_id: str
+    path: Path
+    height: int
+    width: int
+    exif_transpose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMask:
+    """One object of an image."""
+
+    object_id: str
+    mask: Rle
+    label: int
+
+
+def place_image(
+    image_id: str, path: Path, annotated_size: tuple[int, int] | None, ledger: SkipLedger
+) -> PlacedImage | None:
+    """Look at an image file's header and decide which way up it is used.
+
+    Args:
+        image_id: Name of the image.
+        path: The image file.
+        annotated_size: (height, width) that the annotation gives, None if it gives none.
+        ledger: Where an image that cannot be used is counted.
+
+    Returns:
+        None if the image cannot be used.
+    """
+    try:
+        header = read_image_header(path)
+    except ImageFileError as error:
+        ledger.skip(error.reason, str(path))
+        return None
+    chosen = choose_orientation(header, annotated_size)
+    if chosen is None:
+        assert annotated_size is not None  # noqa: S101 (only a given size can contradict the file's)
+        declared = f"{annotated_size[1]}x{annotated_size[0]}"
+        ledger.skip(SIZE_DIFFERS, f"{path} is {header.width}x{header.height}, annotated as {declared}")
+        return None
+    ledger.wide_images += header.is_wide
+    return PlacedImage(image_id, path, *chosen)
+
+
+def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], ledger: SkipLedger) -> AnnotatedImage | None:
+    """Make an annotated image of an image's objects; an object without a pixel is skipped.
+
+    Returns:
+        None if no object is left.
+    """
+    kept = []
+    for one in objects:
+        if compute_area(one.mask):
+            kept.append(one)
+        else:
+            ledger.skip(EMPTY_MASK, f"{placed.path}, object {one.object_id}")
+    if not kept:
+        ledger.skip(NOTHING_USABLE, str(placed.path))
+        return None
+    return AnnotatedImage(
+        image_id=placed.image_id,
+        path=placed.path,
+        height=placed.height,
+        width=placed.width,
+        masks=tuple(one.mask for one in kept),
+        boxes_N4=np.stack([compute_box(one.mask) for one in kept]).astype(np.float32),
+        labels_N=np.array([one.label for one in kept], dtype=np.int64),
+        object_ids=make_unique([one.object_id for one in kept]),
+        exif_transpose=placed.exif_transpose,
+    )
+
+
+def make_unique(names: Iterable[str]) -> tuple[str, ...]:
+    """Number names that occur more than once: ``7, 7`` becomes ``7, 7#2``."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(unique)
+
+
+def skip_unannotated(image_name: str, ledger: SkipLedger) -> None:
+    """Count an image that has no annotation at all."""
+    ledger.skip(NO_ANNOTATIONS, image_name)

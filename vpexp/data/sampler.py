@@ -1,0 +1,49 @@
+"""The order of training images: shuffled by seed and epoch, resumable at any batch, divided between processes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import distributed
+from torch.utils.data import Sampler
+
+
+class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Yields batches of ``(epoch, index)``.
+
+    Lightning calls ``set_epoch``; ``skip_batches`` makes the next pass begin in mid-epoch. With several processes each
+    takes every ``world_size``-th image; the shuffled list is continued from its start until all have equally many.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.skipped_batches = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the coming pass."""
+        self.epoch = epoch
+
+    def skip_batches(self, count: int) -> None:
+        """Leave out the first ``count`` batches of the next pass."""
+        self.skipped_batches = count
+
+    def __len__(self) -> int:
+        _, world_size = _process_place()
+        return -(-(-(-self.length // world_size)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        skip, self.skipped_batches = self.skipped_batches, 0
+        rank, world_size = _process_place()
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = np.resize(order, -(-self.length // world_size) * world_size)[rank::world_size]
+        keys = [(self.epoch, int(index)) for index in order]
+        for start in range(skip * self.batch_size, len(keys), self.batch_size):
+            yield keys[start : start + self.batch_size]
+
+
+def _process_place() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

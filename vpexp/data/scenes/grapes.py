@@ -1,0 +1,217 @@
+# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
+"""Grape clusters: berries as lit spheres, packed into cones, cylinders and wings.
+
+Shapes: K berries of a cluster, h w size of a patch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpexp.data.scenes.canvas import NO_OBJECT, Canvas
+from vpexp.data.scenes.outlines import build_band, build_ellipse, rasterize_outline, rotation
+from vpexp.data.scenes.types import Field, Light, Points
+
+
+@dataclass(frozen=True, slots=True)
+class Variety:
+    """What clusters of one variety look like.
+
+    Attributes:
+        name: as in the Embrapa WGISD data set.
+        color: RGB of a ripe berry in full light.
+        bloom: strength of the pale wax on dark berries.
+        berry: diameter of a berry, as a share of the cluster's length.
+        oblong: height of a berry in widths.
+        width: width of the cluster in lengths.
+        taper: 0 for a cylinder, 1 for a cone.
+        wing: chance of a wing at a shoulder.
+        looseness: distance of berries, in diameters.
+    """
+
+    name: str
+    color: tuple[float, float, float]
+    bloom: float
+    berry: float
+    oblong: float
+    width: float
+    taper: float
+    wing: float
+    looseness: float
+
+
+VARIETIES = (
+    Variety("Chardonnay", (0.68, 0.74, 0.34), 0.05, 0.100, 1.0, 0.58, 0.55, 0.5, 0.74),
+    Variety("Cabernet Franc", (0.20, 0.17, 0.34), 0.55, 0.095, 1.0, 0.60, 0.85, 0.5, 0.80),
+    Variety("Cabernet Sauvignon", (0.15, 0.15, 0.30), 0.45, 0.085, 1.0, 0.58, 1.00, 0.7, 0.84),
+    Variety("Sauvignon Blanc", (0.55, 0.70, 0.30), 0.08, 0.110, 1.12, 0.52, 0.45, 0.25, 0.72),
+    Variety("Syrah", (0.22, 0.11, 0.22), 0.35, 0.100, 1.18, 0.48, 0.35, 0.6, 0.78),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Berry:
+    """A sphere to be coloured: opacity, light on its skin, and its highlight."""
+
+    alpha_hw: Field
+    shade_hw: Field
+    shine_hw: Field
+
+
+def draw_berry(radius: float, oblong: float, light: Light, *, waxy: bool) -> Berry:
+    """Draw a berry of a radius in pixels; wax makes the highlight broad and weak."""
+    half_y, half_x = math.ceil(radius * oblong) + 1, math.ceil(radius) + 1
+    y = (np.arange(-half_y, half_y + 1, dtype=np.float32) / (radius * oblong))[:, None]
+    x = (np.arange(-half_x, half_x + 1, dtype=np.float32) / radius)[None, :]
+    square = x * x + y * y
+    z = np.sqrt(np.clip(1 - square, 0, 1))
+    alpha = np.clip((1 - np.sqrt(square)) * radius + 0.5, 0, 1)
+    light_x, light_y, light_z = light.direction
+    facing = x * light_x + y * light_y + z * light_z
+    # the far rim glows a little: light that went through, and light from the neighbours
+    shade = light.ambient + (1 - light.ambient) * np.clip(facing, 0, 1) + 0.10 * np.clip(-facing, 0, 1)
+    shade = shade * ((0.5 + 0.5 * z) if waxy else (0.66 + 0.34 * z))
+    # reflected towards the viewer: the half vector between the sun and (0, 0, 1)
+    length = math.sqrt(light_x**2 + light_y**2 + (light_z + 1) ** 2)
+    gleam = np.clip((x * light_x + y * light_y + z * (light_z + 1)) / length, 0, 1)
+    shine = 0.35 * gleam**12 if waxy else 0.8 * gleam**36 + 0.12 * gleam**6
+    return Berry(alpha, shade, shine)
+
+
+def paint_cluster(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    variety: Variety,
+    light: Light,
+    *,
+    top: tuple[float, float],
+    length: float,
+    brightness: float,
+    owner: int,
+) -> Points:
+    """Paint a cluster that hangs from ``top`` (y, x) and give the centres (x, y) of its berries.
+
+    Args:
+        rng: shape, berries and colours.
+        canvas: where to.
+        variety: what it looks like.
+        light: the sun.
+        top: pixels of the canvas.
+        length: from the first to the last berry, in pixels.
+        brightness: factor on the colours: clusters deep in the foliage are dark.
+        owner: the object, or -1 for grapes that are not to be found.
+    """
+    diameter = max(3.0, variety.berry * length * math.exp(rng.normal(0, 0.08)))
+    centers_K2 = _pack_berries(rng, variety, length, diameter)
+    angle = float(rng.normal(0, 0.13))
+    centers_K2 = centers_K2 @ rotation(angle) + np.array([top[1], top[0]])
+    _paint_stalk(rng, canvas, top, length, brightness)
+    _paint_core(canvas, variety, centers_K2, diameter, brightness, owner)
+    waxy = variety.bloom > 0.3
+    stock = [draw_berry(diameter / 2 * scale, variety.oblong, light, waxy=waxy) for scale in (0.86, 0.95, 1.04, 1.12)]
+    colors_K3, depth_K = _color_berries(rng, variety, centers_K2, light)
+    for index in np.argsort(depth_K):  # the nearest last
+        berry = stock[int(rng.integers(len(stock)))]
+        _paint_berry(canvas, berry, centers_K2[index], colors_K3[index] * brightness, light, owner)
+    return centers_K2
+
+
+def paint_single_berry(
+    rng: np.random.Generator, canvas: Canvas, center: tuple[float, float], radius: float, light: Light
+) -> None:
+    """Paint one leaf-green berry that belongs to no cluster, around a centre (x, y)."""
+    color = np.array([0.35, 0.52, 0.18], np.float32) * math.exp(rng.normal(0, 0.2))
+    berry = draw_berry(radius, 1.0, light, waxy=False)
+    _paint_berry(canvas, berry, np.asarray(center), color, light, NO_OBJECT)
+
+
+def _pack_berries(rng: np.random.Generator, variety: Variety, length: float, diameter: float) -> Points:
+    """Put berries on a disturbed hexagonal grid inside the cluster's outline, top at the origin: centres (x, y)."""
+    half_width = 0.5 * variety.width * length * math.exp(rng.normal(0, 0.15))
+    parts = [(np.zeros(2), length, half_width)]
+    if rng.random() < variety.wing:
+        side = 1 if rng.random() < 0.5 else -1
+        reach = half_width * rng.uniform(0.75, 1.25)
+        parts.append(
+            (np.array([side * reach, length * rng.uniform(0.0, 0.1)]), length * rng.uniform(0.3, 0.5), half_width * 0.6)
+        )
+    bend = rng.normal(0, 0.12) * length
+    step = diameter * variety.looseness
+    rows, columns = int(length / (0.86 * step)) + 2, int(4.5 * half_width / step) + 2
+    grid_y, grid_x = np.mgrid[0:rows, 0:columns].astype(float)
+    x = (grid_x - columns / 2 + 0.5 * (grid_y % 2)) * step
+    y = grid_y * 0.86 * step
+    points = np.stack([x.ravel(), y.ravel()], axis=1) + rng.normal(0, 0.16 * diameter, (rows * columns, 2))
+    inside = np.zeros(len(points), bool)
+    for shift, part_length, part_half in parts:
+        along = (points[:, 1] - shift[1]) / part_length
+        middle = shift[0] + bend * along**2
+        # round shoulders, then a cone or a cylinder with a round end
+        profile = np.sqrt(np.clip((along + 0.04) / 0.3, 0, 1)) * (1 - variety.taper * 0.8 * np.clip(along - 0.1, 0, 1))
+        profile *= np.sqrt(np.clip((1.04 - along) / 0.2, 0, 1))
+        ragged = 1 + 0.25 * np.sin(along * rng.uniform(6, 14) + rng.uniform(0, 6, 2)[(points[:, 0] > middle).astype(int)])
+        ragged += rng.normal(0, 0.13, len(points))
+        inside |= (np.abs(points[:, 0] - middle) < part_half * profile * ragged) & (along > -0.03) & (along < 1.04)
+    inside &= rng.random(len(points)) > 0.04
+    if np.count_nonzero(inside) < 6:
+        inside[np.argsort(np.abs(points[:, 0]) + points[:, 1])[:6]] = True
+    chosen: Points = points[inside]
+    return chosen
+
+
+def _color_berries(
+    rng: np.random.Generator, variety: Variety, centers_K2: Points, light: Light
+) -> tuple[Field, Points]:
+    """Draw a colour for each berry and its depth: the middle bulges to the viewer, rims and the far side are dark."""
+    count = len(centers_K2)
+    middle, spread = centers_K2.mean(axis=0), centers_K2.std(axis=0) + 1e-6
+    offset = (centers_K2 - middle) / (2.1 * spread)
+    depth = np.sqrt(np.clip(1 - np.square(offset[:, 0]), 0.0, 1)) + rng.normal(0, 0.28, count)
+    facing = 0.5 + 0.5 * (offset @ np.array(light.direction[:2]))
+    shade = (0.55 + 0.25 * np.clip(depth, 0, 1.2) + 0.35 * np.clip(facing, 0, 1)) * np.exp(rng.normal(0, 0.10, count))
+    base = np.array(variety.color) * np.exp(rng.normal(0, 0.05, (count, 3)))
+    if variety.bloom > 0.3:
+        wax = variety.bloom * rng.uniform(0.1, 1.0, (count, 1))
+        base = base + wax * (np.array([0.42, 0.45, 0.60]) - base)
+        unripe = rng.random(count) < 0.03
+        base[unripe] = np.array([0.38, 0.24, 0.26])
+    else:
+        golden = rng.uniform(0, 0.6, (count, 1)) * rng.random() ** 2
+        base = base + golden * (np.array([0.80, 0.68, 0.30]) - base)
+    return np.asarray(base * shade[:, None], np.float32), depth
+
+
+def _paint_berry(canvas: Canvas, berry: Berry, center: Points, color: Field, light: Light, owner: int) -> None:
+    height, width = berry.alpha_hw.shape
+    skin = berry.shade_hw[..., None] * (color * light.color)
+    # a berry in the shade mirrors no sun
+    skin += berry.shine_hw[..., None] * (light.color * (0.3 + 0.7 * min(1.0, 2 * float(color[1]))))
+    canvas.paint(berry.alpha_hw, skin, round(center[1] - height / 2), round(center[0] - width / 2), owner=owner)
+
+
+def _paint_core(
+    canvas: Canvas, variety: Variety, centers_K2: Points, diameter: float, brightness: float, owner: int
+) -> None:
+    """Paint the dark inside of a cluster, so that nothing shines through between its berries."""
+    disc = build_ellipse((0, 0), 0.46 * diameter, 0.46 * diameter * variety.oblong, 10)
+    discs = [(disc + center, True) for center in centers_K2]
+    bounds = np.concatenate([points for points, _ in discs])
+    size = float((bounds.max(axis=0) - bounds.min(axis=0)).max())
+    cover = rasterize_outline(discs, size, 1, 1)
+    low = bounds.min(axis=0) - 1
+    color = np.asarray(np.array(variety.color) * 0.28 * brightness, np.float32)
+    canvas.paint(cover, color, round(low[1]), round(low[0]), owner=owner)
+
+
+def _paint_stalk(
+    rng: np.random.Generator, canvas: Canvas, top: tuple[float, float], length: float, brightness: float
+) -> None:
+    """Paint the stem from which a cluster hangs; it is no part of the object."""
+    rise = length * rng.uniform(0.15, 0.35)
+    line = np.stack([np.linspace(0, 1, 8) ** 2 * rng.normal(0, 0.4) * rise, np.linspace(0, -rise, 8)], axis=1)
+    band = build_band(line, max(1.2, 0.035 * length))
+    bounds_low, bounds_high = band.min(axis=0), band.max(axis=0)
+    cover = rasterize_outline([(band, True)], float((bounds_high - bounds_low).max()), 2, 1)
+    color = np.array([0.42, 0.45, 0.2], np.float32) * brightness
+    canvas.paint(cover, color, round(top[0] + bounds_low[1] - 1), round(top[1] + bounds_low[0] - 1), owner=NO_OBJECT)

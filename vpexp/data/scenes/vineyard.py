@@ -1,0 +1,233 @@
+# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
+"""Scenes of a vineyard as one walks along a row: foliage, wires, trunks, soil, and clusters half behind leaves.
+
+One image shows one variety, as in the Embrapa WGISD data set. All sizes follow the image, so that 256 x 256 and
+2048 x 1365 show the same kind of scene.
+
+Shapes: H W size of the image.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpexp.data.scenes.canvas import NO_OBJECT, Canvas
+from vpexp.data.scenes.foliage import draw_leaves, paint_leaf
+from vpexp.data.scenes.grapes import VARIETIES, Variety, paint_cluster, paint_single_berry
+from vpexp.data.scenes.outlines import build_band, rasterize_outline
+from vpexp.data.scenes.photometry import add_noise, blur_color, change_colors, change_gamma
+from vpexp.data.scenes.textures import draw_noise, draw_octaves, mix_colors
+from vpexp.data.scenes.types import Field, Light, Points, Scene, SceneDrawer, Sprite
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Where things are in one image.
+
+    Attributes:
+        unit: the length that sizes are shares of, in pixels: a cluster is about a fifth of it.
+        fruit_top: row where the zone of the clusters begins.
+        fruit_bottom: row where it ends.
+        foliage_bottom: row where the leaves end.
+    """
+
+    unit: float
+    fruit_top: float
+    fruit_bottom: float
+    foliage_bottom: float
+
+
+def draw_vineyard(rng: np.random.Generator, height: int, width: int) -> Scene:
+    """Draw 4 to 16 clusters of one variety in a row of vines.
+
+    Returns:
+        The image and the visible part of each cluster; labels index ``VINEYARD.categories``.
+    """
+    light = _draw_light(rng)
+    view = _draw_view(rng, height, width)
+    label = int(rng.integers(len(VARIETIES)))
+    canvas = Canvas(_draw_ground(rng, height, width, view))
+    leaves = draw_leaves(rng, 0.15 * view.unit, light, 14)
+    _paint_wood(rng, canvas, view)
+    _paint_leaves(rng, canvas, leaves, view, density=2.2, brightness=(0.22, 0.5), fruit_share=0.9)
+    _paint_leaves(rng, canvas, leaves, view, density=1.6, brightness=(0.45, 0.85), fruit_share=0.45)
+    _paint_clusters(rng, canvas, leaves, view, label, light)
+    _paint_leaves(rng, canvas, leaves, view, density=0.9, brightness=(0.8, 1.25), fruit_share=0.12)
+    return canvas.finish(_expose(rng, canvas.color_HW3))
+
+
+VINEYARD = SceneDrawer(tuple(variety.name for variety in VARIETIES), draw_vineyard)
+
+
+def _draw_light(rng: np.random.Generator) -> Light:
+    azimuth, elevation = rng.uniform(-2.6, -0.5), rng.uniform(0.5, 1.1)
+    direction = (
+        math.cos(elevation) * math.cos(azimuth),
+        math.cos(elevation) * math.sin(azimuth),
+        math.sin(elevation),
+    )
+    warm = rng.uniform(0, 1)
+    color = np.array([1.0 + 0.12 * warm, 1.0 + 0.04 * warm, 1.0 - 0.12 * warm], np.float32)
+    return Light(direction, color, rng.uniform(0.3, 0.6))
+
+
+def _draw_view(rng: np.random.Generator, height: int, width: int) -> _View:
+    zoom = math.exp(rng.uniform(math.log(0.8), math.log(1.45)))
+    fruit_top = rng.uniform(0.12, 0.35) * height
+    fruit_bottom = fruit_top + rng.uniform(0.4, 0.55) * height
+    return _View(
+        unit=zoom * math.sqrt(height * width),
+        fruit_top=fruit_top,
+        fruit_bottom=fruit_bottom,
+        foliage_bottom=fruit_bottom + rng.uniform(-0.05, 0.25) * height,
+    )
+
+
+def _draw_ground(rng: np.random.Generator, height: int, width: int, view: _View) -> Field:
+    """Draw what is far: sky, the next rows out of focus, soil and grass."""
+    rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    sky = np.array([0.72, 0.8, 0.9], np.float32) * rng.uniform(0.85, 1.1)
+    hedge_dark, hedge_light = np.array([0.08, 0.13, 0.05], np.float32), np.array([0.3, 0.4, 0.16], np.float32)
+    hedge = mix_colors(draw_octaves(rng, height, width, 0.1 * view.unit, 4), hedge_dark, hedge_light)
+    soil_color = np.array([0.45, 0.36, 0.26], np.float32) * rng.uniform(0.7, 1.2)
+    soil = mix_colors(draw_octaves(rng, height, width, 0.05 * view.unit, 4), soil_color * 0.6, soil_color * 1.2)
+    grass = draw_octaves(rng, height, width, 0.2 * view.unit, 3)
+    grass_color = np.array([0.36, 0.44, 0.18], np.float32)
+    soil += np.clip(grass * 2 - rng.uniform(0.4, 1.6), 0, 0.8)[..., None] * (grass_color - soil)
+    edge = draw_noise(rng, height, width, 0.12 * view.unit) * 0.2
+    horizon = rng.uniform(-0.15, 0.2)
+    sky_share = np.clip((horizon - rows - edge + 0.1) * 12, 0, 1)
+    soil_share = np.clip((rows + edge - view.foliage_bottom / height - 0.05) * 9, 0, 1)
+    ground = hedge + sky_share[..., None] * (sky - hedge)
+    ground = ground + soil_share[..., None] * (soil - ground)
+    return blur_color(ground, max(0.6, 0.008 * view.unit))
+
+
+def _paint_band(rng: np.random.Generator, canvas: Canvas, line_P2: Points, line_width: float, color: Field) -> None:
+    """Paint a line (x, y) of a width: wire, cane, trunk."""
+    band = build_band(line_P2, line_width)
+    low, high = band.min(axis=0), band.max(axis=0)
+    cover = rasterize_outline([(band, True)], float((high - low).max()), 2, 1)
+    patch = color
+    if line_width > 3:
+        patch = color * (0.4 + 1.2 * draw_octaves(rng, *cover.shape, 0.6 * line_width, 3))[..., None]
+    canvas.paint(cover, patch, round(low[1]) - 1, round(low[0]) - 1, owner=NO_OBJECT)
+
+
+def _paint_wood(rng: np.random.Generator, canvas: Canvas, view: _View) -> None:
+    """Paint trunks, the arms along the wire, canes that rise from them, and the wires."""
+    height, width = canvas.size
+    brown = np.array([0.32, 0.25, 0.18], np.float32) * rng.uniform(0.7, 1.3)
+    arm_row = view.fruit_bottom - rng.uniform(0.0, 0.1) * height
+    for _ in range(int(rng.integers(1, 3))):
+        x = rng.uniform(0.05, 0.95) * width
+        y = np.linspace(arm_row, height * 1.05, 24)
+        line = np.stack([x + np.cumsum(rng.normal(0, 0.006, 24)) * view.unit, y], axis=1)
+        _paint_band(rng, canvas, line, rng.uniform(0.03, 0.055) * view.unit, brown)
+    x = np.linspace(-0.05, 1.05, 32) * width
+    arm = np.stack([x, arm_row + np.cumsum(rng.normal(0, 0.004, 32)) * view.unit], axis=1)
+    _paint_band(rng, canvas, arm, rng.uniform(0.018, 0.03) * view.unit, brown)
+    for _ in range(int(rng.integers(5, 12))):
+        y = np.linspace(arm_row, -0.05 * height, 16)
+        x = rng.uniform(0, width) + np.cumsum(rng.normal(0, 0.012, 16)) * view.unit
+        color = np.array([0.42, 0.38, 0.18], np.float32) * rng.uniform(0.5, 1.1)
+        _paint_band(rng, canvas, np.stack([x, y], axis=1), rng.uniform(0.007, 0.013) * view.unit, color)
+    for _ in range(int(rng.integers(1, 4))):
+        y = rng.uniform(0.05, 0.9) * height + np.array([0.0, rng.normal(0, 0.02) * height])
+        wire = np.stack([np.array([-0.05, 1.05]) * width, y], axis=1)
+        grey = np.full(3, rng.uniform(0.3, 0.65), np.float32)
+        _paint_band(rng, canvas, wire, max(1.0, 0.004 * view.unit), grey)
+
+
+def _paint_leaves(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    leaves: list[Sprite],
+    view: _View,
+    *,
+    density: float,
+    brightness: tuple[float, float],
+    fruit_share: float,
+) -> None:
+    """Paint one layer of leaves over the foliage.
+
+    Args:
+        rng: places and brightness.
+        canvas: where to.
+        leaves: the stock.
+        view: where the foliage is.
+        density: area of all leaves together, in areas of the foliage.
+        brightness: range of the factor on the colours.
+        fruit_share: share of the leaves that stay in the zone of the clusters, where vintners thin them out.
+    """
+    height, width = canvas.size
+    mean_area = float(np.mean([leaf.alpha_hw.sum() for leaf in leaves]))
+    count = int(density * view.foliage_bottom * width / mean_area)
+    # bright and dark places in the foliage are wider than a leaf
+    glade = draw_noise(rng, 32, 32, 5)
+    for _ in range(count):
+        y, x = rng.uniform(-0.05 * height, view.foliage_bottom), rng.uniform(-0.03, 1.03) * width
+        in_fruit = view.fruit_top < y
+        if in_fruit and rng.random() > fruit_share:
+            continue
+        patch = float(glade[int(np.clip(y / height * 32, 0, 31)), int(np.clip(x / width * 32, 0, 31))])
+        low, high = brightness
+        factor = low + (high - low) * float(np.clip(patch + rng.normal(0, 0.2), 0, 1))
+        leaf = leaves[int(rng.integers(len(leaves)))]
+        paint_leaf(rng, canvas, leaf, (y, x), brightness=factor, shadow=0.3)
+
+
+def _paint_clusters(
+    rng: np.random.Generator, canvas: Canvas, leaves: list[Sprite], view: _View, label: int, light: Light
+) -> None:
+    """Paint the clusters from back to front, each with the leaves that hang over it."""
+    height, width = canvas.size
+    variety = VARIETIES[label]
+    length = 0.21 * view.unit
+    room = width * (view.fruit_bottom - view.fruit_top) / (0.6 * length**2)
+    count = int(np.clip(rng.uniform(0.35, 0.8) * room, 4, 16))
+    bright = np.sort(rng.uniform(0.5, 1.15, count))
+    for brightness in bright:
+        own_length = length * math.exp(rng.normal(0, 0.18))
+        top = (
+            rng.uniform(view.fruit_top, max(view.fruit_top + 1, view.fruit_bottom - 0.8 * own_length)),
+            rng.uniform(0, width),
+        )
+        owner = canvas.begin_object(label)
+        centers = paint_cluster(
+            rng, canvas, variety, light, top=top, length=own_length, brightness=float(brightness), owner=owner
+        )
+        if rng.random() < 0.65:
+            _cover_cluster(rng, canvas, leaves, centers, float(brightness))
+    for _ in range(int(rng.integers(0, 8))):
+        center = (rng.uniform(0, width), rng.uniform(view.fruit_top, view.fruit_bottom))
+        paint_single_berry(rng, canvas, center, 0.5 * variety.berry * length * rng.uniform(0.6, 1.1), light)
+
+
+def _cover_cluster(
+    rng: np.random.Generator, canvas: Canvas, leaves: list[Sprite], centers_K2: Points, brightness: float
+) -> None:
+    """Hang one to three leaves over a cluster, rather over its shoulders and sides than over its middle."""
+    low, high = centers_K2.min(axis=0), centers_K2.max(axis=0)
+    for _ in range(int(rng.integers(1, 4))):
+        share_x = rng.choice(
+            [rng.uniform(-0.25, 0.25), rng.uniform(0.75, 1.25), rng.uniform(0.2, 0.8)], p=[0.4, 0.4, 0.2]
+        )
+        share_y = rng.uniform(-0.25, 0.75)
+        x, y = low + (high - low) * np.array([share_x, share_y])
+        leaf = leaves[int(rng.integers(len(leaves)))]
+        paint_leaf(rng, canvas, leaf, (float(y), float(x)), brightness=brightness * rng.uniform(0.8, 1.3), shadow=0.45)
+
+
+def _expose(rng: np.random.Generator, color_HW3: Field) -> Field:
+    """Let sun and shade fall through the leaves, and take the photograph."""
+    height, width = color_HW3.shape[:2]
+    dapple = draw_octaves(rng, height, width, 0.2 * max(height, width), 3)
+    strength = rng.uniform(0.1, 0.6)
+    color: Field = color_HW3 * (1 + strength * (2 * np.clip(1.6 * dapple - 0.3, 0, 1) - 1))[..., None]
+    color = change_colors(rng, color, rng.uniform(0.02, 0.18))
+    color = change_gamma(color, rng.uniform(0.75, 1.1))
+    if rng.random() < 0.4:
+        color = blur_color(color, rng.uniform(0.0003, 0.0012) * max(height, width))
+    return add_noise(rng, color, rng.uniform(0.004, 0.02))

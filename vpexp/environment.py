@@ -1,0 +1,33 @@
+"""Environment variables that vpexp reads and sets, all in one place.
+
+Read: ``VPEXP_CACHE_DIR`` (downloaded weights, generated images), ``HYDRA_FULL_ERROR`` (whole tracebacks).
+Set, unless the user has set them: switches that stop libraries from phoning home or printing advertisements.
+"""
+
+import logging
+import os
+import warnings
+
+QUIET_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "NNCF_TELEMETRY_DISABLED": "1",
+    "OPENVINO_TELEMETRY_DISABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "POSSIBLE_USER_WARNINGS": "off",  # Lightning's tips
+    "GIT_PYTHON_REFRESH": "quiet",
+    "DATUMARO_TELEMETRY": "0",
+}
+
+_NOISY_LOGGERS = ("alembic", "mlflow", "pytorch_lightning", "lightning", "matplotlib", "datumaro", "faster_coco_eval")
+
+
+def quiet_libraries() -> None:
+    """Turn off telemetry and lower the voice of libraries whose notes the user cannot act on."""
+    for name, value in QUIET_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Lightning warns of few workers and short epochs: choices that the configuration states.
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*(LeafSpec|TreeSpec).*deprecated.*")

@@ -1,0 +1,238 @@
+"""The one evaluation loop, for torch, ONNX, OpenVINO and INT8 alike.
+
+Legend: N objects of one image, H W original size.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import distributed
+
+from vpexp.console import build_progress
+from vpexp.data.masks import decode_rle, encode_mask
+from vpexp.data.prompts import BOX_TOP_LEFT
+from vpexp.data.samples import EvaluationSample, UnreadableImage
+from vpexp.data.types import Rle
+from vpexp.evaluation.average_precision import MaskAveragePrecision
+from vpexp.evaluation.pixel_counts import PixelCounts
+from vpexp.inference.predictor import ImageEmbedding, Predictor
+
+# Masks of one image that are held at original size at once, in pixels: evaluation memory does not grow with objects.
+CHUNK_PIXELS = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrediction:
+    """An image kept for the overlays, with what was predicted for each of its objects."""
+
+    sample: EvaluationSample
+    predicted: list[Rle]
+    scores_N: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: ``dice f1-score iou mean_iou map ... iter_time data_time``; NaN where a number has no meaning.
+        per_class: ``map_per_class`` and ``mar_100_per_class`` by class name.
+        baselines: pixel metrics of ``box_filled`` (the prompt's box taken as the mask) and ``wrong_image`` (the model
+            given another image's embedding); empty where they were not asked for.
+        images: images evaluated.
+        objects: objects evaluated.
+        unreadable: images whose pixels are damaged.
+        kept: predictions kept for overlays.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    baselines: dict[str, dict[str, float]]
+    images: int
+    objects: int
+    unreadable: list[UnreadableImage]
+    kept: list[KeptPrediction]
+
+    @property
+    def wrong_image_drop(self) -> float:
+        """How much F1 is lost with another image's embedding: near 0 means that the image is not looked at."""
+        wrong = self.baselines.get("wrong_image", {}).get("f1-score", float("nan"))
+        return self.metrics["f1-score"] - wrong
+
+
+@dataclass(slots=True)
+class _Totals:
+    model: PixelCounts = field(default_factory=PixelCounts)
+    box_filled: PixelCounts = field(default_factory=PixelCounts)
+    wrong_image: PixelCounts = field(default_factory=PixelCounts)
+    images: int = 0
+    iter_seconds: float = 0.0
+    data_seconds: float = 0.0
+    unreadable: list[UnreadableImage] = field(default_factory=list)
+
+    def merge(self, other: "_Totals") -> None:
+        self.model.merge(other.model)
+        self.box_filled.merge(other.box_filled)
+        self.wrong_image.merge(other.wrong_image)
+        self.images += other.images
+        self.iter_seconds += other.iter_seconds
+        self.data_seconds += other.data_seconds
+        self.unreadable.extend(other.unreadable)
+
+
+class Evaluator:
+    """Takes samples one by one and computes the metrics at the end.
+
+    Args:
+        categories: class names.
+        baselines: also measure the filled box and the wrong-image control; the latter decodes each image twice.
+        keep: which samples, counted from 0, to keep for overlays.
+    """
+
+    def __init__(self, categories: Sequence[str], *, baselines: bool = False, keep: Iterable[int] = ()) -> None:
+        self.average_precision = MaskAveragePrecision(categories)
+        self.baselines = baselines
+        self.keep = frozenset(keep)
+        self.totals = _Totals()
+        self.kept: list[KeptPrediction] = []
+        self._first: tuple[EvaluationSample, ImageEmbedding] | None = None
+        self._previous: ImageEmbedding | None = None
+
+    def update(self, predictor: Predictor, sample: EvaluationSample | UnreadableImage, data_seconds: float) -> None:
+        """Evaluate one image, all of its objects."""
+        self.totals.data_seconds += data_seconds
+        if isinstance(sample, UnreadableImage):
+            self.totals.unreadable.append(sample)
+            return
+        started = time.perf_counter()
+        embedding = predictor.embed(sample.image_HW3)
+        embed_seconds = time.perf_counter() - started
+        predicted, scores_N, decode_seconds = self._measure(predictor, embedding, sample, self.totals.model)
+        self.totals.iter_seconds += embed_seconds + decode_seconds
+        annotations = sample.annotations
+        self.average_precision.update(predicted, scores_N, annotations.masks, annotations.labels_N)
+        if self.totals.images in self.keep:
+            self.kept.append(KeptPrediction(sample, predicted, scores_N))
+        self.totals.images += 1
+        if self.baselines:
+            self._measure_baselines(predictor, embedding, sample)
+
+    def compute(self) -> EvaluationResult:
+        """Compute all metrics over what was seen, by all processes."""
+        totals = self._gather()
+        precision = self.average_precision.compute()
+        numbers = {name: value for name, value in precision.items() if isinstance(value, float)}
+        per_class = {name: value for name, value in precision.items() if isinstance(value, dict)}
+        metrics = totals.model.compute() | numbers
+        metrics["iter_time"] = totals.iter_seconds / totals.images if totals.images else float("nan")
+        metrics["data_time"] = totals.data_seconds / totals.images if totals.images else float("nan")
+        baselines = {}
+        if self.baselines:
+            baselines = {"box_filled": totals.box_filled.compute(), "wrong_image": totals.wrong_image.compute()}
+        objects = len(totals.model.object_ious)
+        return EvaluationResult(metrics, per_class, baselines, totals.images, objects, totals.unreadable, self.kept)
+
+    def finish(self, predictor: Predictor) -> None:
+        """Give the first image, which had no predecessor, the last one's embedding."""
+        if self.baselines and self._first is not None and self.totals.images > 1 and self._previous is not None:
+            sample, own = self._first
+            self._measure_wrong_image(predictor, own, self._previous, sample)
+
+    def _measure(
+        self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample, counts: PixelCounts
+    ) -> tuple[list[Rle], NDArray[np.float32], float]:
+        annotations = sample.annotations
+        chunk = max(1, CHUNK_PIXELS // (annotations.height * annotations.width))
+        predicted: list[Rle] = []
+        scores: list[NDArray[np.float32]] = []
+        seconds = 0.0
+        for start in range(0, len(sample.prompts), chunk):
+            part = slice(start, start + chunk)
+            started = time.perf_counter()
+            prediction = predictor.decode_prompts(embedding, sample.prompts.select(part))
+            seconds += time.perf_counter() - started
+            counts.update(prediction.masks, _decode_masks(annotations.masks[part]))
+            predicted.extend(encode_mask(mask_HW) for mask_HW in prediction.masks)
+            scores.append(prediction.iou)
+        return predicted, np.concatenate(scores) if scores else np.zeros(0, np.float32), seconds
+
+    def _measure_baselines(
+        self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample
+    ) -> None:
+        annotations = sample.annotations
+        boxes_N4 = _get_prompt_boxes(sample)
+        for rle, box_4 in zip(annotations.masks, boxes_N4, strict=True):
+            left, top, right, bottom = np.rint(box_4).astype(int)
+            filled_HW = np.zeros((annotations.height, annotations.width), dtype=np.bool_)
+            filled_HW[top:bottom, left:right] = True
+            self.totals.box_filled.update(filled_HW[None], decode_rle(rle)[None])
+        if self._previous is None:
+            self._first = (sample, embedding)
+        else:
+            self._measure_wrong_image(predictor, embedding, self._previous, sample)
+        self._previous = embedding
+
+    def _measure_wrong_image(
+        self, predictor: Predictor, own: ImageEmbedding, other: ImageEmbedding, sample: EvaluationSample
+    ) -> None:
+        # Only what the encoder saw is exchanged; prompt and size stay those of the image at hand.
+        self._measure(predictor, replace(own, features=other.features), sample, self.totals.wrong_image)
+
+    def _gather(self) -> _Totals:
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self.totals
+        parts: list[_Totals | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(parts, self.totals)
+        merged = _Totals()
+        for part in parts:
+            if part is not None:
+                merged.merge(part)
+        return merged
+
+
+def evaluate(
+    predictor: Predictor,
+    samples: Iterable[EvaluationSample | UnreadableImage],
+    categories: Sequence[str],
+    *,
+    total: int,
+    description: str = "testing",
+    baselines: bool = False,
+    keep: Iterable[int] = (),
+) -> EvaluationResult:
+    """Evaluate a predictor on samples, with progress.
+
+    Args:
+        predictor: any backend.
+        samples: images with prompts; damaged ones are counted and passed over.
+        categories: class names.
+        total: number of samples, for the progress bar.
+        description: what the progress bar says.
+        baselines: see ``Evaluator``.
+        keep: see ``Evaluator``.
+    """
+    evaluator = Evaluator(categories, baselines=baselines, keep=keep)
+    with build_progress() as progress:
+        task = progress.add_task(description, total=total)
+        started = time.perf_counter()
+        for sample in samples:
+            evaluator.update(predictor, sample, data_seconds=time.perf_counter() - started)
+            progress.advance(task)
+            started = time.perf_counter()
+        evaluator.finish(predictor)
+    return evaluator.compute()
+
+
+def _decode_masks(masks: Sequence[Rle]) -> NDArray[np.bool_]:
+    return np.stack([decode_rle(rle) for rle in masks])
+
+
+def _get_prompt_boxes(sample: EvaluationSample) -> NDArray[np.float32]:
+    """Take the boxes that were prompted; where points were, the annotated ones."""
+    prompts = sample.prompts
+    if len(prompts) and prompts.labels_NP[0, 0] == BOX_TOP_LEFT:
+        return prompts.coords_NP2.reshape(-1, 4)
+    return sample.annotations.boxes_N4

@@ -1,0 +1,105 @@
+"""What every backend offers: embed an image once, then decode any number of prompts on it.
+
+Legend: N prompts, P points a prompt, H W original size, S model size. Prompt coordinates are pixels of the original
+image, boxes xyxy.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpexp.data.prompts import Prompts, prompts_from_boxes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEmbedding:
+    """An encoded image.
+
+    Attributes:
+        features: the backend's own array, [1, 256, S/16, S/16].
+        original_hw: size of the image as it came.
+        resized_hw: its size inside the model's padded square.
+    """
+
+    features: Any
+    original_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The masks of N prompts.
+
+    Attributes:
+        masks: bool [N, H, W], original size.
+        iou: float32 [N], the decoder's own estimate of each mask's IoU; the score.
+        low_res: float32 [N, S/4, S/4], logits in the padded square.
+    """
+
+    masks: NDArray[np.bool_]
+    iou: NDArray[np.float32]
+    low_res: NDArray[np.float32]
+
+
+class Predictor(Protocol):
+    """Image and prompts in, masks out, whatever runs the model."""
+
+    image_size: int
+
+    def embed(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
+        """Encode an RGB image of any size."""
+        ...
+
+    def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
+        """Decode prompts given in SAM's point form."""
+        ...
+
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        *,
+        boxes: NDArray[np.float32] | None = None,
+        points: NDArray[np.float32] | None = None,
+        point_labels: NDArray[np.float32] | None = None,
+    ) -> Prediction:
+        """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
+        ...
+
+
+def build_prompts(
+    boxes: NDArray[np.float32] | None, points: NDArray[np.float32] | None, point_labels: NDArray[np.float32] | None
+) -> Prompts:
+    """Bring boxes and points into one point form.
+
+    Args:
+        boxes: [N, 4] or None.
+        points: [N, P, 2] or None.
+        point_labels: [N, P], 1 in, 0 out, -1 ignored; None: all 1.
+
+    Raises:
+        ValueError: neither is given, or shapes do not fit.
+    """
+    parts: list[Prompts] = []
+    if points is not None:
+        coords_NP2 = np.asarray(points, dtype=np.float32)
+        if coords_NP2.ndim != 3 or coords_NP2.shape[2] != 2:
+            raise ValueError(f"points must have shape [N, P, 2], not {list(coords_NP2.shape)}")
+        labels = np.ones(coords_NP2.shape[:2]) if point_labels is None else np.asarray(point_labels)
+        if labels.shape != coords_NP2.shape[:2]:
+            raise ValueError(f"point_labels must have shape {list(coords_NP2.shape[:2])}, not {list(labels.shape)}")
+        parts.append(Prompts(coords_NP2, labels.astype(np.float32)))
+    if boxes is not None:
+        boxes_N4 = np.asarray(boxes, dtype=np.float32)
+        if boxes_N4.ndim != 2 or boxes_N4.shape[1] != 4:
+            raise ValueError(f"boxes must have shape [N, 4], not {list(boxes_N4.shape)}")
+        parts.append(prompts_from_boxes(boxes_N4))
+    if not parts:
+        raise ValueError("give boxes, points, or both")
+    if len({len(part) for part in parts}) > 1:
+        raise ValueError(f"{len(parts[0])} sets of points do not fit {len(parts[1])} boxes: one of each a prompt")
+    return Prompts(
+        np.concatenate([part.coords_NP2 for part in parts], axis=1),
+        np.concatenate([part.labels_NP for part in parts], axis=1),
+    )

@@ -1,0 +1,75 @@
+"""The torch form of the predictor. Legend as in ``predictor.py``."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
+from vpexp.data.prompts import Prompts
+from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts
+from vpexp.models.sam import Sam, upscale_logits
+
+# What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
+CHUNK_PIXELS = 32 * 1024 * 1024
+
+
+class TorchPredictor:
+    """Runs a ``Sam`` module where it lies, in the mode it is in, without gradients."""
+
+    def __init__(self, sam: Sam) -> None:
+        self.sam = sam
+        self.image_size = sam.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.sam.parameters()).device
+
+    @torch.no_grad()
+    def embed(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
+        """Encode an RGB image: uint8 [H, W, 3], any size."""
+        original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
+        input_3SS = normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size)
+        features = self.sam.encode_image(torch.from_numpy(input_3SS)[None].to(self.device))
+        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
+
+    @torch.no_grad()
+    def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
+        """Decode prompts in chunks that bound memory."""
+        coords_NP2 = scale_points(prompts.coords_NP2, embedding.original_hw, embedding.resized_hw).astype(np.float32)
+        height, width = embedding.original_hw
+        low_res_size = self.image_size // 4
+        masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
+        iou = np.zeros(len(prompts), dtype=np.float32)
+        low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
+        chunk = max(1, CHUNK_PIXELS // max(height * width, self.image_size**2))
+        for start in range(0, len(prompts), chunk):
+            part = slice(start, start + chunk)
+            labels_NP = torch.from_numpy(prompts.labels_NP[part]).to(self.device)
+            decoded = self.sam.decode(
+                embedding.features,
+                torch.zeros(len(labels_NP), dtype=torch.int64, device=self.device),
+                torch.from_numpy(coords_NP2[part]).to(self.device),
+                labels_NP,
+            )
+            logits_NHW = upscale_logits(
+                decoded.low_res_logits_N1HW[:, 0],
+                image_size=self.image_size,
+                resized_hw=embedding.resized_hw,
+                original_hw=embedding.original_hw,
+            )
+            masks[part] = (logits_NHW > 0).cpu().numpy()
+            iou[part] = decoded.iou_N.float().cpu().numpy()
+            low_res[part] = decoded.low_res_logits_N1HW[:, 0].float().cpu().numpy()
+        return Prediction(masks, iou, low_res)
+
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        *,
+        boxes: NDArray[np.float32] | None = None,
+        points: NDArray[np.float32] | None = None,
+        point_labels: NDArray[np.float32] | None = None,
+    ) -> Prediction:
+        """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
+        return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels))

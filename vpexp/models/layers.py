@@ -1,0 +1,71 @@
+"""Layers that several parts of SAM share.
+
+Shapes: B images or prompts, C channels, H W rows and columns of a feature map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of a feature map, each position by itself.
+
+    Takes and returns [B, C, H, W]. Source: ConvNeXt (Liu et al. 2022), as SAM uses it.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Normalise [B, C, H, W]."""
+        # One fused layer_norm on the channels-last view is faster than mean and variance by hand, and exports as one op.
+        features_BHWC = features_BCHW.permute(0, 2, 3, 1)
+        normalised = F.layer_norm(features_BHWC, self.weight.shape, self.weight, self.bias, self.eps)
+        return normalised.permute(0, 3, 1, 2)
+
+
+class MLPBlock(nn.Module):
+    """The two-layer perceptron of a transformer block, on the last axis."""
+
+    def __init__(self, channels: int, hidden_channels: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(channels, hidden_channels)
+        self.lin2 = nn.Linear(hidden_channels, channels)
+        self.act = activation()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [..., C] to [..., C]."""
+        hidden: Tensor = self.act(self.lin1(tokens))
+        output: Tensor = self.lin2(hidden)
+        return output
+
+
+class MLP(nn.Module):
+    """A perceptron of several layers with ReLU between them, on the last axis (the heads of the mask decoder)."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, depth: int) -> None:
+        super().__init__()
+        widths = [in_channels, *[hidden_channels] * (depth - 1), out_channels]
+        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(depth))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [..., in_channels] to [..., out_channels]."""
+        for i, layer in enumerate(self.layers):
+            tokens = layer(tokens)
+            if i < len(self.layers) - 1:
+                tokens = F.relu(tokens)
+        return tokens
+
+
+def build_neck(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Build the neck that brings an encoder's last feature map to the width of the image embedding."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+        LayerNorm2d(out_channels),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(out_channels),
+    )

@@ -1,0 +1,154 @@
+"""The models that vpexp knows by name, and how each is built.
+
+Each builder takes the side of the square model input (a multiple of 16 pixels) and returns a ``Sam`` with random
+weights in eval mode.
+"""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from vpexp.errors import ConfigError
+from vpexp.models.mask_decoder import MaskDecoder
+from vpexp.models.prompt_encoder import PromptEncoder
+from vpexp.models.sam import Sam
+from vpexp.models.tiny_vit import TinyViT
+from vpexp.models.vit import ImageEncoderViT
+
+STRIDE = 16
+"""Pixels of the model input to one cell of the image embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A file of trained weights: one to download, or (``url`` None) one that comes with the package."""
+
+    filename: str
+    url: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What vpexp knows of a model."""
+
+    name: str
+    recipe: str
+    """One line on what it is."""
+    build: Callable[[int], Sam]
+    image_size: int
+    """Default side of the model input, in pixels."""
+    weights: WeightsFile | None
+    """The file of ``weights=auto``; None: random weights from a fixed seed."""
+
+
+def build_sam_tiny_vit(image_size: int = 1024) -> Sam:
+    """Build MobileSAM: the TinyViT encoder (5M) and SAM's decoder."""
+    encoder = TinyViT(
+        channels=(64, 128, 160, 320),
+        depths=(2, 2, 6, 2),
+        heads=(2, 4, 5, 10),
+        window_sizes=(7, 7, 14, 7),
+        unused_classes=1000,
+    )
+    return _build_sam(encoder, image_size, MaskDecoder())
+
+
+def build_sam_vit_b(image_size: int = 1024) -> Sam:
+    """Build SAM with the ViT-B encoder."""
+    _check_image_size(image_size)
+    encoder = ImageEncoderViT(
+        image_size=image_size, channels=768, depth=12, heads=12, window_size=14, global_attention_blocks=(2, 5, 8, 11)
+    )
+    return _build_sam(encoder, image_size, MaskDecoder())
+
+
+def build_sam_micro(image_size: int = 256) -> Sam:
+    """Build a small SAM for small images: a narrow TinyViT encoder and SAM's decoder."""
+    encoder = TinyViT(channels=(32, 64, 96, 320), depths=(1, 1, 2, 1), heads=(1, 2, 3, 10), window_sizes=(7, 7, 14, 7))
+    return _build_sam(encoder, image_size, MaskDecoder())
+
+
+def build_sam_debug(image_size: int = 64) -> Sam:
+    """Build a SAM of a few thin layers that runs in milliseconds: one windowed block, one global, SAM's interface."""
+    _check_image_size(image_size)
+    encoder = ImageEncoderViT(
+        image_size=image_size, channels=32, depth=2, heads=2, window_size=3, global_attention_blocks=(1,)
+    )
+    return _build_sam(encoder, image_size, MaskDecoder(mlp_channels=128))
+
+
+def _build_sam(encoder: nn.Module, image_size: int, mask_decoder: MaskDecoder) -> Sam:
+    _check_image_size(image_size)
+    prompt_encoder = PromptEncoder(image_size=image_size, embedding_size=image_size // STRIDE)
+    return Sam(encoder, prompt_encoder, mask_decoder).eval()
+
+
+def _check_image_size(image_size: int) -> None:
+    if image_size < STRIDE or image_size % STRIDE:
+        lower = max(image_size // STRIDE * STRIDE, STRIDE)
+        raise ConfigError(f"model.image_size={image_size}: must be a multiple of {STRIDE}, e.g. {lower}")
+
+
+_MODELS = {
+    info.name: info
+    for info in (
+        ModelInfo(
+            name="sam_tiny_vit",
+            recipe="MobileSAM: TinyViT-5M encoder, SAM mask decoder",
+            build=build_sam_tiny_vit,
+            image_size=1024,
+            weights=WeightsFile(
+                filename="mobile_sam.pt",
+                url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+                sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            ),
+        ),
+        ModelInfo(
+            name="sam_vit_b",
+            recipe="Segment Anything: ViT-B encoder, SAM mask decoder",
+            build=build_sam_vit_b,
+            image_size=1024,
+            weights=WeightsFile(
+                filename="sam_vit_b_01ec64.pth",
+                url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+                sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+            ),
+        ),
+        ModelInfo(
+            name="sam_micro",
+            recipe="small SAM for 256 px: narrow TinyViT encoder, SAM mask decoder, trained on synthetic images",
+            build=build_sam_micro,
+            image_size=256,
+            weights=WeightsFile(filename="sam_micro.safetensors"),
+        ),
+        ModelInfo(
+            name="sam_debug",
+            recipe="random SAM of a few thin layers for tests",
+            build=build_sam_debug,
+            image_size=64,
+            weights=None,
+        ),
+    )
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """List the names of the models that match a shell pattern."""
+    return [name for name in _MODELS if fnmatch.fnmatch(name, pattern)]
+
+
+def get_model_info(name: str) -> ModelInfo:
+    """Look a model up by its name.
+
+    Raises:
+        ConfigError: No model has this name; the message gives the closest ones.
+    """
+    if name in _MODELS:
+        return _MODELS[name]
+    closest = difflib.get_close_matches(name, _MODELS, n=1, cutoff=0.3)
+    hint = f"did you mean '{closest[0]}'? " if closest else ""
+    raise ConfigError(f"unknown model '{name}': {hint}known: {', '.join(_MODELS)}")

@@ -1,0 +1,116 @@
+"""SAM: an image encoder, a prompt encoder and a mask decoder.
+
+Shapes: B images, N prompts of the whole batch, P points of a prompt, C channels of the embedding, S model input size,
+h w rows and columns of the low-resolution masks (S/4), H W rows and columns (of the embedding: S/16; of a mask: the
+original image's), M masks given (1 or N).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpexp.models.mask_decoder import MaskDecoder
+from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedMasks:
+    """What the decoder says of N prompts."""
+
+    low_res_logits_N1HW: Tensor
+    """Logits [N, 1, S/4, S/4] in the frame of the padded model input; above 0 is inside."""
+    iou_N: Tensor
+    """Predicted IoU of each mask, about 0 to 1."""
+
+
+class Sam(nn.Module):
+    """Segment Anything; the names of its parameters are those of the official checkpoints."""
+
+    def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square model input, in pixels."""
+        return self.prompt_encoder.image_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Side of the image embedding, S/16."""
+        return self.prompt_encoder.embedding_size
+
+    def encode_image(self, images_B3SS: Tensor) -> Tensor:
+        """Compute image embeddings [B, C, S/16, S/16] of float images: resized, normalised, then padded with zeros."""
+        embeddings_BCHW: Tensor = self.image_encoder(images_B3SS)
+        return embeddings_BCHW
+
+    def decode(
+        self,
+        embeddings_BCHW: Tensor,
+        image_index_N: Tensor,
+        point_coords_NP2: Tensor,
+        point_labels_NP: Tensor,
+        mask_input_M1HW: Tensor | None = None,
+    ) -> DecodedMasks:
+        """Decode the prompts of all images of a batch in one go.
+
+        ``image_index_N`` int64 names each prompt's image. ``point_coords_NP2`` are pixels of the resized image;
+        ``point_labels_NP`` are 1 inside, 0 outside, 2 and 3 the box's top left and bottom right corner, -1 no point
+        (fills prompts of fewer points up, and changes nothing). As in the official code, a prompt without a box
+        also gets the learnt "not a point" token, and a prompt with a box does not. ``mask_input_M1HW`` are logits
+        [M, 1, S/4, S/4] of an earlier mask, M = 1 or N. N may be 0.
+        """
+        pad, use_mask = _plan_padding(point_labels_NP)
+        if pad:
+            # The token joins every prompt, and is masked out where a box is given.
+            has_box_N1 = (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1, keepdim=True)
+            attended_NP = torch.cat([point_labels_NP != NOT_A_POINT, ~has_box_N1], dim=1)
+            point_coords_NP2 = F.pad(point_coords_NP2, (0, 0, 0, 1))
+            point_labels_NP = F.pad(point_labels_NP, (0, 1), value=NOT_A_POINT)
+        else:
+            attended_NP = point_labels_NP != NOT_A_POINT
+        prompts_NPC = self.prompt_encoder.embed_points(point_coords_NP2, point_labels_NP)
+        dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
+        if mask_input_M1HW is None:
+            image_NCHW = (embeddings_BCHW + dense_MCHW)[image_index_N]
+        else:
+            image_NCHW = embeddings_BCHW[image_index_N] + dense_MCHW
+        logits_N1HW, iou_N = self.mask_decoder(
+            image_NCHW,
+            self.prompt_encoder.compute_image_positions(),
+            prompts_NPC,
+            attended_NP if use_mask else None,
+        )
+        return DecodedMasks(logits_N1HW, iou_N)
+
+
+def _plan_padding(point_labels_NP: Tensor) -> tuple[bool, bool]:
+    """Say whether the padding token is needed at all, and whether any token must be masked.
+
+    Attention without a mask is faster, so batches of boxes only, or of points only, take the short way. A graph that
+    is being exported must serve both, and may not look at the labels.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True, True
+    has_box_N = (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1)
+    has_filling = bool((point_labels_NP == NOT_A_POINT).any())
+    all_boxes, some_boxes = bool(has_box_N.all()), bool(has_box_N.any())
+    return not all_boxes, has_filling or (some_boxes and not all_boxes)
+
+
+def upscale_logits(
+    low_res_N1hw: Tensor, *, image_size: int, resized_hw: tuple[int, int], original_hw: tuple[int, int]
+) -> Tensor:
+    """Bring logits of the padded model input to the original image, as the official post-processing does.
+
+    Bilinear to the model's input size, padding cut off, bilinear to the original size. Returns logits [N, H, W].
+    """
+    logits = F.interpolate(low_res_N1hw, (image_size, image_size), mode="bilinear", align_corners=False)
+    logits = logits[..., : resized_hw[0], : resized_hw[1]]
+    logits = F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)
+    return logits[:, 0]

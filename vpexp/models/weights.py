@@ -1,0 +1,199 @@
+"""Files of trained weights: finding, reading, writing and naming them.
+
+Files hold a flat state dict under the names of the official packages (segment_anything, MobileSAM), as ``.pth`` or
+``.pt`` (a pickle of tensors only) or ``.safetensors``, in any floating-point type.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from vpexp.errors import WeightsError
+from vpexp.models.download import download_file, get_cache_dir
+from vpexp.models.registry import get_model_info, list_models
+from vpexp.models.sam import Sam
+from vpexp.models.tiny_vit import TinyViT
+from vpexp.models.vit import ImageEncoderViT
+
+UNUSED_KEYS = frozenset(
+    f"image_encoder.{name}" for name in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
+)
+"""Entries of ``mobile_sam.pt`` that SAM never uses: TinyViT's classification head."""
+
+PACKAGED_DIR = Path(__file__).parent / "weights"
+"""Folder of the weights that come with the package."""
+
+_SHOWN_KEYS = 3
+_SUFFIXES = (".pth", ".pt", ".safetensors")
+# Entries that tell layouts apart which no model here reads.
+_FOREIGN_LAYOUTS = {
+    "image_encoder.blocks.23.attn.qkv.weight": "SAM ViT-L or ViT-H",
+    "vision_encoder.pos_embed": "a transformers SamModel",
+    "sam_mask_decoder.iou_token.weight": "SAM 2",
+    "image_encoder.trunk.pos_embed": "SAM 2",
+}
+
+_logger = logging.getLogger(__name__)
+
+
+def resolve_weights(
+    name: str, weights: str | os.PathLike[str] = "auto", cache_dir: str | os.PathLike[str] | None = None
+) -> Path | None:
+    """Find the weights file of a model; None stands for random weights.
+
+    ``auto`` is the official file, downloaded once, or the file that comes with the package; ``random`` is no file;
+    anything else is a path.
+
+    Raises:
+        WeightsError: The file does not exist and cannot be fetched.
+        ConfigError: No model has this name.
+    """
+    info = get_model_info(name)
+    if weights == "random":
+        return None
+    if weights != "auto":
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"weights file {path} does not exist: model.weights takes auto, random or a file's path")
+        return path
+    if info.weights is None:
+        return None
+    if info.weights.url is None or info.weights.sha256 is None:
+        path = PACKAGED_DIR / info.weights.filename
+        if not path.is_file():
+            raise WeightsError(
+                f"{path.name}, the weights of {name}, are missing from this installation ({path}): "
+                "install vpexp again, or give model.weights=<path> or model.weights=random"
+            )
+        return path
+    return download_file(info.weights.url, get_cache_dir(cache_dir) / info.weights.filename, info.weights.sha256)
+
+
+def load_weights(sam: Sam, path: str | os.PathLike[str]) -> None:
+    """Load a weights file into a model: every entry must fit, none may be missing or left over.
+
+    Two things are bridged: position embeddings made for another image size are interpolated, and the classification
+    head in ``mobile_sam.pt`` is left out.
+
+    Raises:
+        WeightsError: The file cannot be read, or does not fit the model; the message names the entries and the
+            model that the file looks like.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    if isinstance(sam.image_encoder, TinyViT):
+        left_out = sorted(UNUSED_KEYS & state.keys())
+        if left_out:
+            _logger.info("%s: left out %s", path.name, ", ".join(left_out))
+        state = {key: tensor for key, tensor in state.items() if key not in UNUSED_KEYS}
+    if isinstance(sam.image_encoder, ImageEncoderViT):
+        sam.image_encoder.fit_positions(state, prefix="image_encoder.")
+    complaints = _compare(sam.state_dict(), state)
+    if complaints:
+        found = identify_model(state)
+        hint = f" (it looks like {found})" if found else ""
+        raise WeightsError(f"{path} does not fit the model{hint}: {'; '.join(complaints)}")
+    sam.load_state_dict(state)
+
+
+def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
+    """Write a model's weights as the official packages lay them out; the suffix chooses the format.
+
+    At the model's default image size the file loads strictly in the official package. ``dtype`` converts the
+    floating-point entries (e.g. ``torch.float16``). The file is written aside and renamed when whole.
+
+    Raises:
+        WeightsError: The suffix is none of .pth, .pt, .safetensors.
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise WeightsError(f"{path}: weights are written as one of {', '.join(_SUFFIXES)}")
+    state = {key: tensor.detach().cpu() for key, tensor in sam.state_dict().items()}
+    if isinstance(sam.image_encoder, TinyViT):
+        state |= {f"image_encoder.{key}": tensor for key, tensor in sam.image_encoder.build_unused_head().items()}
+    if dtype is not None:
+        state = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
+            safetensors.torch.save_file(contiguous, aside, metadata={"format": "pt"})
+        else:
+            torch.save(state, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def compute_state_hash(module: nn.Module) -> str:
+    """Compute the sha256 (hex) of a module's parameters and buffers: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
+    return digest.hexdigest()
+
+
+def identify_model(state: Mapping[str, Tensor]) -> str | None:
+    """Say which model a state dict looks like, by its entries' names and widths; None if like none that is known."""
+    keys = state.keys() - UNUSED_KEYS
+    for name in list_models():
+        info = get_model_info(name)
+        with torch.device("meta"):
+            expected = info.build(info.image_size).state_dict()
+        # Numbers of positions depend on the image size, so the last axis decides.
+        if keys == expected.keys() and all(state[key].shape[-1:] == expected[key].shape[-1:] for key in keys):
+            return name
+    return next((layout for key, layout in _FOREIGN_LAYOUTS.items() if key in state), None)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"weights file {path} does not exist") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        # The libraries' own messages are long, and torch's tells how to load unsafely.
+        message = f"{path} cannot be read ({type(error).__name__}): damaged, or not a file of tensors only"
+        raise WeightsError(message) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        entries = _shorten(content) if isinstance(content, dict) else type(content).__name__
+        raise WeightsError(f"{path} holds no flat state dict of weights but {entries}: a checkpoint of a training run?")
+    return content
+
+
+def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    missing = expected.keys() - state.keys()
+    unexpected = state.keys() - expected.keys()
+    misshaped = [
+        f"{key} {list(state[key].shape)} instead of {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} entries are missing ({_shorten(sorted(missing))})")
+    if unexpected:
+        complaints.append(f"{len(unexpected)} are unknown ({_shorten(sorted(unexpected))})")
+    if misshaped:
+        complaints.append(f"{len(misshaped)} have another shape ({_shorten(misshaped)})")
+    return complaints
+
+
+def _shorten(items: Iterable[object]) -> str:
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:_SHOWN_KEYS]) + (", …" if len(texts) > _SHOWN_KEYS else "")

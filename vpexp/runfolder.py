@@ -1,0 +1,112 @@
+"""Where the files of a run lie, and which run was the last that succeeded.
+
+``<output_dir>/<stage>/<YYYYMMDD_HHMMSS_microseconds>/`` holds one run; ``<output_dir>/.latest/<stage>`` is a symbolic
+link to the last successful one, swapped atomically.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vpexp.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved, complete configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """``epoch_NNN.ckpt`` (best) and ``last.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that ``resume=`` continues from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def metrics_csv(self) -> Path:
+        """One row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def metrics_json(self) -> Path:
+        """The final metrics."""
+        return self.path / "metrics.json"
+
+    @property
+    def run_json(self) -> Path:
+        """What ran, with what, on how many images, and how it ended."""
+        return self.path / "run.json"
+
+    @property
+    def overlays(self) -> Path:
+        """Pictures of ground truth, prompt and prediction."""
+        return self.path / "overlays"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """The run's log."""
+        return self.path / "vpexp.log"
+
+    def read_run_json(self) -> dict[str, Any]:
+        """Read ``run.json``; an empty dict where it is absent."""
+        if not self.run_json.is_file():
+            return {}
+        try:
+            record: dict[str, Any] = json.loads(self.run_json.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.run_json} is not readable JSON: {error}") from error
+        return record
+
+    def update_run_json(self, **fields: Any) -> None:
+        """Add or replace fields of ``run.json``, atomically."""
+        write_json(self.run_json, {**self.read_run_json(), **fields})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON beside its place and move it there, so that a reader never sees half a file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def create_run_folder(output_dir: Path, stage: str, path: Path | None = None) -> RunFolder:
+    """Create the folder of a new run; ``path`` (a sweep's job folder) overrides the timed name."""
+    if path is None:
+        path = output_dir / stage / datetime.now().astimezone().strftime("%Y%m%d_%H%M%S_%f")
+    path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(path.resolve())
+
+
+def mark_latest(output_dir: Path, stage: str, folder: RunFolder) -> None:
+    """Point ``<output_dir>/.latest/<stage>`` at ``folder``, in one atomic swap."""
+    latest = output_dir.resolve() / ".latest"
+    latest.mkdir(parents=True, exist_ok=True)
+    draft = latest / f".{stage}.{os.getpid()}"
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(os.path.relpath(folder.path, latest))
+    draft.replace(latest / stage)
+
+
+def find_latest(output_dir: Path, stage: str) -> RunFolder | None:
+    """Find the last run of ``stage`` that succeeded; None if there is none."""
+    link = output_dir / ".latest" / stage
+    return RunFolder(link.resolve()) if link.exists() else None
