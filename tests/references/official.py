@@ -1,63 +1,61 @@
 """The official packages as references: they import torchvision and timm, of which they need a few helpers only.
 
-The stand-ins below satisfy those imports, nothing else of the two libraries exists.
+Stand-ins satisfy those imports and go away again, so that no other library takes them for the real ones.
 """
 
 import sys
 import types
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+_STAND_INS = {
+    "torchvision": {},
+    "torchvision.ops": {},
+    "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},
+    "torchvision.transforms": {},
+    "torchvision.transforms.functional": {"resize": None, "to_pil_image": None},
+    "timm": {},
+    "timm.models": {},
+    "timm.models.layers": {
+        "DropPath": nn.Identity,
+        "to_2tuple": lambda value: (value, value),
+        "trunc_normal_": nn.init.trunc_normal_,
+    },
+    "timm.models.registry": {"register_model": lambda function: function},
+}
+
+
+@contextmanager
+def _stand_ins():
+    hidden = {name: sys.modules.pop(name) for name in _STAND_INS if name in sys.modules}
+    for name, members in _STAND_INS.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(members)
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in _STAND_INS:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
 
 def import_segment_anything():
     """Import the PyPI package segment-anything."""
-    _stub_torchvision()
-    import segment_anything
+    with _stand_ins():
+        import segment_anything
 
     return segment_anything
 
 
 def import_mobile_sam():
     """Import the PyPI package mobilesam-mirror."""
-    _stub_torchvision()
-    _stub_timm()
-    import mobile_sam
+    with _stand_ins():
+        import mobile_sam
 
     return mobile_sam
-
-
-def _stub_torchvision():
-    if "torchvision" in sys.modules:
-        return
-    _add_module("torchvision")
-    _add_module("torchvision.ops")
-    _add_module("torchvision.ops.boxes", batched_nms=None, box_area=None)
-    _add_module("torchvision.transforms")
-    _add_module("torchvision.transforms.functional", resize=None, to_pil_image=None)
-
-
-def _stub_timm():
-    if "timm" in sys.modules:
-        return
-    _add_module("timm")
-    _add_module("timm.models")
-    _add_module(
-        "timm.models.layers",
-        DropPath=nn.Identity,
-        to_2tuple=lambda value: (value, value),
-        trunc_normal_=nn.init.trunc_normal_,
-    )
-    _add_module("timm.models.registry", register_model=lambda function: function)
-
-
-def _add_module(name, **members):
-    module = types.ModuleType(name)
-    module.__dict__.update(members)
-    sys.modules[name] = module
-    parent, _, child = name.rpartition(".")
-    if parent:
-        setattr(sys.modules[parent], child, module)
 
 
 def randomize(module, seed=0):
@@ -79,3 +77,75 @@ def randomize(module, seed=0):
                 fan_in = max(tensor[0].numel(), 1)
                 tensor.copy_(values * min(fan_in**-0.5, 0.5))
     return module.eval()
+
+
+def build_official_sam(image_encoder, image_size):
+    """Build segment_anything's Sam around an encoder, at any image size."""
+    modeling = import_segment_anything().modeling
+    embedding_size = image_size // 16
+    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    return modeling.Sam(
+        image_encoder=image_encoder,
+        prompt_encoder=modeling.PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(embedding_size, embedding_size),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=modeling.MaskDecoder(transformer_dim=256, transformer=transformer),
+    ).eval()
+
+
+def build_official_vit(*, image_size, channels, depth, heads, window_size, global_attention_blocks):
+    """Build segment_anything's ImageEncoderViT."""
+    modeling = import_segment_anything().modeling
+    return modeling.ImageEncoderViT(
+        img_size=image_size,
+        embed_dim=channels,
+        depth=depth,
+        num_heads=heads,
+        norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
+        use_rel_pos=True,
+        window_size=window_size,
+        global_attn_indexes=tuple(global_attention_blocks),
+    ).eval()
+
+
+def build_official_tiny_vit(*, image_size, channels, depths, heads, window_sizes):
+    """Build mobile_sam's TinyViT without a classification layer."""
+    import_mobile_sam()
+    from mobile_sam.modeling import TinyViT
+
+    return TinyViT(
+        img_size=image_size,
+        num_classes=0,
+        embed_dims=list(channels),
+        depths=list(depths),
+        num_heads=list(heads),
+        window_sizes=list(window_sizes),
+        drop_path_rate=0.0,
+    ).eval()
+
+
+def run_official_tiny_vit(encoder, images):
+    """Run mobile_sam's TinyViT at any image size: its own forward is written for 1024 pixels only."""
+    if images.shape[-1] == 1024:
+        return encoder(images)
+    features = encoder.patch_embed(images)
+    for layer in encoder.layers:
+        features = layer(features)
+    side = images.shape[-1] // 16
+    return encoder.neck(features.view(len(images), side, side, -1).permute(0, 3, 1, 2))
+
+
+def decode_official(sam, embedding_1CHW, *, points=None, labels=None, boxes=None, masks=None):
+    """Decode prompts of one image with the official modules: low-resolution logits [N, 1, h, w] and IoU [N]."""
+    sparse, dense = sam.prompt_encoder(points=None if points is None else (points, labels), boxes=boxes, masks=masks)
+    logits, iou = sam.mask_decoder(
+        image_embeddings=embedding_1CHW,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+    )
+    return logits, iou[:, 0]

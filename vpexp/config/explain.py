@@ -29,6 +29,18 @@ from vpexp.config.suggest import find_closest, format_suggestion, list_keys
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 FREE_SECTIONS = ("optimizer", "scheduler", "callbacks")
 
+# What Hydra says, and what vpexp says instead.
+_COMPOSITION_LINES = (
+    (
+        r"Ambiguous value for argument '([^=']+)=(.*)'\n",
+        "{0}={1} names several values: add -m to try each of them, or quote it as one: '{0}=\"{1}\"'",
+    ),
+    (r"Sweep parameters '(.+)' requires --multirun", "{0} names several values: add -m to try each of them"),
+    (r"Could not delete from config. '(.+)' does not exist", "unknown key '{0}', nothing to delete"),
+    (r"Could not append to config. An item is already at '(.+)'", "{0} is there already: write it without '+'"),
+    (r"Multiple values for (\S+)\. ", "{0} is chosen twice: write {0}=... once, without '+'"),
+)
+
 
 def explain(error: BaseException, overrides: Sequence[str], folders: Sequence[Path]) -> str | None:
     """Explain in one line what the user has to change; None for an error that is not about the configuration.
@@ -65,38 +77,35 @@ def _explain_composition(error: Any, overrides: Sequence[str], folders: Sequence
         return where + _explain_unknown_key(cause, text, folders)
     if isinstance(cause, OmegaConfBaseException):
         return where + _explain_omegaconf(cause, overrides, folders)
-    if found := re.match(r"Ambiguous value for argument '(.+)'\n", text):
-        key, _, value = found[1].partition("=")
-        return f"{found[1]} names several values: add -m to try each of them, or quote it as one: {_quote(key, value)}"
-    if found := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
-        return f"{found[1]} names several values: add -m to try each of them"
-    if found := re.match(r"Could not delete from config. '(.+)' does not exist", text):
-        return f"unknown key '{found[1]}', nothing to delete"
-    if found := re.match(r"Multiple values for (\S+)\. ", text):
-        return f"{found[1]} is chosen twice: write {found[1]}=... once, without '+'"
     if found := re.match(r"Could not override '(.+)'\.", text):
         return _explain_no_group(found[1], folders)
+    for pattern, line in _COMPOSITION_LINES:
+        if found := re.match(pattern, text):
+            return line.format(*found.groups())
     return _first_sentences(text)
 
 
 def _explain_unknown_key(cause: OmegaConfBaseException, text: str, folders: Sequence[Path]) -> str:
     found = re.match(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", text)
     key = found[1] if found and "." in found[1] else str(cause.full_key)
-    right = [*list_keys(cause.parent_node._get_root()), *list_groups(folders)]  # noqa: SLF001
+    groups = list_groups(folders)
+    if key in groups:
+        return _explain_no_group(key, folders)
+    right = [*list_keys(cause.parent_node._get_root()), *groups]  # noqa: SLF001
     closest = find_closest(key, right)
     line = f"unknown key '{key}'" + (f"; did you mean '{closest}'?" if closest else "")
     if found and key.split(".")[0] in FREE_SECTIONS:
         return f"{line} (to add a new key: +{found[2]})"
     if not closest:
-        line += f" (there are: {', '.join(map(str, cause.parent_node))})"
+        line += f" (there are: {', '.join(str(name) for name in cause.parent_node if name != 'hydra')})"
     return line
 
 
 def _explain_no_group(name: str, folders: Sequence[Path]) -> str:
     if name in list_groups(folders):
         return (
-            f"{name}=... chooses a group, but this configuration is a saved run, which is fixed: change its values "
-            f"({name}.key=value), or start from the groups, without -cp and -cn"
+            f"{name}=... chooses a group, but a saved configuration has no groups: change its values one by one "
+            f"({name}.key=value), or start anew, without -cp and -cn"
         )
     return f"unknown group '{name}'" + format_suggestion(name, list_groups(folders))
 
@@ -128,7 +137,7 @@ def _explain_syntax(error: Any, overrides: Sequence[str], _folders: Sequence[Pat
     return f"cannot read '{override}': a value with special characters needs quotes: {_quote(key, value)}"
 
 
-def _explain_omegaconf(error: Any, _overrides: Sequence[str], _folders: Sequence[Path]) -> str:
+def _explain_omegaconf(error: Any, _overrides: Sequence[str], folders: Sequence[Path]) -> str:
     key, text = error.full_key, str(error).split("\n", maxsplit=1)[0]
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is not given: write {key}=..."
@@ -136,6 +145,8 @@ def _explain_omegaconf(error: Any, _overrides: Sequence[str], _folders: Sequence
         return f"cannot resolve {key or 'a value'}: {text}"
     if text.startswith("Merge error"):
         return "must hold keys, as name: value"
+    if key in list_groups(folders):
+        return _explain_no_group(key, folders)
     hints = get_type_hints(error.object_type) if dataclasses.is_dataclass(error.object_type) else {}
     if isinstance(error, ValidationError) and error.key in hints:
         value = "null" if error.value is None else error.value

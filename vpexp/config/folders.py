@@ -23,7 +23,7 @@ def list_groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
     """List all groups and their options: ``{group: {option: file}}``, where earlier folders win."""
     groups: dict[str, dict[str, Path]] = {}
     for folder in folders:
-        for file in sorted(folder.glob("*/**/*.yaml")):
+        for file in sorted([*folder.glob("*/*.yaml"), *folder.glob("*/*/*.yaml")]):
             group = file.parent.relative_to(folder).as_posix()
             groups.setdefault(group, {}).setdefault(file.stem, file)
     return groups

@@ -1,9 +1,11 @@
 """What ``python -m vpexp --help`` says: the groups are read from their folders, so that it is always true."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from vpexp.config.folders import list_groups
+from vpexp.config.schema import Config
 
 TEMPLATE = """\
 vpexp fine-tunes and tests Segment Anything models on your own images.
@@ -31,10 +33,12 @@ Flags
 
 def format_help(folders: Sequence[Path]) -> str:
     """Format the help, with the groups of all ``folders``."""
+    order = ["experiment", *(field.name for field in fields(Config))]
+    groups = list_groups(folders)
     lines = []
-    for group, options in list_groups(folders).items():
+    for group in sorted(groups, key=lambda group: order.index(group) if group in order else len(order)):
         lines.append(f"  {group}")
-        lines += [f"    {option:<29} {_read_first_words(file)}" for option, file in options.items()]
+        lines += [f"    {option:<29} {_read_first_words(file)}" for option, file in groups[group].items()]
     return TEMPLATE.format(groups="\n".join(lines))
 
 

@@ -14,7 +14,7 @@ def list_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
     """List all dotted keys of a configuration, sections included, in their order."""
     if not isinstance(cfg, DictConfig) or cfg._is_none() or cfg._is_missing() or cfg._is_interpolation():  # noqa: SLF001
         return
-    for key in cfg:
+    for key in map(str, cfg):
         full_key = f"{prefix}{key}"
         yield full_key
         if not (OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key)):

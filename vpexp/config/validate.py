@@ -64,15 +64,14 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first thing that is wrong, as ``data.batch_size=0: must be at least 1``.
     """
+    for key in _find_unknown_keys(OmegaConf.to_container(cfg), Config):
+        raise ConfigError(f"unknown key '{key}'{format_suggestion(key, _list_schema_keys(Config))}")
     try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError(f"{key} is not given: write {key}=...")
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, (), ())) from error
-    for key in _find_unknown_keys(values, Config):
-        raise ConfigError(f"unknown key '{key}'{format_suggestion(key, _list_schema_keys(Config))}")
-    for key in missing:
-        raise ConfigError(f"{key} is not given: write {key}=...")
     for complaint in _find_complaints(_flatten(values), values):
         raise ConfigError(complaint)
 
@@ -91,7 +90,9 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
         elif not value >= lowest:
             yield f"{key}={value}: must be at least {lowest}"
     yield from _check_data(flat)
-    yield from _check_learning(flat, values)
+    yield from _check_model(flat, values["model"]["freeze"])
+    yield from _check_loss(flat)
+    yield from _check_free_sections(flat, values["callbacks"])
     yield from _check_trainer(flat)
 
 
@@ -104,24 +105,29 @@ def _check_data(flat: dict[str, Any]) -> Iterator[str]:
         yield f"data.val_fraction={flat['data.val_fraction']}: must lie between 0 and 1"
 
 
-def _check_learning(flat: dict[str, Any], values: Any) -> Iterator[str]:
-    freeze = values["model"]["freeze"]
+def _check_model(flat: dict[str, Any], freeze: list[str]) -> Iterator[str]:
     for part in freeze:
         if part not in PARTS:
             yield f"model.freeze: there is no part '{part}' (there are: {', '.join(PARTS)}){format_suggestion(part, PARTS)}"
     if flat["stage.name"] == "train" and set(freeze) == set(PARTS):
         yield "model.freeze: all parts are frozen, so there is nothing to learn"
+
+
+def _check_loss(flat: dict[str, Any]) -> Iterator[str]:
     if not 0 <= flat["loss.focal_alpha"] <= 1:
         yield f"loss.focal_alpha={flat['loss.focal_alpha']}: must lie between 0 and 1"
     if not flat["loss.focal_weight"] + flat["loss.dice_weight"] > 0:
         yield "loss: focal_weight and dice_weight are both 0, so no mask is learnt"
+
+
+def _check_free_sections(flat: dict[str, Any], callbacks: dict[str, Any]) -> Iterator[str]:
     lr = flat.get("optimizer.lr")
     if isinstance(lr, bool) or not isinstance(lr, int | float) or not lr > 0:
         yield f"optimizer.lr={lr}: must be a number above 0"
     for section in ("optimizer", "scheduler"):
         if not isinstance(flat.get(f"{section}._target_"), str):
             yield f"{section}._target_ is not given: choose an option of the group, as {section}=..."
-    for name, callback in values["callbacks"].items():
+    for name, callback in callbacks.items():
         if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
             yield f"callbacks.{name}: needs a _target_, or null to switch it off"
 

@@ -43,6 +43,23 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             yield keys[start : start + self.batch_size]
 
 
+class ShardedSampler(Sampler[int]):
+    """Yields the indices in order; with several processes, each takes every ``world_size``-th."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return len(self._shard())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._shard())
+
+    def _shard(self) -> range:
+        rank, world_size = _process_place()
+        return range(rank, self.length, world_size)
+
+
 def _process_place() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()

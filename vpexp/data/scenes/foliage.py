@@ -13,7 +13,7 @@ from PIL import ImageDraw
 from vpexp.data.scenes.canvas import NO_OBJECT, Canvas
 from vpexp.data.scenes.outlines import rotation
 from vpexp.data.scenes.photometry import blur_field
-from vpexp.data.scenes.textures import draw_octaves
+from vpexp.data.scenes.textures import draw_log_uniform, draw_octaves
 from vpexp.data.scenes.types import Field, Light, Points, Sprite
 
 # directions of the lobes' tips and of the bays between them, from the tip of the leaf, in degrees; and their radii
@@ -25,7 +25,7 @@ _SUPERSAMPLING = 2
 
 def draw_leaves(rng: np.random.Generator, size: float, light: Light, count: int) -> list[Sprite]:
     """Draw a stock of leaves around one size, in pixels: greens, a few yellow or pale ones seen from below."""
-    return [_draw_leaf(rng, size * math.exp(rng.normal(0, 0.35)), light) for _ in range(count)]
+    return [_draw_leaf(rng, size * draw_log_uniform(rng, 0.55, 1.6), light) for _ in range(count)]
 
 
 def paint_leaf(
@@ -83,7 +83,7 @@ def _draw_leaf(rng: np.random.Generator, size: float, light: Light) -> Sprite:
     ImageDraw.Draw(image).polygon(pixels, fill=255)
     alpha = np.asarray(image.reduce(_SUPERSAMPLING), np.float32) / 255
     veins = _draw_veins(matrix * (size / 2), low, (width, height), size)
-    color = _color_leaf(rng, alpha, veins, matrix, (-low[1], -low[0]), light)
+    color = _color_leaf(rng, alpha, veins, matrix=matrix, stalk=(-low[1], -low[0]), light=light)
     return Sprite(alpha, color)
 
 
@@ -123,7 +123,13 @@ def _draw_leaf_color(rng: np.random.Generator) -> Field:
 
 
 def _color_leaf(
-    rng: np.random.Generator, alpha_hw: Field, veins_hw: Field, matrix: Points, stalk: tuple[float, float], light: Light
+    rng: np.random.Generator,
+    alpha_hw: Field,
+    veins_hw: Field,
+    *,
+    matrix: Points,
+    stalk: tuple[float, float],
+    light: Light,
 ) -> Field:
     """Colour a leaf: two halves folded along the middle vein, waves between the veins, a sheen, a lighter rim."""
     height, width = alpha_hw.shape

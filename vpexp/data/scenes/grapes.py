@@ -8,10 +8,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image as PilImage
+from PIL import ImageDraw, ImageFilter
 
 from vpexp.data.scenes.canvas import NO_OBJECT, Canvas
-from vpexp.data.scenes.outlines import build_band, build_ellipse, rasterize_outline, rotation
-from vpexp.data.scenes.types import Field, Light, Points
+from vpexp.data.scenes.outlines import build_band, rasterize_outline, rotation
+from vpexp.data.scenes.types import Field, Light, Points, Sprite
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ VARIETIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Berry:
+class _Berry:
     """A sphere to be coloured: opacity, light on its skin, and its highlight."""
 
     alpha_hw: Field
@@ -59,71 +61,106 @@ class Berry:
     shine_hw: Field
 
 
-def draw_berry(radius: float, oblong: float, light: Light, *, waxy: bool) -> Berry:
-    """Draw a berry of a radius in pixels; wax makes the highlight broad and weak."""
-    half_y, half_x = math.ceil(radius * oblong) + 1, math.ceil(radius) + 1
-    y = (np.arange(-half_y, half_y + 1, dtype=np.float32) / (radius * oblong))[:, None]
+def draw_cluster(
+    rng: np.random.Generator, variety: Variety, light: Light, *, length: float, diameter: float
+) -> tuple[Sprite, tuple[int, int]]:
+    """Draw a cluster with its stalk.
+
+    Args:
+        rng: shape, berries and colours.
+        variety: what it looks like.
+        light: the sun.
+        length: from the first to the last berry, in pixels.
+        diameter: of a berry, in pixels.
+
+    Returns:
+        The cluster, and the place (y, x) in its patch from which it hangs.
+    """
+    centers_K2 = _pack_berries(rng, variety, length, diameter) @ rotation(float(rng.normal(0, 0.13)))
+    margin = 1.5 * diameter * variety.oblong + 2
+    low = np.floor(centers_K2.min(axis=0) - margin)
+    width, height = (int(side) for side in np.ceil(centers_K2.max(axis=0) + margin - low))
+    alpha = _draw_core(centers_K2 - low, 0.46 * diameter, variety.oblong, (height, width))
+    # the dark inside: nothing shines through between the berries
+    color = np.empty((height, width, 3), np.float32)
+    color[:] = np.array(variety.color, np.float32) * 0.28
+    berries = [_draw_berry(diameter / 2 * scale, variety, light) for scale in (0.86, 0.95, 1.04, 1.12)]
+    skins_K3, depth_K = _color_berries(rng, variety, centers_K2, light)
+    for index in np.argsort(depth_K):  # the nearest last
+        berry = berries[int(rng.integers(len(berries)))]
+        _blend_berry(alpha, color, berry, center=centers_K2[index] - low, skin=skins_K3[index], light=light)
+    return Sprite(alpha, color), (round(-low[1]), round(-low[0]))
+
+
+def draw_single_berry(rng: np.random.Generator, variety: Variety, light: Light, diameter: float) -> Sprite:
+    """Draw one leaf-green berry, as hang about where no cluster is."""
+    berry = _draw_berry(diameter / 2, variety, light)
+    alpha, color = np.zeros_like(berry.alpha_hw), np.zeros((*berry.alpha_hw.shape, 3), np.float32)
+    center = np.array(alpha.shape[::-1]) / 2
+    skin = np.array([0.35, 0.52, 0.18], np.float32) * math.exp(rng.normal(0, 0.2))
+    _blend_berry(alpha, color, berry, center=center, skin=skin, light=light)
+    return Sprite(berry.alpha_hw, color)
+
+
+def paint_stalk(
+    rng: np.random.Generator, canvas: Canvas, top: tuple[float, float], length: float, brightness: float
+) -> None:
+    """Paint the stem, ``length`` pixels long, from which a cluster hangs at ``top`` (y, x); no part of the object."""
+    steps = np.linspace(0, 1, 8)
+    line = np.stack([steps**2 * rng.normal(0, 0.4), -steps], axis=1) * length
+    band = build_band(line, max(1.2, 0.12 * length))
+    low, high = band.min(axis=0), band.max(axis=0)
+    cover = rasterize_outline([(band, True)], float((high - low).max()), 2, 1)
+    color = np.array([0.42, 0.45, 0.2], np.float32) * brightness
+    canvas.paint(cover, color, round(top[0] + low[1] - 1), round(top[1] + low[0] - 1), owner=NO_OBJECT)
+
+
+def _draw_berry(radius: float, variety: Variety, light: Light) -> _Berry:
+    """Draw a berry of a radius in pixels; wax makes its highlight broad and weak, thin skin lets light through."""
+    waxy = variety.bloom > 0.3
+    half_y, half_x = math.ceil(radius * variety.oblong) + 1, math.ceil(radius) + 1
+    y = (np.arange(-half_y, half_y + 1, dtype=np.float32) / (radius * variety.oblong))[:, None]
     x = (np.arange(-half_x, half_x + 1, dtype=np.float32) / radius)[None, :]
     square = x * x + y * y
     z = np.sqrt(np.clip(1 - square, 0, 1))
     alpha = np.clip((1 - np.sqrt(square)) * radius + 0.5, 0, 1)
     light_x, light_y, light_z = light.direction
     facing = x * light_x + y * light_y + z * light_z
-    # the far rim glows a little: light that went through, and light from the neighbours
-    shade = light.ambient + (1 - light.ambient) * np.clip(facing, 0, 1) + 0.10 * np.clip(-facing, 0, 1)
-    shade = shade * ((0.5 + 0.5 * z) if waxy else (0.66 + 0.34 * z))
+    ambient = light.ambient if waxy else 0.5 + 0.5 * light.ambient
+    shade = ambient + (1 - ambient) * np.clip(facing, 0, 1) + (0.1 if waxy else 0.3) * np.clip(-facing, 0, 1)
+    shade = shade * ((0.5 + 0.5 * z) if waxy else (0.62 + 0.38 * z))
     # reflected towards the viewer: the half vector between the sun and (0, 0, 1)
-    length = math.sqrt(light_x**2 + light_y**2 + (light_z + 1) ** 2)
-    gleam = np.clip((x * light_x + y * light_y + z * (light_z + 1)) / length, 0, 1)
-    shine = 0.35 * gleam**12 if waxy else 0.8 * gleam**36 + 0.12 * gleam**6
-    return Berry(alpha, shade, shine)
+    half_length = math.sqrt(light_x**2 + light_y**2 + (light_z + 1) ** 2)
+    gleam = np.clip((x * light_x + y * light_y + z * (light_z + 1)) / half_length, 0, 1)
+    shine = 0.35 * gleam**12 if waxy else 0.55 * gleam**36 + 0.10 * gleam**6
+    return _Berry(alpha, shade, shine)
 
 
-def paint_cluster(
-    rng: np.random.Generator,
-    canvas: Canvas,
-    variety: Variety,
-    light: Light,
-    *,
-    top: tuple[float, float],
-    length: float,
-    brightness: float,
-    owner: int,
-) -> Points:
-    """Paint a cluster that hangs from ``top`` (y, x) and give the centres (x, y) of its berries.
-
-    Args:
-        rng: shape, berries and colours.
-        canvas: where to.
-        variety: what it looks like.
-        light: the sun.
-        top: pixels of the canvas.
-        length: from the first to the last berry, in pixels.
-        brightness: factor on the colours: clusters deep in the foliage are dark.
-        owner: the object, or -1 for grapes that are not to be found.
-    """
-    diameter = max(3.0, variety.berry * length * math.exp(rng.normal(0, 0.08)))
-    centers_K2 = _pack_berries(rng, variety, length, diameter)
-    angle = float(rng.normal(0, 0.13))
-    centers_K2 = centers_K2 @ rotation(angle) + np.array([top[1], top[0]])
-    _paint_stalk(rng, canvas, top, length, brightness)
-    _paint_core(canvas, variety, centers_K2, diameter, brightness, owner)
-    waxy = variety.bloom > 0.3
-    stock = [draw_berry(diameter / 2 * scale, variety.oblong, light, waxy=waxy) for scale in (0.86, 0.95, 1.04, 1.12)]
-    colors_K3, depth_K = _color_berries(rng, variety, centers_K2, light)
-    for index in np.argsort(depth_K):  # the nearest last
-        berry = stock[int(rng.integers(len(stock)))]
-        _paint_berry(canvas, berry, centers_K2[index], colors_K3[index] * brightness, light, owner)
-    return centers_K2
-
-
-def paint_single_berry(
-    rng: np.random.Generator, canvas: Canvas, center: tuple[float, float], radius: float, light: Light
+def _blend_berry(
+    alpha_hw: Field, color_hw3: Field, berry: _Berry, *, center: Points, skin: Field, light: Light
 ) -> None:
-    """Paint one leaf-green berry that belongs to no cluster, around a centre (x, y)."""
-    color = np.array([0.35, 0.52, 0.18], np.float32) * math.exp(rng.normal(0, 0.2))
-    berry = draw_berry(radius, 1.0, light, waxy=False)
-    _paint_berry(canvas, berry, np.asarray(center), color, light, NO_OBJECT)
+    """Blend a berry into a patch that it lies wholly in, around a centre (x, y)."""
+    height, width = berry.alpha_hw.shape
+    top, left = round(center[1] - height / 2), round(center[0] - width / 2)
+    window = np.s_[top : top + height, left : left + width]
+    shaded = berry.shade_hw[..., None] * (skin * light.color)
+    # a berry in the shade mirrors no sun
+    shaded += berry.shine_hw[..., None] * (light.color * (0.3 + 0.7 * min(1.0, 2 * float(skin[1]))))
+    below = color_hw3[window]
+    below += berry.alpha_hw[..., None] * (shaded - below)
+    np.maximum(alpha_hw[window], berry.alpha_hw, out=alpha_hw[window])
+
+
+def _draw_core(centers_K2: Points, radius: float, oblong: float, size: tuple[int, int]) -> Field:
+    """Draw the union of all berries with the gaps between them closed: opacity [h, w]."""
+    height, width = size
+    image = PilImage.new("L", (width, height))
+    draw = ImageDraw.Draw(image)
+    for x, y in centers_K2.tolist():
+        draw.ellipse((x - radius, y - radius * oblong, x + radius, y + radius * oblong), fill=255)
+    filled = np.asarray(image.filter(ImageFilter.GaussianBlur(0.8 * radius)), np.float32) / 255
+    core: Field = np.clip((filled - 0.5) * 6, 0, 1)
+    return core
 
 
 def _pack_berries(rng: np.random.Generator, variety: Variety, length: float, diameter: float) -> Points:
@@ -150,7 +187,9 @@ def _pack_berries(rng: np.random.Generator, variety: Variety, length: float, dia
         # round shoulders, then a cone or a cylinder with a round end
         profile = np.sqrt(np.clip((along + 0.04) / 0.3, 0, 1)) * (1 - variety.taper * 0.8 * np.clip(along - 0.1, 0, 1))
         profile *= np.sqrt(np.clip((1.04 - along) / 0.2, 0, 1))
-        ragged = 1 + 0.25 * np.sin(along * rng.uniform(6, 14) + rng.uniform(0, 6, 2)[(points[:, 0] > middle).astype(int)])
+        ragged = 1 + 0.25 * np.sin(
+            along * rng.uniform(6, 14) + rng.uniform(0, 6, 2)[(points[:, 0] > middle).astype(int)]
+        )
         ragged += rng.normal(0, 0.13, len(points))
         inside |= (np.abs(points[:, 0] - middle) < part_half * profile * ragged) & (along > -0.03) & (along < 1.04)
     inside &= rng.random(len(points)) > 0.04
@@ -180,38 +219,3 @@ def _color_berries(
         golden = rng.uniform(0, 0.6, (count, 1)) * rng.random() ** 2
         base = base + golden * (np.array([0.80, 0.68, 0.30]) - base)
     return np.asarray(base * shade[:, None], np.float32), depth
-
-
-def _paint_berry(canvas: Canvas, berry: Berry, center: Points, color: Field, light: Light, owner: int) -> None:
-    height, width = berry.alpha_hw.shape
-    skin = berry.shade_hw[..., None] * (color * light.color)
-    # a berry in the shade mirrors no sun
-    skin += berry.shine_hw[..., None] * (light.color * (0.3 + 0.7 * min(1.0, 2 * float(color[1]))))
-    canvas.paint(berry.alpha_hw, skin, round(center[1] - height / 2), round(center[0] - width / 2), owner=owner)
-
-
-def _paint_core(
-    canvas: Canvas, variety: Variety, centers_K2: Points, diameter: float, brightness: float, owner: int
-) -> None:
-    """Paint the dark inside of a cluster, so that nothing shines through between its berries."""
-    disc = build_ellipse((0, 0), 0.46 * diameter, 0.46 * diameter * variety.oblong, 10)
-    discs = [(disc + center, True) for center in centers_K2]
-    bounds = np.concatenate([points for points, _ in discs])
-    size = float((bounds.max(axis=0) - bounds.min(axis=0)).max())
-    cover = rasterize_outline(discs, size, 1, 1)
-    low = bounds.min(axis=0) - 1
-    color = np.asarray(np.array(variety.color) * 0.28 * brightness, np.float32)
-    canvas.paint(cover, color, round(low[1]), round(low[0]), owner=owner)
-
-
-def _paint_stalk(
-    rng: np.random.Generator, canvas: Canvas, top: tuple[float, float], length: float, brightness: float
-) -> None:
-    """Paint the stem from which a cluster hangs; it is no part of the object."""
-    rise = length * rng.uniform(0.15, 0.35)
-    line = np.stack([np.linspace(0, 1, 8) ** 2 * rng.normal(0, 0.4) * rise, np.linspace(0, -rise, 8)], axis=1)
-    band = build_band(line, max(1.2, 0.035 * length))
-    bounds_low, bounds_high = band.min(axis=0), band.max(axis=0)
-    cover = rasterize_outline([(band, True)], float((bounds_high - bounds_low).max()), 2, 1)
-    color = np.array([0.42, 0.45, 0.2], np.float32) * brightness
-    canvas.paint(cover, color, round(top[0] + bounds_low[1] - 1), round(top[1] + bounds_low[0] - 1), owner=NO_OBJECT)

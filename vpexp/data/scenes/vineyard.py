@@ -14,10 +14,10 @@ import numpy as np
 
 from vpexp.data.scenes.canvas import NO_OBJECT, Canvas
 from vpexp.data.scenes.foliage import draw_leaves, paint_leaf
-from vpexp.data.scenes.grapes import VARIETIES, Variety, paint_cluster, paint_single_berry
+from vpexp.data.scenes.grapes import VARIETIES, draw_cluster, draw_single_berry, paint_stalk
 from vpexp.data.scenes.outlines import build_band, rasterize_outline
-from vpexp.data.scenes.photometry import add_noise, blur_color, change_colors, change_gamma
-from vpexp.data.scenes.textures import draw_noise, draw_octaves, mix_colors
+from vpexp.data.scenes.photometry import add_noise, blur_color, blur_field, change_colors, change_gamma
+from vpexp.data.scenes.textures import draw_noise, draw_octaves, mix_colors, resize_field
 from vpexp.data.scenes.types import Field, Light, Points, Scene, SceneDrawer, Sprite
 
 
@@ -50,10 +50,10 @@ def draw_vineyard(rng: np.random.Generator, height: int, width: int) -> Scene:
     canvas = Canvas(_draw_ground(rng, height, width, view))
     leaves = draw_leaves(rng, 0.15 * view.unit, light, 14)
     _paint_wood(rng, canvas, view)
-    _paint_leaves(rng, canvas, leaves, view, density=2.2, brightness=(0.22, 0.5), fruit_share=0.9)
-    _paint_leaves(rng, canvas, leaves, view, density=1.6, brightness=(0.45, 0.85), fruit_share=0.45)
-    _paint_clusters(rng, canvas, leaves, view, label, light)
-    _paint_leaves(rng, canvas, leaves, view, density=0.9, brightness=(0.8, 1.25), fruit_share=0.12)
+    _paint_leaves(rng, canvas, leaves, view, density=1.8, brightness=(0.22, 0.5), fruit_share=0.9, shadow=0)
+    _paint_leaves(rng, canvas, leaves, view, density=1.6, brightness=(0.45, 0.85), fruit_share=0.45, shadow=0.3)
+    _paint_clusters(rng, canvas, leaves, view, label=label, light=light)
+    _paint_leaves(rng, canvas, leaves, view, density=0.9, brightness=(0.8, 1.25), fruit_share=0.12, shadow=0.35)
     return canvas.finish(_expose(rng, canvas.color_HW3))
 
 
@@ -85,23 +85,24 @@ def _draw_view(rng: np.random.Generator, height: int, width: int) -> _View:
 
 
 def _draw_ground(rng: np.random.Generator, height: int, width: int, view: _View) -> Field:
-    """Draw what is far: sky, the next rows out of focus, soil and grass."""
-    rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
-    sky = np.array([0.72, 0.8, 0.9], np.float32) * rng.uniform(0.85, 1.1)
-    hedge_dark, hedge_light = np.array([0.08, 0.13, 0.05], np.float32), np.array([0.3, 0.4, 0.16], np.float32)
-    hedge = mix_colors(draw_octaves(rng, height, width, 0.1 * view.unit, 4), hedge_dark, hedge_light)
-    soil_color = np.array([0.45, 0.36, 0.26], np.float32) * rng.uniform(0.7, 1.2)
-    soil = mix_colors(draw_octaves(rng, height, width, 0.05 * view.unit, 4), soil_color * 0.6, soil_color * 1.2)
-    grass = draw_octaves(rng, height, width, 0.2 * view.unit, 3)
-    grass_color = np.array([0.36, 0.44, 0.18], np.float32)
-    soil += np.clip(grass * 2 - rng.uniform(0.4, 1.6), 0, 0.8)[..., None] * (grass_color - soil)
-    edge = draw_noise(rng, height, width, 0.12 * view.unit) * 0.2
-    horizon = rng.uniform(-0.15, 0.2)
-    sky_share = np.clip((horizon - rows - edge + 0.1) * 12, 0, 1)
+    """Draw what is far: sky, the next rows, soil and grass; at half of the size, for it is out of focus."""
+    half = (max(2, height // 2), max(2, width // 2))
+    unit = view.unit / 2
+    rows = np.linspace(0, 1, half[0], dtype=np.float32)[:, None]
+    sky = np.array([0.74, 0.82, 0.92], np.float32) * rng.uniform(0.85, 1.1)
+    hedge_dark, hedge_light = np.array([0.10, 0.15, 0.06], np.float32), np.array([0.34, 0.45, 0.18], np.float32)
+    hedge = mix_colors(draw_octaves(rng, *half, 0.08 * unit, 4), hedge_dark, hedge_light)
+    soil_color = np.array([0.55, 0.44, 0.33], np.float32) * rng.uniform(0.7, 1.2)
+    soil = mix_colors(draw_octaves(rng, *half, 0.03 * unit, 4), soil_color * 0.7, soil_color * 1.2)
+    grass = draw_octaves(rng, *half, 0.15 * unit, 4) + 0.5 * draw_noise(rng, *half, 0.008 * unit)
+    grass_share = np.clip(2.5 * grass - rng.uniform(1.0, 3.0), 0, 0.9)[..., None]
+    soil += grass_share * (np.array([0.38, 0.48, 0.2], np.float32) * rng.uniform(0.8, 1.2) - soil)
+    edge = draw_noise(rng, *half, 0.12 * unit) * 0.2
+    sky_share = np.clip((rng.uniform(-0.05, 0.25) - rows - edge) * 12, 0, 1)
     soil_share = np.clip((rows + edge - view.foliage_bottom / height - 0.05) * 9, 0, 1)
     ground = hedge + sky_share[..., None] * (sky - hedge)
-    ground = ground + soil_share[..., None] * (soil - ground)
-    return blur_color(ground, max(0.6, 0.008 * view.unit))
+    ground = blur_color(ground + soil_share[..., None] * (soil - ground), max(0.3, 0.004 * unit))
+    return np.stack([resize_field(ground[..., channel], height, width) for channel in range(3)], axis=2)
 
 
 def _paint_band(rng: np.random.Generator, canvas: Canvas, line_P2: Points, line_width: float, color: Field) -> None:
@@ -149,6 +150,7 @@ def _paint_leaves(
     density: float,
     brightness: tuple[float, float],
     fruit_share: float,
+    shadow: float,
 ) -> None:
     """Paint one layer of leaves over the foliage.
 
@@ -160,6 +162,7 @@ def _paint_leaves(
         density: area of all leaves together, in areas of the foliage.
         brightness: range of the factor on the colours.
         fruit_share: share of the leaves that stay in the zone of the clusters, where vintners thin them out.
+        shadow: opacity of the shadow of a leaf; the furthest leaves are dark enough without.
     """
     height, width = canvas.size
     mean_area = float(np.mean([leaf.alpha_hw.sum() for leaf in leaves]))
@@ -175,49 +178,65 @@ def _paint_leaves(
         low, high = brightness
         factor = low + (high - low) * float(np.clip(patch + rng.normal(0, 0.2), 0, 1))
         leaf = leaves[int(rng.integers(len(leaves)))]
-        paint_leaf(rng, canvas, leaf, (y, x), brightness=factor, shadow=0.3)
+        paint_leaf(rng, canvas, leaf, (y, x), brightness=factor, shadow=shadow)
 
 
 def _paint_clusters(
-    rng: np.random.Generator, canvas: Canvas, leaves: list[Sprite], view: _View, label: int, light: Light
+    rng: np.random.Generator, canvas: Canvas, leaves: list[Sprite], view: _View, *, label: int, light: Light
 ) -> None:
     """Paint the clusters from back to front, each with the leaves that hang over it."""
-    height, width = canvas.size
+    width = canvas.size[1]
     variety = VARIETIES[label]
     length = 0.21 * view.unit
     room = width * (view.fruit_bottom - view.fruit_top) / (0.6 * length**2)
     count = int(np.clip(rng.uniform(0.35, 0.8) * room, 4, 16))
-    bright = np.sort(rng.uniform(0.5, 1.15, count))
-    for brightness in bright:
-        own_length = length * math.exp(rng.normal(0, 0.18))
-        top = (
-            rng.uniform(view.fruit_top, max(view.fruit_top + 1, view.fruit_bottom - 0.8 * own_length)),
-            rng.uniform(0, width),
-        )
+    tops = _draw_tops(rng, view, width, count, length)
+    for brightness, top in zip(np.sort(rng.uniform(0.55, 1.15, count)), tops, strict=True):
+        own_length = length * math.exp(rng.normal(0, 0.2))
+        diameter = max(3.0, variety.berry * length * math.exp(rng.normal(0, 0.05)))
+        cluster, (anchor_y, anchor_x) = draw_cluster(rng, variety, light, length=own_length, diameter=diameter)
+        paint_stalk(rng, canvas, top, own_length * rng.uniform(0.15, 0.35), float(brightness))
+        corner = (round(top[0]) - anchor_y, round(top[1]) - anchor_x)
+        canvas.darken(blur_field(cluster.alpha_hw, 0.3 * diameter) * 0.4, corner[0] + round(0.4 * diameter), corner[1])
         owner = canvas.begin_object(label)
-        centers = paint_cluster(
-            rng, canvas, variety, light, top=top, length=own_length, brightness=float(brightness), owner=owner
-        )
+        canvas.paint(cluster.alpha_hw, cluster.color_hw3 * float(brightness), *corner, owner=owner)
         if rng.random() < 0.65:
-            _cover_cluster(rng, canvas, leaves, centers, float(brightness))
+            _cover_cluster(rng, canvas, leaves, (*corner, *cluster.size), float(brightness))
     for _ in range(int(rng.integers(0, 8))):
-        center = (rng.uniform(0, width), rng.uniform(view.fruit_top, view.fruit_bottom))
-        paint_single_berry(rng, canvas, center, 0.5 * variety.berry * length * rng.uniform(0.6, 1.1), light)
+        berry = draw_single_berry(rng, variety, light, variety.berry * length * rng.uniform(0.6, 1.1))
+        y, x = rng.uniform(view.fruit_top, view.fruit_bottom), rng.uniform(0, width)
+        canvas.paint(berry.alpha_hw, berry.color_hw3, round(y), round(x), owner=NO_OBJECT)
+
+
+def _draw_tops(
+    rng: np.random.Generator, view: _View, width: int, count: int, length: float
+) -> list[tuple[float, float]]:
+    """Scatter the points (y, x) from which clusters hang: most keep apart, some touch or hide one another."""
+    low, high = view.fruit_top, max(view.fruit_top + 1, view.fruit_bottom - 0.8 * length)
+    tops = np.empty((0, 2))
+    for _ in range(count):
+        candidates = np.stack([rng.uniform(low, high, 8), rng.uniform(-0.02, 1.02, 8) * width], axis=1)
+        candidates = candidates[: int(rng.choice([1, 8], p=[0.2, 0.8]))]
+        # clusters are twice as long as wide
+        distance = np.abs(candidates[:, None] - tops[None]) / (length, 0.55 * length)
+        best = int(np.argmax(np.hypot(*np.moveaxis(distance, 2, 0)).min(axis=1, initial=np.inf)))
+        tops = np.concatenate([tops, candidates[best : best + 1]])
+    return [(float(y), float(x)) for y, x in tops]
 
 
 def _cover_cluster(
-    rng: np.random.Generator, canvas: Canvas, leaves: list[Sprite], centers_K2: Points, brightness: float
+    rng: np.random.Generator, canvas: Canvas, leaves: list[Sprite], place: tuple[int, int, int, int], brightness: float
 ) -> None:
-    """Hang one to three leaves over a cluster, rather over its shoulders and sides than over its middle."""
-    low, high = centers_K2.min(axis=0), centers_K2.max(axis=0)
+    """Hang leaves over a cluster's patch (top, left, height, width), rather over its sides than over its middle."""
+    top, left, height, width = place
     for _ in range(int(rng.integers(1, 4))):
         share_x = rng.choice(
             [rng.uniform(-0.25, 0.25), rng.uniform(0.75, 1.25), rng.uniform(0.2, 0.8)], p=[0.4, 0.4, 0.2]
         )
         share_y = rng.uniform(-0.25, 0.75)
-        x, y = low + (high - low) * np.array([share_x, share_y])
+        y, x = top + share_y * height, left + share_x * width
         leaf = leaves[int(rng.integers(len(leaves)))]
-        paint_leaf(rng, canvas, leaf, (float(y), float(x)), brightness=brightness * rng.uniform(0.8, 1.3), shadow=0.45)
+        paint_leaf(rng, canvas, leaf, (y, float(x)), brightness=brightness * rng.uniform(0.8, 1.3), shadow=0.45)
 
 
 def _expose(rng: np.random.Generator, color_HW3: Field) -> Field:
@@ -227,7 +246,7 @@ def _expose(rng: np.random.Generator, color_HW3: Field) -> Field:
     strength = rng.uniform(0.1, 0.6)
     color: Field = color_HW3 * (1 + strength * (2 * np.clip(1.6 * dapple - 0.3, 0, 1) - 1))[..., None]
     color = change_colors(rng, color, rng.uniform(0.02, 0.18))
-    color = change_gamma(color, rng.uniform(0.75, 1.1))
+    color = change_gamma(color, rng.uniform(0.7, 1.0))
     if rng.random() < 0.4:
         color = blur_color(color, rng.uniform(0.0003, 0.0012) * max(height, width))
     return add_noise(rng, color, rng.uniform(0.004, 0.02))

@@ -1,0 +1,190 @@
+"""Loading a data set of any format: find the reader, choose the splits, say what is unusual."""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vpexp.data.detect import detect_format
+from vpexp.data.folder import Folder
+from vpexp.data.ledger import NO_ANNOTATIONS, SkipLedger
+from vpexp.data.readers.base import Reader, Subset
+from vpexp.data.readers.coco import CocoReader
+from vpexp.data.readers.datumaro import DatumaroReader
+from vpexp.data.readers.semantic import SemanticReader
+from vpexp.data.readers.voc import VocReader
+from vpexp.data.shortage import explain_shortage
+from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits
+from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset, AnnotatedImage, Split
+from vpexp.errors import DataError
+
+READERS: dict[str, Callable[[Folder, str], Reader]] = {
+    "coco": lambda folder, _: CocoReader(folder),
+    "voc": VocReader,
+    "datumaro": lambda folder, _: DatumaroReader(folder),
+    "common_semantic_segmentation": SemanticReader,
+}
+"""Format -> what builds its reader from the folder and the choice of instances."""
+
+INSTANCES = ("components", "classes")
+
+
+def load_dataset(
+    *,
+    format: str,  # noqa: A002 (the configuration's own word)
+    root: Path | str,
+    train_split: str = "train",
+    val_split: str = "val",
+    test_split: str = "test",
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    instances: str = "components",
+    strict: bool = False,
+    splits: Collection[str] = SPLIT_NAMES,
+) -> AnnotatedDataset:
+    """Read the annotations of a data set; pixels are left for later, but each image's header is looked at.
+
+    Args:
+        format: coco, voc, datumaro, common_semantic_segmentation, or auto to find out by looking.
+        root: The data set's folder, or one annotation file of it.
+        train_split: The data set's own name of the split to learn from.
+        val_split: Its name of the split that early stopping looks at.
+        test_split: Its name of the split to test on.
+        val_fraction: Share of train that is set aside where there is no val split.
+        seed: Seeds that division.
+        instances: Masks of classes become one object for each connected part (``components``, pixels that touch at a
+            corner are connected) or one for the whole class (``classes``).
+        strict: Raise at the first object or image that cannot be used instead of skipping and counting it.
+        splits: The splits that are needed; only their files are read.
+
+    Raises:
+        DataError: Nothing to read, nothing to learn from, a split that is not there, or (strict) a defect.
+    """
+    _check_choice("data.format", format, (*READERS, "auto"))
+    _check_choice("data.instances", instances, INSTANCES)
+    folder = Folder(root)
+    notes: list[str] = []
+    if format == "auto":
+        detection = detect_format(folder)
+        format = detection.format  # noqa: A001
+        notes.append(detection.note)
+    reader = READERS[format](folder, instances)
+    requested = {"train": train_split, "val": val_split, "test": test_split}
+    loading = _Loading(reader, folder, strict=strict)
+    plan = loading.plan(requested, splits)
+    loaded = loading.build_splits(plan, val_fraction, seed)
+    return AnnotatedDataset(
+        format=format,
+        root=folder.root,
+        categories=loading.categories,
+        splits=loaded,
+        notes=(*notes, *reader.notes, *plan.notes, *loading.describe(loaded)),
+    )
+
+
+def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise DataError(f"{key}={value}: expected one of {', '.join(choices)}")
+
+
+class _Loading:
+    """The subsets of one data set while they are read: each once, all with one list of categories."""
+
+    def __init__(self, reader: Reader, folder: Folder, *, strict: bool) -> None:
+        self._reader = reader
+        self._folder = folder
+        self._strict = strict
+        self._read: dict[str, tuple[Subset, SkipLedger]] = {}
+        self._index: dict[str, int] = {}
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """List the categories of all subsets that were read, joined by name."""
+        return tuple(self._index)
+
+    def plan(self, requested: dict[str, str], wanted: Collection[str]) -> SplitPlan:
+        """Choose the subsets, passing over val and test subsets that were published without annotations."""
+        subsets = self._reader.list_subsets()
+        without: list[tuple[str, str]] = []
+        notes: list[str] = []
+        while True:
+            plan = plan_splits(subsets, requested, wanted, without=without)
+            bare = [
+                (split, source.subset)
+                for split, source in plan.sources.items()
+                if split != "train"
+                and source.part == "all"
+                and requested[split].lower() in ALIASES[split]
+                and (split, source.subset) not in without
+                and self._is_unannotated(source.subset)
+            ]
+            if not bare:
+                return SplitPlan(plan.sources, [*notes, *plan.notes])
+            without += bare
+            notes += [f"'{subset}' has no annotations: it is not used as {split}" for split, subset in bare]
+
+    def _is_unannotated(self, name: str) -> bool:
+        subset, ledger = self._read_subset(name)
+        return not subset.images and set(ledger.counts) == {NO_ANNOTATIONS}
+
+    def _read_subset(self, name: str) -> tuple[Subset, SkipLedger]:
+        """Read a subset once, its labels brought to the common list of categories."""
+        if name not in self._read:
+            ledger = SkipLedger(strict=self._strict)
+            subset = self._reader.read_subset(name, ledger)
+            places = np.array([self._index.setdefault(c, len(self._index)) for c in subset.categories], dtype=np.int64)
+            images = [replace(image, labels_N=places[image.labels_N]) for image in subset.images]
+            images.sort(key=lambda image: image.image_id)
+            self._read[name] = Subset(subset.categories, tuple(images)), ledger
+        return self._read[name]
+
+    def build_splits(self, plan: SplitPlan, val_fraction: float, seed: int) -> dict[str, Split]:
+        """Read what the plan needs and divide it.
+
+        Raises:
+            DataError: A split without a single object.
+        """
+        splits = {}
+        for name, source in plan.sources.items():
+            subset, ledger = self._read_subset(source.subset)
+            if not subset.images:
+                raise DataError(explain_shortage(name, source.subset, ledger, self._folder))
+            images = _take_part(subset.images, source, val_fraction, seed)
+            counted = source.part != "held out" or "train" not in plan.sources
+            counts = dict(ledger.counts) if counted else {}
+            examples = dict(ledger.examples) if counted else {}
+            splits[name] = Split(name, source.subset, tuple(images), counts, examples)
+        return splits
+
+    def describe(self, splits: dict[str, Split]) -> list[str]:
+        """Say what is unusual about the data that was read."""
+        notes = []
+        wide = sum(ledger.wide_images for _, ledger in self._read.values())
+        if wide:
+            notes.append(f"{wide} images have more than 8 bits: their values are stretched to 0..255, each by itself")
+        lists = {name: subset.categories for name, (subset, _) in self._read.items()}
+        if len({frozenset(categories) for categories in lists.values()}) > 1:
+            sizes = ", ".join(f"{name} {len(categories)}" for name, categories in lists.items())
+            notes.append(f"the splits declare different categories ({sizes}): joined by name to {len(self._index)}")
+        names = list(splits)
+        for index, first in enumerate(names):
+            notes += [note for second in names[index + 1 :] if (note := _note_shared(splits[first], splits[second]))]
+        return notes
+
+
+def _take_part(
+    images: tuple[AnnotatedImage, ...], source: SplitSource, val_fraction: float, seed: int
+) -> list[AnnotatedImage]:
+    if source.part == "all":
+        return list(images)
+    kept, held_out = divide(images, val_fraction, seed)
+    return kept if source.part == "kept" else held_out
+
+
+def _note_shared(first: Split, second: Split) -> str | None:
+    """Say that two splits share image files; a split that stands in for another one shares them all by design."""
+    shared = {image.path.resolve() for image in first.images} & {image.path.resolve() for image in second.images}
+    if not shared or (first.source == second.source and {first.name, second.name} == {"val", "test"}):
+        return None
+    return f"{len(shared)} images are in both {first.name} and {second.name} (such as {min(shared).name})"

@@ -1,0 +1,293 @@
+"""COCO instance annotations: one JSON file a subset, wherever it lies and whatever it is called.
+
+The JSON is read here and not through Datumaro, whose import ends at the first bad annotation, keeps polygons as float32
+(which moves pixels) and joins objects that share an id. Polygons are rasterised by pycocotools from the numbers as the
+file has them.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
+from vpexp.data.ledger import (
+    AMBIGUOUS_IMAGE,
+    BAD_ENTRY,
+    BAD_PART,
+    BOX_ONLY,
+    CROWD,
+    MISSING_IMAGE,
+    NO_SHAPE,
+    REPEATED_IMAGE,
+    UNDECLARED,
+    UNKNOWN_IMAGE,
+    SkipLedger,
+)
+from vpexp.data.masks import MaskError, check_polygon, check_rle, polygons_to_rle
+from vpexp.data.progress import show_progress
+from vpexp.data.readers.base import (
+    ObjectMask,
+    PlacedImage,
+    Subset,
+    gather_objects,
+    make_unique,
+    place_image,
+    skip_unannotated,
+)
+from vpexp.data.readers.json_files import find_json_files, load_json, name_subset, name_subsets
+from vpexp.data.types import Rle
+from vpexp.errors import DataError
+
+_UNREADABLE_TASKS = ("captions", "image_info", "labels", "panoptic")
+_LESSER_TASKS = ("person_keypoints", "stuff")
+_ONLY_CATEGORY = "object"
+
+Key = int | str
+Entry = dict[str, Any]
+
+
+class CocoReader:
+    """Reads COCO files; every subset is one JSON file."""
+
+    format = "coco"
+
+    def __init__(self, folder: Folder) -> None:
+        """Find the annotation files.
+
+        Args:
+            folder: The data set's folder.
+
+        Raises:
+            DataError: There is no COCO file, or only files of tasks without object masks.
+        """
+        self.notes: list[str] = []
+        self._folder = folder
+        files = find_json_files(folder, "coco")
+        if not files:
+            raise DataError(
+                f"{folder.root}: no COCO annotations; looked for *.json files with the keys 'images' and 'annotations', "
+                "such as annotations/instances_train.json"
+            )
+        self._files = name_subsets(_choose_tasks(files, folder))
+
+    def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
+        """List the subsets, each also by its file's name."""
+        return {name: (PurePosixPath(file).stem, file) for name, file in self._files.items()}
+
+    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+        """Read one subset; see `Reader`."""
+        file = self._files[name]
+        return _CocoFile(self._folder, file, name, ledger, self.notes).read()
+
+
+def _choose_tasks(files: list[str], folder: Folder) -> list[str]:
+    """Leave out the files of tasks without masks, and keypoint or stuff files where instances exist beside them."""
+    readable = [file for file in files if not PurePosixPath(file).name.startswith(_UNREADABLE_TASKS)]
+    if not readable:
+        names = ", ".join(PurePosixPath(file).name for file in files[:4])
+        raise DataError(
+            f"{folder.root}: found only COCO files without object masks ({names}); vpexp learns from instance masks, "
+            "as in annotations/instances_train.json"
+        )
+    instances = {
+        name_subset(file) for file in readable if not PurePosixPath(file).name.startswith(_LESSER_TASKS)
+    }
+    chosen: dict[str, str] = {}
+    others = []
+    for file in readable:
+        task = next((task for task in _LESSER_TASKS if PurePosixPath(file).name.startswith(task)), None)
+        if task is None:
+            others.append(file)
+        elif name_subset(file) not in instances:
+            chosen.setdefault(name_subset(file), file)  # person_keypoints sorts before stuff
+    return sorted([*others, *chosen.values()])
+
+
+class _CocoFile:
+    """One COCO JSON file while it is read."""
+
+    def __init__(self, folder: Folder, file: str, subset: str, ledger: SkipLedger, notes: list[str]) -> None:
+        self._path = folder.path(file)
+        self._file = file
+        self._ledger = ledger
+        words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
+        self._finder = ImageFinder(folder, file, words)
+        content = load_json(self._path)
+        self._images = _list_entries(content, "images", self._path)
+        self._annotations = _list_entries({"annotations": [], **content}, "annotations", self._path)
+        self._index_by_key, self._categories = self._read_categories(content.get("categories") or [], notes)
+
+    def read(self) -> Subset:
+        """Read all images and their objects."""
+        annotations = self._group_annotations()
+        names = make_unique(str(entry.get("file_name")) for entry in self._images)
+        named = list(zip(names, self._images, strict=True))
+        seen: set[Key] = set()
+        images = []
+        for name, entry in show_progress(named, f"Reading {self._path.name}"):
+            key = _read_key(entry.get("id"))
+            if key is None or not isinstance(entry.get("file_name"), str):
+                self._ledger.skip(BAD_ENTRY, f"{self._path.name}: image {entry.get('id')!r}")
+            elif key in seen:
+                self._ledger.skip(REPEATED_IMAGE, f"{self._path.name}: image {key} ({entry['file_name']})")
+            elif key not in annotations:
+                skip_unannotated(f"{self._path.name}: {entry['file_name']}", self._ledger)
+            else:
+                image = self._place(name, entry)
+                if image is not None:
+                    objects = [one for one in (self._read_object(a, image) for a in annotations[key]) if one]
+                    images.append(gather_objects(image, objects, self._ledger))
+            if key is not None:
+                seen.add(key)
+        return Subset(self._categories, tuple(image for image in images if image is not None))
+
+    def _read_categories(self, entries: Any, notes: list[str]) -> tuple[dict[Key, int], tuple[str, ...]]:
+        """Map category ids to indices of names; the same name twice is one category."""
+        names: dict[str, int] = {}
+        name_of: dict[Key, str] = {}
+        for entry in entries if isinstance(entries, list) else []:
+            key = _read_key(entry.get("id")) if isinstance(entry, dict) else None
+            if key is None or entry.get("name") is None:
+                self._ledger.skip(BAD_ENTRY, f"{self._path.name}: category {entry!r}")
+                continue
+            name = str(entry["name"])
+            if name_of.setdefault(key, name) != name:
+                raise DataError(
+                    f"{self._path}: category id {key} is declared twice, as '{name_of[key]}' and as '{name}'; "
+                    "give each category its own id"
+                )
+            names.setdefault(name, len(names))
+        if not names:
+            notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
+            return {}, (_ONLY_CATEGORY,)
+        return {key: names[name] for key, name in name_of.items()}, tuple(names)
+
+    def _group_annotations(self) -> dict[Key, list[Entry]]:
+        """Sort annotations by image; those of images that are not declared are skipped."""
+        declared = {_read_key(entry.get("id")) for entry in self._images}
+        grouped: dict[Key, list[Entry]] = defaultdict(list)
+        for entry in self._annotations:
+            key = _read_key(entry.get("image_id"))
+            if key is None or key not in declared:
+                image = entry.get("image_id")
+                self._ledger.skip(UNKNOWN_IMAGE, f"{self._path.name}: annotation {entry.get('id')} of image {image!r}")
+            else:
+                grouped[key].append(entry)
+        return grouped
+
+    def _place(self, name: str, entry: Entry) -> PlacedImage | None:
+        """Find an image's file and look at its header."""
+        file_name = entry["file_name"]
+        try:
+            path = self._finder.find(file_name)
+        except AmbiguousImageError as error:
+            self._ledger.skip(AMBIGUOUS_IMAGE, str(error))
+            return None
+        if path is None:
+            self._ledger.skip(MISSING_IMAGE, f"{file_name} ({self._path.name})")
+            return None
+        return place_image(name, path, _read_size(entry), self._ledger)
+
+    def _read_object(self, entry: Entry, image: PlacedImage) -> ObjectMask | None:
+        """Read one annotation; None if it was skipped."""
+        example = f"{image.path}, annotation {entry.get('id')} of {self._path.name}"
+        if _is_true(entry.get("iscrowd", 0)):
+            self._ledger.skip(CROWD, example)
+            return None
+        label = self._find_label(entry.get("category_id"))
+        if label is None:
+            self._ledger.skip(UNDECLARED, f"{example}: category {entry.get('category_id')!r}")
+            return None
+        segmentation = entry.get("segmentation")
+        if _is_empty(segmentation):
+            self._ledger.skip(BOX_ONLY if entry.get("bbox") else NO_SHAPE, example)
+            return None
+        try:
+            mask = self._read_mask(segmentation, image, example)
+        except MaskError as error:
+            self._ledger.skip(str(error), example)
+            return None
+        return ObjectMask(str(entry.get("id")), mask, label)
+
+    def _find_label(self, category_id: Any) -> int | None:
+        """Find the category's index; a file without categories has the one that all objects are of."""
+        if not self._index_by_key:
+            return 0
+        key = _read_key(category_id)
+        return None if key is None else self._index_by_key.get(key)
+
+    def _read_mask(self, segmentation: Any, image: PlacedImage, example: str) -> Rle:
+        """Read a segmentation of any kind as one mask: polygon parts, or RLE of either form."""
+        if isinstance(segmentation, dict):
+            return check_rle(segmentation, image.height, image.width)
+        if not isinstance(segmentation, list):
+            raise MaskError("segmentation of unknown kind")
+        if all(isinstance(part, dict) for part in segmentation):
+            parts = [check_rle(part, image.height, image.width) for part in segmentation]
+            merged: Rle = coco_mask.merge(parts)
+            return merged
+        if not isinstance(segmentation[0], list):
+            segmentation = [segmentation]  # one polygon without the list around it
+        return polygons_to_rle(self._keep_good_parts(segmentation, image, example), image.height, image.width, decimals=None)
+
+    def _keep_good_parts(self, parts: list[Any], image: PlacedImage, example: str) -> list[list[float]]:
+        """Leave out the bad parts of an object; an object of bad parts only is itself bad."""
+        good = []
+        errors: list[MaskError] = []
+        for part in filter(None, parts):
+            try:
+                good.append(check_polygon(part, image.height, image.width).tolist())
+            except MaskError as error:
+                errors.append(error)
+        if not good:
+            raise errors[0]
+        for error in errors:
+            self._ledger.skip(BAD_PART, f"{example}: {error}")
+        return good
+
+
+def _list_entries(content: Entry, key: str, path: Any) -> list[Entry]:
+    """Take one of the file's lists."""
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list under '{key}', found {type(entries).__name__}")
+    return [entry if isinstance(entry, dict) else {} for entry in entries]
+
+
+def _read_key(value: Any) -> Key | None:
+    """Bring an id to one form: 7, 7.0 and '7' are the same id."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else str(value)
+    if isinstance(value, str) and value.strip():
+        try:
+            return int(value)
+        except ValueError:
+            return int(value[:-2]) if value.endswith(".0") and value[:-2].isdigit() else value
+    return None
+
+
+def _read_size(entry: Entry) -> tuple[int, int] | None:
+    """Read an image entry's (height, width); None if it has none."""
+    try:
+        height, width = int(entry["height"]), int(entry["width"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _is_true(value: Any) -> bool:
+    return value not in (0, False, None, "0", "", "false", "False")
+
+
+def _is_empty(segmentation: Any) -> bool:
+    """Say whether there is no segmentation: absent, [], [[]] or an RLE without content."""
+    if isinstance(segmentation, list):
+        return all(isinstance(part, list) and not part for part in segmentation)
+    return not segmentation

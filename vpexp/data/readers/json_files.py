@@ -1,0 +1,93 @@
+"""Telling COCO from Datumaro JSON without reading gigabytes, and naming the subset that a file holds."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vpexp.data.folder import Folder
+from vpexp.errors import DataError
+
+_HEAD_BYTES = 1 << 16
+_DATUMARO_KEYS = re.compile(r'"(dm_format_version|items)"\s*:')
+_COCO_KEYS = re.compile(r'"(images|annotations)"\s*:\s*\[')
+_FILLER_WORDS = frozenset(
+    {"instances", "instance", "annotations", "annotation", "coco", "stuff", "person", "keypoints", "gt", "json"}
+)
+_UNNAMED = "default"
+
+
+def classify_json(path: Path) -> str | None:
+    """Say whether a JSON file is a data set: ``coco``, ``datumaro`` or None.
+
+    Looks at the first 64 KiB, and reads the whole file only if that does not tell.
+    """
+    with path.open("rb") as file:
+        head_bytes = file.read(_HEAD_BYTES)
+    head = head_bytes.decode("utf-8-sig", errors="replace").lstrip()
+    if not head.startswith("{"):
+        return None
+    if _DATUMARO_KEYS.search(head):
+        return "datumaro"
+    if _COCO_KEYS.search(head):
+        return "coco"
+    if len(head_bytes) < _HEAD_BYTES:
+        return None
+    try:
+        keys = load_json(path).keys()
+    except DataError:
+        return None
+    if "items" in keys:
+        return "datumaro"
+    return "coco" if {"images", "annotations"} & keys else None
+
+
+def find_json_files(folder: Folder, kind: str) -> list[str]:
+    """List the JSON files of one kind, as names relative to the folder."""
+    return [name for name in folder.files_with_suffix(".json") if classify_json(folder.path(name)) == kind]
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        DataError: The file is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: no readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def name_subset(file_name: str) -> str:
+    """Name the subset that an annotation file holds.
+
+    ``annotations/instances_train2017.json`` is train2017, ``train/_annotations.coco.json`` is train,
+    ``train_polygons_instances.json`` is train_polygons, and a file without a telling name is ``default``.
+    """
+    path = PurePosixPath(file_name)
+    for part in [path.stem, *reversed(path.parent.parts)]:
+        words = [word for word in re.split(r"[_.\s-]+", part) if word and word.lower() not in _FILLER_WORDS]
+        if words:
+            return "_".join(words)
+    return _UNNAMED
+
+
+def name_subsets(files: list[str]) -> dict[str, str]:
+    """Name the subset of each file; two of one name are told apart by their folders.
+
+    Returns:
+        Subset name -> file.
+    """
+    by_name: dict[str, list[str]] = {}
+    for file in files:
+        by_name.setdefault(name_subset(file), []).append(file)
+    named = {}
+    for name, same in by_name.items():
+        for file in same:
+            folder = PurePosixPath(file).parent.as_posix()
+            named[name if len(same) == 1 else f"{folder}/{PurePosixPath(file).stem}"] = file
+    return named

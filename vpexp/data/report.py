@@ -1,0 +1,37 @@
+"""The table of what a data set holds and what was left out of it."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from vpexp.console import console
+from vpexp.data.ledger import order_by_count
+from vpexp.data.types import AnnotatedDataset, Split
+
+
+def report_dataset(dataset: AnnotatedDataset) -> None:
+    """Print the images and objects of each split, everything that was skipped by reason, and the notes."""
+    console.print(build_table(dataset))
+    for note in dataset.notes:
+        console.print(f"  {note}", markup=False, highlight=False)
+
+
+def build_table(dataset: AnnotatedDataset) -> Table:
+    """Build the table: one row a split, followed by one row a reason for skipping, with the first example."""
+    title = f"{dataset.root} ({dataset.format}, {len(dataset.categories)} categories)"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("split")
+    table.add_column("images", justify="right")
+    table.add_column("objects", justify="right")
+    table.add_column("skipped", justify="right")
+    table.add_column("reason and first example", overflow="fold")
+    for split in dataset.splits.values():
+        _add_rows(table, split)
+    return table
+
+
+def _add_rows(table: Table, split: Split) -> None:
+    name = split.name if split.source == split.name else f"{split.name} ({split.source})"
+    total = sum(split.skipped.values())
+    table.add_row(escape(name), str(len(split.images)), str(split.object_count), str(total), "")
+    for reason, count in order_by_count(split.skipped):
+        table.add_row("", "", "", str(count), escape(f"{reason}: {split.examples[reason]}"))

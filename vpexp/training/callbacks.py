@@ -1,0 +1,135 @@
+"""Callbacks of the training loop: early stopping, checkpoints, records of each epoch, progress."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+
+
+class EarlyStoppingAfter(EarlyStopping):
+    """Early stopping that does not stop before ``min_epochs`` epochs are done."""
+
+    def __init__(self, *, min_epochs: int = 0, **kwargs: Any) -> None:
+        super().__init__(check_on_train_epoch_end=False, **kwargs)
+        self.min_epochs = min_epochs
+
+    def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        super()._run_early_stopping_check(trainer)
+        if trainer.current_epoch + 1 < self.min_epochs:
+            trainer.should_stop = False
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place and moves them there: a kill while writing leaves the older one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint."""
+        del storage_options
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name}.part")
+        torch.save(checkpoint, draft)
+        draft.replace(place)
+
+
+def build_checkpoint_callbacks(folder: Path) -> list[Callback]:
+    """Keep the best epoch's weights (``epoch_NNN.ckpt``) and everything needed to resume (``last.ckpt``)."""
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename="epoch_{epoch:03d}",
+        auto_insert_metric_name=False,
+        monitor="val/f1-score",
+        mode="max",
+        save_top_k=1,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        monitor=None,
+        save_top_k=1,
+        save_on_exception=True,
+        enable_version_counter=False,
+    )
+    return [best, last]
+
+
+class EpochRecorder(Callback):
+    """Hands the metrics of every epoch to ``record(metrics, epoch)``, epochs counted from 1."""
+
+    def __init__(self, record: Callable[[dict[str, float], int], None]) -> None:
+        self.record = record
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect what was logged in this epoch, training and validation."""
+        if not trainer.is_global_zero:
+            return
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("train/", "val/")) and name != "train/loss_step" and math.isfinite(float(value))
+        }
+        optimizer = trainer.optimizers[0]
+        metrics["lr"] = float(optimizer.param_groups[0]["lr"])
+        result = getattr(pl_module, "validation_result", None)
+        if result is not None:
+            for name, by_class in result.per_class.items():
+                metrics |= {f"val/{name}/{label}": value for label, value in by_class.items() if math.isfinite(value)}
+        self.record(metrics, trainer.current_epoch + 1)
+
+
+class IterationTimer(Callback):
+    """Measures how long a training step takes and how long it waited for its data: ``train/iter_time data_time``."""
+
+    def __init__(self) -> None:
+        self._started = self._ended = time.perf_counter()
+        self._steps = 0
+        self._iter_seconds = self._data_seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a new average."""
+        del trainer, pl_module
+        self._ended = time.perf_counter()
+        self._steps, self._iter_seconds, self._data_seconds = 0, 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Note how long the batch was waited for."""
+        del trainer, pl_module
+        self._started = time.perf_counter()
+        self._data_seconds += self._started - self._ended
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Note how long the step took, the wait for its data included."""
+        del trainer
+        now = time.perf_counter()
+        self._iter_seconds += now - self._ended
+        self._ended = now
+        self._steps += 1
+        times = {"train/iter_time": self._iter_seconds / self._steps, "train/data_time": self._data_seconds / self._steps}
+        pl_module.log_dict(times, on_step=True, on_epoch=False, batch_size=1)
+
+
+class TrainingProgress(RichProgressBar):
+    """A progress bar with the loss, and the seconds a step takes and waits for data."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Choose what the bar shows."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        shown = {
+            "train/loss_step": ("loss", 3),
+            "train/data_time": ("data s", 2),
+            "train/iter_time": ("iter s", 2),
+            "val/f1-score": ("val F1", 4),
+        }
+        for name, (label, digits) in shown.items():
+            if name in trainer.callback_metrics:
+                items[label] = f"{float(trainer.callback_metrics[name]):.{digits}f}"
+        return items

@@ -1,0 +1,85 @@
+"""Loaders of training and validation images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from vpexp.data.prompts import PromptRecipe
+from vpexp.data.sampler import ResumableBatchSampler, ShardedSampler
+from vpexp.data.samples import EvaluationSet, TrainingSet, collate_evaluation, collate_training
+from vpexp.data.types import AnnotatedDataset, AnnotatedImage
+
+
+class FineTuningData(pl.LightningDataModule):
+    """The train and val splits of a data set.
+
+    Args:
+        dataset: with splits ``train`` and ``val``.
+        recipe: how prompts are made.
+        image_size: S.
+        stride: 1 or 4, see ``rasterize_target``.
+        batch_size: images a training step, for each process.
+        num_workers: processes that read images; 0 reads in the training process.
+        seed: fixes order and prompts of every epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: AnnotatedDataset,
+        recipe: PromptRecipe,
+        *,
+        image_size: int,
+        stride: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.num_workers = num_workers
+        train_images = with_objects(dataset.splits["train"].images)
+        self.training_set = TrainingSet(
+            train_images, image_size=image_size, recipe=recipe, stride=stride, seed=seed
+        )
+        self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
+        self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Build the loader of training batches."""
+        return DataLoader(
+            self.training_set,
+            batch_sampler=self.sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate_training,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Build the loader of validation images."""
+        return build_evaluation_loader(self.validation_set, self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say how many batches of the running epoch are done, for a checkpoint in mid-epoch."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer else None
+        done = progress.current.completed if progress is not None and not progress.is_last_batch else 0
+        return {"batches_done": done}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on after the batches that the checkpoint had seen."""
+        self.sampler.skip_batches(int(state_dict["batches_done"]))
+
+
+def build_evaluation_loader(images: EvaluationSet, num_workers: int) -> DataLoader[Any]:
+    """Build a loader that gives one evaluation sample at a time, in order; processes share the images."""
+    return DataLoader(
+        images,
+        batch_size=1,
+        sampler=ShardedSampler(len(images)),
+        num_workers=num_workers,
+        collate_fn=collate_evaluation,
+    )
+
+
+def with_objects(images: tuple[AnnotatedImage, ...]) -> list[AnnotatedImage]:
+    """Leave out images without any object: there is nothing to prompt on them."""
+    return [image for image in images if len(image.masks)]

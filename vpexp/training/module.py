@@ -1,0 +1,215 @@
+"""Fine-tuning as a LightningModule: frozen parts stay frozen, the rest learns from prompts and masks.
+
+Legend: B images, N prompts of the whole batch, S model size, R loss resolution.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.checkpoint import checkpoint as recompute
+
+from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
+from vpexp.errors import CheckpointError, ConfigError
+from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
+from vpexp.inference.torch_predictor import TorchPredictor
+from vpexp.models.sam import Sam
+from vpexp.training.losses import LossTerms, MaskLoss
+
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+# Prompts whose activations are held at once, in pixels of the model's input: 16 prompts at 1024 px are about 2 GB.
+CHUNK_PIXELS = 16 * 1024 * 1024
+
+
+class SamFineTuner(pl.LightningModule):
+    """Trains the parts of a ``Sam`` that are not frozen.
+
+    Args:
+        sam: the model; its frozen parts get no gradient and stay in eval mode, whatever mode the module is in.
+        freeze: names of the parts that do not learn.
+        loss: the training loss.
+        stride: 1 compares masks at the model's input size, 4 at the size of its low-res logits.
+        categories: class names, for validation.
+        build_optimizer: takes the trainable parameters.
+        build_scheduler: takes the optimizer and the number of optimizer steps of the whole training.
+        identity: what a checkpoint says of itself (configuration, hashes of frozen parts); plain values.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        *,
+        freeze: Sequence[str],
+        loss: MaskLoss,
+        stride: int,
+        categories: Sequence[str],
+        build_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        build_scheduler: Callable[[Optimizer, int], LRScheduler],
+        identity: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.sam = sam
+        self.freeze_names = tuple(freeze)
+        self.loss = loss
+        self.stride = stride
+        self.categories = tuple(categories)
+        self.build_optimizer = build_optimizer
+        self.build_scheduler = build_scheduler
+        self.identity = identity
+        self.validation_result: EvaluationResult | None = None
+        self.epoch_sums: dict[str, float] = {}
+        self.unreadable: dict[str, str] = {}
+        self._evaluator = Evaluator(self.categories)
+        self._freeze()
+
+    def train(self, mode: bool = True) -> "SamFineTuner":
+        """Set training mode; frozen parts stay in eval mode, so that their BatchNorm statistics never move."""
+        super().train(mode)
+        for name in self.freeze_names:
+            getattr(self.sam, name).eval()
+        return self
+
+    def training_step(self, batch: Batch | list[UnreadableImage], batch_idx: int) -> Tensor:
+        """Compute the loss of all prompts of a batch."""
+        del batch_idx
+        if isinstance(batch, list):
+            self._note_unreadable(batch)
+            # Every process must take part in the backward pass, also one that has nothing to learn from this time.
+            return sum((p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)) * 0
+        self._note_unreadable(batch.unreadable)
+        with torch.set_grad_enabled("image_encoder" not in self.freeze_names):
+            embeddings_BCHW = self.sam.encode_image(batch.images_B3SS)
+        terms = self._compute_terms(embeddings_BCHW, batch)
+        for name, value in (("loss", terms.total), ("focal", terms.focal), ("dice", terms.dice), ("iou", terms.iou)):
+            key = f"train/{name}" if name == "loss" else f"train/loss_{name}"
+            self.epoch_sums[key] = self.epoch_sums.get(key, 0.0) + float(value.detach())
+        self.epoch_sums["steps"] = self.epoch_sums.get("steps", 0) + 1
+        self.log("train/loss_step", terms.total.detach(), on_step=True, on_epoch=False, batch_size=len(batch.image_ids))
+        return terms.total
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums of the epoch, unless they came with a checkpoint from its middle."""
+        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+            self.epoch_sums = {}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch's losses."""
+        steps = self.epoch_sums.pop("steps", 0)
+        means = {name: value / steps for name, value in self.epoch_sums.items()} if steps else {}
+        if means:
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+        self.epoch_sums = {}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin an evaluation."""
+        self._evaluator = Evaluator(self.categories)
+        self._waiting_since = time.perf_counter()
+
+    def validation_step(self, sample: EvaluationSample | UnreadableImage, batch_idx: int) -> None:
+        """Evaluate one image, in the loop that every backend is tested by."""
+        del batch_idx
+        data_seconds = time.perf_counter() - self._waiting_since
+        self._evaluator.update(TorchPredictor(self.sam), sample, data_seconds)
+        self._waiting_since = time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self.validation_result = self._evaluator.compute()
+        for name, value in self.validation_result.metrics.items():
+            self.log(f"val/{name}", value, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule for the trainable parameters."""
+        parameters = [parameter for parameter in self.sam.parameters() if parameter.requires_grad]
+        optimizer = self.build_optimizer(parameters)
+        scheduler = self.build_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move training batches; evaluation samples stay where they are, the predictor moves what it needs."""
+        del dataloader_idx
+        return batch.to(device) if isinstance(batch, Batch) else batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained; the frozen parts are named by their hash."""
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if not self._is_frozen(name)
+        }
+        checkpoint["vpexp"] = self.identity
+        checkpoint["epoch_sums"] = dict(self.epoch_sums)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the frozen parts back, after checking that they are the ones that the checkpoint was trained on."""
+        saved = checkpoint.get("vpexp", {}).get("frozen", {})
+        for part, state_hash in self.identity["frozen"].items():
+            if saved.get(part) != state_hash:
+                raise CheckpointError(
+                    f"the checkpoint was trained with another {part} than this model has: "
+                    "give the same model.weights and model.freeze as in the run to resume"
+                )
+        for name, value in self.state_dict().items():
+            if self._is_frozen(name):
+                checkpoint["state_dict"][name] = value
+        self.epoch_sums = dict(checkpoint.get("epoch_sums", {}))
+
+    def _freeze(self) -> None:
+        for name in self.freeze_names:
+            if name not in PARTS:
+                raise ConfigError(f"model.freeze: '{name}' is no part of the model; the parts are {', '.join(PARTS)}")
+            getattr(self.sam, name).requires_grad_(False)
+        # Mask tokens and hypernetworks other than token 0's have no part in a single mask: nothing would train them.
+        for index, hypernetwork in enumerate(self.sam.mask_decoder.output_hypernetworks_mlps):
+            hypernetwork.requires_grad_(index == 0 and "mask_decoder" not in self.freeze_names)
+        if not any(parameter.requires_grad for parameter in self.sam.parameters()):
+            raise ConfigError("model.freeze leaves nothing to train; take one part out of it")
+
+    def _is_frozen(self, name: str) -> bool:
+        return any(name.startswith(f"sam.{part}.") for part in self.freeze_names)
+
+    def _note_unreadable(self, images: Sequence[UnreadableImage]) -> None:
+        self.unreadable.update({image.image_id: image.reason for image in images})
+
+    def _compute_terms(self, embeddings_BCHW: Tensor, batch: Batch) -> LossTerms:
+        """Compute the loss in chunks of prompts; beyond one chunk, activations are recomputed in the backward pass."""
+        count = len(batch.labels_NP)
+        chunk = max(1, CHUNK_PIXELS // self.sam.image_size**2)
+        if count <= chunk:
+            return LossTerms(*self._compute_chunk(embeddings_BCHW, batch, slice(0, count)))
+        sums: list[Tensor] = []
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            terms = recompute(self._compute_chunk, embeddings_BCHW, batch, part, use_reentrant=False)
+            share = (part.stop - part.start) / count
+            sums = [term * share + (sums[i] if sums else 0) for i, term in enumerate(terms)]
+        return LossTerms(*sums)
+
+    def _compute_chunk(self, embeddings_BCHW: Tensor, batch: Batch, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        image_index_N = batch.image_index_N[part]
+        decoded = self.sam.decode(embeddings_BCHW, image_index_N, batch.coords_NP2[part], batch.labels_NP[part])
+        size = self.sam.image_size // self.stride
+        logits_NRR = decoded.low_res_logits_N1HW.float()
+        if logits_NRR.shape[-1] != size:
+            logits_NRR = functional.interpolate(logits_NRR, (size, size), mode="bilinear", align_corners=False)
+        valid_NRR = build_valid_region(batch.resized_B2[image_index_N], size, self.stride)
+        terms = self.loss(logits_NRR[:, 0], decoded.iou_N, batch.targets_NRR[part], valid_NRR)
+        return terms.total, terms.focal, terms.dice, terms.iou
+
+
+def build_valid_region(resized_N2: Tensor, size: int, stride: int) -> Tensor:
+    """Mark the pixels of the padded square that belong to the image: bool [N, size, size].
+
+    Args:
+        resized_N2: height and width of each prompt's image at model size.
+        size: side of the square at the loss resolution.
+        stride: model pixels a loss pixel; a loss pixel that the image covers in part counts.
+    """
+    place = torch.arange(size, device=resized_N2.device) * stride
+    rows_NR = place[None] < resized_N2[:, :1]
+    columns_NR = place[None] < resized_N2[:, 1:]
+    return rows_NR[:, :, None] & columns_NR[:, None, :]
