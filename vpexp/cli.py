@@ -106,11 +106,12 @@ def _run_hydra(command_line: _CommandLine) -> None:
     from vpexp.config.folders import find_conf_folder
 
     failures: list[Exception] = []
+    job = _build_job(failures, os.environ.get(FULL_ERROR))
     register_schema()
     decorate = hydra.main(version_base="1.3", config_path=str(find_conf_folder()), config_name="config")
     try:
         with _set_argv([*command_line.overrides, *command_line.flags]), _set_full_error("1"):
-            decorate(_build_job(failures, os.environ.get(FULL_ERROR)))()
+            decorate(job)()
     except Exception as error:
         line = None if error in failures else explain(error, command_line.overrides, command_line.folders)
         if line is None:
@@ -127,17 +128,23 @@ def _build_job(failures: list[Exception], full_error: str | None) -> Callable[[A
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from vpexp.config.saved import INHERITED
         from vpexp.config.validate import validate
+
+        settings = HydraConfig.get()
+        asked = list(settings.overrides.task)
+        if "data" not in settings.runtime.choices:  # a saved configuration is complete: there is nothing to inherit
+            asked = [*INHERITED, *asked]
 
         try:
             validate(cfg)  # before anything heavy is imported
             from vpexp.run import run
 
             with _set_full_error(full_error):
-                return run(cfg, list(HydraConfig.get().overrides.task))
+                return run(cfg, asked)
         except Exception as error:
             failures.append(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if settings.mode == RunMode.MULTIRUN:
                 raise  # the sweeper has to know
             return None
 

@@ -1,5 +1,7 @@
 """The one console object: all that people read goes through it, to standard error or output as rich decides."""
 
+import logging
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,3 +18,9 @@ def build_progress() -> Progress:
         console=console,
         transient=True,
     )
+
+
+def say(line: str, *, style: str | None = None) -> None:
+    """Tell people one line, and keep it in the run's log."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    logging.getLogger("vpexp").info(line)

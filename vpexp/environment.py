@@ -10,6 +10,9 @@ import warnings
 
 QUIET_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is down is noticed in seconds
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "DO_NOT_TRACK": "1",
     "NNCF_TELEMETRY_DISABLED": "1",
     "OPENVINO_TELEMETRY_DISABLED": "1",

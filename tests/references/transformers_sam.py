@@ -20,7 +20,7 @@ _RENAMES = (
     (r"mask_embed\.conv2", "mask_downscaling.3"),
     (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
     (r"mask_embed\.conv3", "mask_downscaling.6"),
-    (r"point_embed\.", "point_embeddings."),
+    (r"prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
     (r"layer_norm_final_attn", "norm_final_attn"),
     (r"(layers\.\d+)\.layer_norm", r"\1.norm"),
     (r"upscale_conv1", "output_upscaling.0"),

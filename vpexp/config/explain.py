@@ -27,6 +27,7 @@ from vpexp.config.folders import find_file, list_groups
 from vpexp.config.suggest import find_closest, format_suggestion, list_keys
 
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+UNKNOWN_KEY_ERRORS = (ConfigAttributeError, ConfigKeyError)
 FREE_SECTIONS = ("optimizer", "scheduler", "callbacks")
 
 # What Hydra says, and what vpexp says instead.
@@ -73,7 +74,7 @@ def _explain_composition(error: Any, overrides: Sequence[str], folders: Sequence
     cause = error.__cause__ or error.__context__
     file = re.match(r"In '([^']+)': \w+ raised while composing config", text)
     where = f"{find_file(file[1], folders) or file[1]}: " if file else ""
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+    if isinstance(cause, UNKNOWN_KEY_ERRORS):
         return where + _explain_unknown_key(cause, text, folders)
     if isinstance(cause, OmegaConfBaseException):
         return where + _explain_omegaconf(cause, overrides, folders)
@@ -85,8 +86,8 @@ def _explain_composition(error: Any, overrides: Sequence[str], folders: Sequence
     return _first_sentences(text)
 
 
-def _explain_unknown_key(cause: OmegaConfBaseException, text: str, folders: Sequence[Path]) -> str:
-    found = re.match(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", text)
+def _explain_unknown_key(cause: OmegaConfBaseException, hydras_words: str, folders: Sequence[Path]) -> str:
+    found = re.match(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", hydras_words)
     key = found[1] if found and "." in found[1] else str(cause.full_key)
     groups = list_groups(folders)
     if key in groups:
@@ -138,20 +139,30 @@ def _explain_syntax(error: Any, overrides: Sequence[str], _folders: Sequence[Pat
 
 
 def _explain_omegaconf(error: Any, _overrides: Sequence[str], folders: Sequence[Path]) -> str:
-    key, text = error.full_key, str(error).split("\n", maxsplit=1)[0]
+    if isinstance(error, UNKNOWN_KEY_ERRORS):
+        return _explain_unknown_key(error, "", folders)
+    if error.full_key in list_groups(folders):
+        return _explain_no_group(error.full_key, folders)
     if isinstance(error, MissingMandatoryValue):
-        return f"{key} is not given: write {key}=..."
+        return f"{error.full_key} is not given: write {error.full_key}=..."
     if isinstance(error, InterpolationResolutionError):
-        return f"cannot resolve {key or 'a value'}: {text}"
-    if text.startswith("Merge error"):
+        return f"cannot resolve {error.full_key or 'a value'}: {_get_first_line(error)}"
+    return _explain_value(error)
+
+
+def _explain_value(error: Any) -> str:
+    line = _get_first_line(error)
+    if line.startswith("Merge error"):
         return "must hold keys, as name: value"
-    if key in list_groups(folders):
-        return _explain_no_group(key, folders)
     hints = get_type_hints(error.object_type) if dataclasses.is_dataclass(error.object_type) else {}
     if isinstance(error, ValidationError) and error.key in hints:
         value = "null" if error.value is None else error.value
-        return f"{key}={value}: must be {describe_type(hints[error.key])}"
-    return f"{key}: {text}" if key else text
+        return f"{error.full_key}={value}: must be {describe_type(hints[error.key])}"
+    return f"{error.full_key}: {line}" if error.full_key else line
+
+
+def _get_first_line(error: Exception) -> str:
+    return str(error).split("\n", maxsplit=1)[0]
 
 
 def _explain_yaml(error: Any, _overrides: Sequence[str], _folders: Sequence[Path]) -> str:

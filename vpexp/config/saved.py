@@ -62,7 +62,7 @@ def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) ->
         cfg: what was composed now.
         saved_cfg: the configuration of the run that made the checkpoint.
         overrides: what the user asked for. A group (``data=voc``, or ``experiment=...``, which may set all of them)
-            keeps that section of ``cfg`` whole; a single key (``data.batch_size=1``) is laid over the saved section.
+            keeps that section of ``cfg`` whole, and so does its bare name (``data``); a single key (``data.batch_size=1``) is laid over the saved section.
     """
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     merged = cfg.copy()

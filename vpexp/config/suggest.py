@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-LOWEST_LIKENESS = 0.7
-LEAF_WEIGHT = 0.95
+LOWEST_LIKENESS = 0.55
+LEAF_WEIGHT = 0.75
 
 
 def list_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
@@ -33,10 +33,12 @@ def find_closest(wrong: str, right: Iterable[str]) -> str | None:
 
 
 def _compute_likeness(wrong: str, name: str) -> float:
-    """From 0 (nothing in common) to 1 (equal)."""
-    whole = SequenceMatcher(a=wrong, b=name)
-    leaf = SequenceMatcher(a=wrong.rpartition(".")[2], b=name.rpartition(".")[2])
-    return max(whole.ratio(), leaf.ratio() * LEAF_WEIGHT)
+    """From 0 (nothing in common) to 1 (equal); the last part counts most, where it lies a little."""
+    (wrong_section, _, wrong_leaf), (section, _, leaf) = wrong.rpartition("."), name.rpartition(".")
+    likeness = SequenceMatcher(a=wrong_leaf, b=leaf).ratio()
+    if not (wrong_section or section):
+        return likeness
+    return LEAF_WEIGHT * likeness + (1 - LEAF_WEIGHT) * SequenceMatcher(a=wrong_section, b=section).ratio()
 
 
 def format_suggestion(wrong: str, right: Iterable[str]) -> str:

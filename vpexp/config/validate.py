@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain
@@ -64,11 +64,13 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first thing that is wrong, as ``data.batch_size=0: must be at least 1``.
     """
-    for key in _find_unknown_keys(OmegaConf.to_container(cfg), Config):
+    unresolved: Any = OmegaConf.to_container(cfg)
+    for key in _find_unknown_keys(unresolved, Config):
         raise ConfigError(f"unknown key '{key}'{format_suggestion(key, _list_schema_keys(Config))}")
-    try:
-        for key in sorted(OmegaConf.missing_keys(cfg)):
+    for key, value in _flatten(unresolved).items():
+        if value == MISSING:
             raise ConfigError(f"{key} is not given: write {key}=...")
+    try:
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, (), ())) from error

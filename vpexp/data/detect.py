@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from vpexp.data.folder import Folder
 from vpexp.data.readers.json_files import find_json_files
-from vpexp.data.readers.semantic import find_semantic_folders
-from vpexp.data.readers.voc import find_voc_folders
+from vpexp.data.readers.semantic import describe_semantic_folders
+from vpexp.data.readers.voc_files import describe_voc_folders
 from vpexp.errors import DataError
 
 FORMAT_TITLES = {
@@ -15,6 +15,9 @@ FORMAT_TITLES = {
     "common_semantic_segmentation": "common semantic segmentation",
 }
 """Format -> its name for people, in the order of preference where several fit: files that name single objects first."""
+
+
+_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ def detect_format(folder: Folder) -> Detection:
     signs = {
         "coco": _describe(find_json_files(folder, "coco")),
         "datumaro": _describe(find_json_files(folder, "datumaro")),
-        "voc": _describe(find_voc_folders(folder)),
-        "common_semantic_segmentation": _describe(find_semantic_folders(folder)),
+        "voc": _describe(describe_voc_folders(folder)),
+        "common_semantic_segmentation": _describe(describe_semantic_folders(folder)),
     }
     fitting = [name for name in FORMAT_TITLES if signs[name]]
     if not fitting:
@@ -49,11 +52,13 @@ def detect_format(folder: Folder) -> Detection:
     chosen, *others = fitting
     note = f"format: {FORMAT_TITLES[chosen]} (found {signs[chosen]})"
     if others:
-        note += f"; it could also be {' or '.join(FORMAT_TITLES[o] for o in others)}: data.format={others[0]} reads it so"
+        note += (
+            f"; it could also be {' or '.join(FORMAT_TITLES[o] for o in others)}: data.format={others[0]} reads it so"
+        )
     return Detection(chosen, note)
 
 
 def _describe(signs: list[str]) -> str:
     """Name the first signs of a format."""
-    more = f" and {len(signs) - 2} more" if len(signs) > 2 else ""  # noqa: PLR2004 (two are shown)
-    return ", ".join(sign or "." for sign in signs[:2]) + more
+    more = f" and {len(signs) - _SHOWN} more" if len(signs) > _SHOWN else ""
+    return ", ".join(signs[:_SHOWN]) + more

@@ -101,7 +101,8 @@ def _stretch(values_HW: NDArray[np.float64]) -> NDArray[np.uint8]:
     low, high = finite_HW.min(), finite_HW.max()
     if high <= low:
         return np.zeros(values_HW.shape, dtype=np.uint8)
-    return np.rint((finite_HW - low) * (255.0 / (high - low))).astype(np.uint8)
+    stretched_HW: NDArray[np.uint8] = np.rint((finite_HW - low) * (255.0 / (high - low))).astype(np.uint8)
+    return stretched_HW
 
 
 def read_image_header(path: Path) -> ImageHeader:
@@ -157,12 +158,12 @@ def _is_whole_png(file: BinaryIO) -> bool:
 
 def _is_whole_bmp(file: BinaryIO) -> bool:
     header = file.read(6)
-    return file.seek(0, 2) >= struct.unpack("<I", header[2:6])[0] > 0
+    return file.seek(0, 2) >= int.from_bytes(header[2:6], "little") > 0
 
 
 def _is_whole_webp(file: BinaryIO) -> bool:
     header = file.read(8)
-    return file.seek(0, 2) >= struct.unpack("<I", header[4:8])[0] + 8
+    return file.seek(0, 2) >= int.from_bytes(header[4:8], "little") + 8
 
 
 _TAIL_CHECKS: dict[str, Callable[[BinaryIO], bool]] = {

@@ -7,22 +7,27 @@ from vpexp.errors import DataError
 BOX_ONLY = "box only, no mask"
 NO_SHAPE = "neither mask nor box"
 CROWD = "crowd region"
-VOID = "void region"
+VOID_REGION = "void region"
 UNDECLARED = "undeclared category"
+UNDECLARED_VALUE = "undeclared pixel value"
+UNDECLARED_COLOR = "undeclared colour"
 EMPTY_MASK = "no pixel of the mask inside the image"
 NO_ANNOTATIONS = "image without annotations"
 NOTHING_USABLE = "image left without objects"
 SIZE_DIFFERS = "image size differs from annotation"
 MASK_SIZE_DIFFERS = "mask size differs from image"
 MISSING_IMAGE = "image file is missing"
+DAMAGED_XML = "XML file is damaged"
+DAMAGED_MASK = "mask file is truncated or damaged"
 AMBIGUOUS_IMAGE = "several image files of this name"
 UNKNOWN_IMAGE = "annotation of an undeclared image"
 REPEATED_IMAGE = "image declared twice"
 BAD_ENTRY = "entry that is no annotation"
+NO_IMAGE = "item without an image"
 NO_MASK_TYPE = "annotation type without a mask"
 BAD_PART = "polygon part dropped"
 
-LEGITIMATE = frozenset({CROWD, VOID, NO_ANNOTATIONS, NOTHING_USABLE})
+LEGITIMATE = frozenset({CROWD, VOID_REGION, NO_ANNOTATIONS, NOTHING_USABLE})
 """Reasons that are no defect of the data set: ``strict`` does not stop at them."""
 
 

@@ -162,7 +162,7 @@ class _Loading:
         notes = []
         wide = sum(ledger.wide_images for _, ledger in self._read.values())
         if wide:
-            notes.append(f"{wide} images have more than 8 bits: their values are stretched to 0..255, each by itself")
+            notes.append(f"{wide} of the images have more than 8 bits: each is stretched to 0..255 by its own range")
         lists = {name: subset.categories for name, (subset, _) in self._read.items()}
         if len({frozenset(categories) for categories in lists.values()}) > 1:
             sizes = ", ".join(f"{name} {len(categories)}" for name, categories in lists.items())
@@ -187,4 +187,4 @@ def _note_shared(first: Split, second: Split) -> str | None:
     shared = {image.path.resolve() for image in first.images} & {image.path.resolve() for image in second.images}
     if not shared or (first.source == second.source and {first.name, second.name} == {"val", "test"}):
         return None
-    return f"{len(shared)} images are in both {first.name} and {second.name} (such as {min(shared).name})"
+    return f"in both {first.name} and {second.name}: {len(shared)} of the images (such as {min(shared).name})"

@@ -99,8 +99,12 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
         raise MaskError("polygon without points")
     if decimals is not None:
         parts = [np.round(part, decimals) for part in parts]
-    encoded = coco_mask.frPyObjects([part.tolist() for part in parts], height, width)
-    merged: Rle = coco_mask.merge(encoded) if len(encoded) > 1 else encoded[0]
+    return merge_rles(coco_mask.frPyObjects([part.tolist() for part in parts], height, width))
+
+
+def merge_rles(parts: Sequence[Rle]) -> Rle:
+    """Unite masks of one size into one: a pixel of any of them is a pixel of it."""
+    merged: Rle = coco_mask.merge(list(parts)) if len(parts) > 1 else parts[0]
     return merged
 
 

@@ -3,7 +3,7 @@
 from rich.markup import escape
 from rich.table import Table
 
-from vpexp.console import console
+from vpexp.console import console, say
 from vpexp.data.ledger import order_by_count
 from vpexp.data.types import AnnotatedDataset, Split
 
@@ -12,7 +12,7 @@ def report_dataset(dataset: AnnotatedDataset) -> None:
     """Print the images and objects of each split, everything that was skipped by reason, and the notes."""
     console.print(build_table(dataset))
     for note in dataset.notes:
-        console.print(f"  {note}", markup=False, highlight=False)
+        say(f"  {note}")
 
 
 def build_table(dataset: AnnotatedDataset) -> Table:

@@ -19,25 +19,44 @@ from vpexp.data.ledger import (
 
 _CAUSES = {
     BOX_ONLY: (
-        "{count} objects are boxes without masks",
+        ("object is a box without a mask", "objects are boxes without masks"),
         "vpexp learns from masks: use annotations with polygons, RLE or mask images",
     ),
-    NO_SHAPE: ("{count} annotations have neither mask nor box", "vpexp learns from masks: use instance annotations"),
-    CROWD: ("{count} objects are crowd regions", "annotate single objects"),
+    NO_SHAPE: (
+        ("annotation has neither mask nor box", "annotations have neither mask nor box"),
+        "vpexp learns from masks: use instance annotations",
+    ),
+    CROWD: (("object is a crowd region", "objects are crowd regions"), "annotate single objects"),
     MISSING_IMAGE: (
-        "{count} image files are missing",
+        ("image file is missing", "image files are missing"),
         "put them in images/ or images/<split>/ below data.root, or set data.root to the folder that holds them",
     ),
-    NO_ANNOTATIONS: ("{count} images have no annotations", "check that the annotations belong to this split"),
+    NO_ANNOTATIONS: (
+        ("image has no annotations", "images have no annotations"),
+        "check that the annotations belong to this split",
+    ),
     SIZE_DIFFERS: (
-        "{count} images are of another size than annotated",
+        ("image is of another size than annotated", "images are of another size than annotated"),
         "use the images that were annotated, not resized copies",
     ),
-    MASK_SIZE_DIFFERS: ("{count} masks are of another size than their image", "use the images that were annotated"),
-    UNDECLARED: ("{count} objects are of undeclared categories", "declare their categories"),
-    UNKNOWN_IMAGE: ("{count} annotations belong to undeclared images", "declare the images"),
-    EMPTY_MASK: ("{count} masks have no pixel inside the image", "check the coordinates of the annotations"),
+    MASK_SIZE_DIFFERS: (
+        ("mask is of another size than its image", "masks are of another size than their image"),
+        "use the images that were annotated",
+    ),
+    UNDECLARED: (
+        ("object is of an undeclared category", "objects are of undeclared categories"),
+        "declare all categories in the annotation file",
+    ),
+    UNKNOWN_IMAGE: (
+        ("annotation belongs to an undeclared image", "annotations belong to undeclared images"),
+        "declare all images in the annotation file",
+    ),
+    EMPTY_MASK: (
+        ("mask has no pixel inside the image", "masks have no pixel inside the image"),
+        "check the coordinates of the annotations",
+    ),
 }
+"""Reason -> what to say of one and of several, and what to do."""
 
 
 def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder) -> str:
@@ -57,7 +76,9 @@ def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder
             return f"{where}: the folder holds no image files; set data.root to the folder of the data set"
         return f"{where}: it has no images with annotations"
     (reason, count), *others = causes
-    cause, advice = _CAUSES.get(reason, (f"{{count}} skipped: {reason}", "mend them"))
-    everything = "all " if not others else ""
+    (one, several), advice = _CAUSES.get(reason, ((f"skipped: {reason}", f"skipped: {reason}"), "mend the data set"))
+    cause = f"the only {one}" if count == 1 else f"all {count} {several}"
+    if others:
+        cause = f"{count} {one if count == 1 else several}"
     more = "".join(f", {number} skipped: {other}" for other, number in others[:3])
-    return f"{where}: {everything}{cause.format(count=count)}{more}; {advice} (first: {ledger.examples[reason]})"
+    return f"{where}: {cause}{more}; {advice} (first: {ledger.examples[reason]})"

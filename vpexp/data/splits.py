@@ -15,7 +15,7 @@ Part = Literal["all", "kept", "held out"]
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "trainval"),
-    "val": ("val", "valid", "validation", "validate", "dev"),
+    "val": ("val", "valid", "validation", "validate"),
     "test": ("test", "testing"),
 }
 """What the subsets of each split are called in the wild, in any case, likeliest first."""

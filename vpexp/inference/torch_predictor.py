@@ -53,7 +53,7 @@ class TorchPredictor:
                 labels_NP,
             )
             logits_NHW = upscale_logits(
-                decoded.low_res_logits_N1HW[:, 0],
+                decoded.low_res_logits_N1HW,
                 image_size=self.image_size,
                 resized_hw=embedding.resized_hw,
                 original_hw=embedding.original_hw,

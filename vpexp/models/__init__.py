@@ -1,0 +1,1 @@
+"""The Segment Anything models, in plain torch: architecture, weights, registry."""

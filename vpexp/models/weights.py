@@ -186,11 +186,11 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
     ]
     complaints = []
     if missing:
-        complaints.append(f"{len(missing)} entries are missing ({_shorten(sorted(missing))})")
+        complaints.append(f"missing: {len(missing)} ({_shorten(sorted(missing))})")
     if unexpected:
-        complaints.append(f"{len(unexpected)} are unknown ({_shorten(sorted(unexpected))})")
+        complaints.append(f"unknown: {len(unexpected)} ({_shorten(sorted(unexpected))})")
     if misshaped:
-        complaints.append(f"{len(misshaped)} have another shape ({_shorten(misshaped)})")
+        complaints.append(f"of another shape: {len(misshaped)} ({_shorten(misshaped)})")
     return complaints
 
 

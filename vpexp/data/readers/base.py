@@ -77,8 +77,7 @@ def place_image(
         return None
     chosen = choose_orientation(header, annotated_size)
     if chosen is None:
-        assert annotated_size is not None  # noqa: S101 (only a given size can contradict the file's)
-        declared = f"{annotated_size[1]}x{annotated_size[0]}"
+        declared = "x".join(str(side) for side in reversed(annotated_size or ()))
         ledger.skip(SIZE_DIFFERS, f"{path} is {header.width}x{header.height}, annotated as {declared}")
         return None
     ledger.wide_images += header.is_wide

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pycocotools import mask as coco_mask
-
 from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
 from vpexp.data.ledger import (
     AMBIGUOUS_IMAGE,
@@ -26,7 +24,7 @@ from vpexp.data.ledger import (
     UNKNOWN_IMAGE,
     SkipLedger,
 )
-from vpexp.data.masks import MaskError, check_polygon, check_rle, polygons_to_rle
+from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, polygons_to_rle
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
@@ -92,9 +90,7 @@ def _choose_tasks(files: list[str], folder: Folder) -> list[str]:
             f"{folder.root}: found only COCO files without object masks ({names}); vpexp learns from instance masks, "
             "as in annotations/instances_train.json"
         )
-    instances = {
-        name_subset(file) for file in readable if not PurePosixPath(file).name.startswith(_LESSER_TASKS)
-    }
+    instances = {name_subset(file) for file in readable if not PurePosixPath(file).name.startswith(_LESSER_TASKS)}
     chosen: dict[str, str] = {}
     others = []
     for file in readable:
@@ -226,12 +222,12 @@ class _CocoFile:
         if not isinstance(segmentation, list):
             raise MaskError("segmentation of unknown kind")
         if all(isinstance(part, dict) for part in segmentation):
-            parts = [check_rle(part, image.height, image.width) for part in segmentation]
-            merged: Rle = coco_mask.merge(parts)
-            return merged
+            return merge_rles([check_rle(part, image.height, image.width) for part in segmentation])
         if not isinstance(segmentation[0], list):
             segmentation = [segmentation]  # one polygon without the list around it
-        return polygons_to_rle(self._keep_good_parts(segmentation, image, example), image.height, image.width, decimals=None)
+        return polygons_to_rle(
+            self._keep_good_parts(segmentation, image, example), image.height, image.width, decimals=None
+        )
 
     def _keep_good_parts(self, parts: list[Any], image: PlacedImage, example: str) -> list[list[float]]:
         """Leave out the bad parts of an object; an object of bad parts only is itself bad."""
@@ -244,8 +240,8 @@ class _CocoFile:
                 errors.append(error)
         if not good:
             raise errors[0]
-        for error in errors:
-            self._ledger.skip(BAD_PART, f"{example}: {error}")
+        for bad in errors:
+            self._ledger.skip(BAD_PART, f"{example}: {bad}")
         return good
 
 

@@ -31,8 +31,11 @@ def classify_json(path: Path) -> str | None:
         return "datumaro"
     if _COCO_KEYS.search(head):
         return "coco"
-    if len(head_bytes) < _HEAD_BYTES:
-        return None
+    return _classify_by_keys(path) if len(head_bytes) == _HEAD_BYTES else None
+
+
+def _classify_by_keys(path: Path) -> str | None:
+    """Say what a JSON file is by the keys of its whole content."""
     try:
         keys = load_json(path).keys()
     except DataError:

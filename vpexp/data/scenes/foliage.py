@@ -91,7 +91,7 @@ def _draw_veins(matrix: Points, low: Points, size: tuple[int, int], leaf_size: f
     """Draw the main veins and their branches: strength in 0..1."""
     image = PilImage.new("L", (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
-    line_width = max(1, round(leaf_size / 40))
+    line_width = max(1, round(leaf_size / 45))
     for degrees in _VEIN_DEGREES:
         angle = math.radians(degrees)
         axis = np.array([math.sin(angle), math.cos(angle)])
@@ -104,7 +104,7 @@ def _draw_veins(matrix: Points, low: Points, size: tuple[int, int], leaf_size: f
                     lines.append((axis * length * share, axis * length * share + branch * 0.28 * length, 120))
         for start, end, fill in lines:
             ends = ((np.stack([start, end]) @ matrix) - low) * _SUPERSAMPLING
-            draw.line(ends.ravel().tolist(), fill=fill, width=line_width)
+            draw.line(ends.ravel().tolist(), fill=fill, width=line_width if fill == 255 else max(1, line_width // 2))
     return np.asarray(image.reduce(_SUPERSAMPLING), np.float32) / 255
 
 

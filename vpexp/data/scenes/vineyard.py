@@ -20,6 +20,8 @@ from vpexp.data.scenes.photometry import add_noise, blur_color, blur_field, chan
 from vpexp.data.scenes.textures import draw_noise, draw_octaves, mix_colors, resize_field
 from vpexp.data.scenes.types import Field, Light, Points, Scene, SceneDrawer, Sprite
 
+MIN_OBJECTS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class _View:
@@ -39,11 +41,23 @@ class _View:
 
 
 def draw_vineyard(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Draw 4 to 16 clusters of one variety in a row of vines.
+    """Draw 3 to 16 clusters of one variety in a row of vines.
 
     Returns:
         The image and the visible part of each cluster; labels index ``VINEYARD.categories``.
     """
+    scene = _draw_any(rng, height, width)
+    for _ in range(8):  # now and then leaves hide nearly all
+        if len(scene.masks) >= MIN_OBJECTS:
+            break
+        scene = _draw_any(rng, height, width)
+    return scene
+
+
+VINEYARD = SceneDrawer(tuple(variety.name for variety in VARIETIES), draw_vineyard)
+
+
+def _draw_any(rng: np.random.Generator, height: int, width: int) -> Scene:
     light = _draw_light(rng)
     view = _draw_view(rng, height, width)
     label = int(rng.integers(len(VARIETIES)))
@@ -55,9 +69,6 @@ def draw_vineyard(rng: np.random.Generator, height: int, width: int) -> Scene:
     _paint_clusters(rng, canvas, leaves, view, label=label, light=light)
     _paint_leaves(rng, canvas, leaves, view, density=0.9, brightness=(0.8, 1.25), fruit_share=0.12, shadow=0.35)
     return canvas.finish(_expose(rng, canvas.color_HW3))
-
-
-VINEYARD = SceneDrawer(tuple(variety.name for variety in VARIETIES), draw_vineyard)
 
 
 def _draw_light(rng: np.random.Generator) -> Light:
@@ -105,40 +116,52 @@ def _draw_ground(rng: np.random.Generator, height: int, width: int, view: _View)
     return np.stack([resize_field(ground[..., channel], height, width) for channel in range(3)], axis=2)
 
 
-def _paint_band(rng: np.random.Generator, canvas: Canvas, line_P2: Points, line_width: float, color: Field) -> None:
-    """Paint a line (x, y) of a width: wire, cane, trunk."""
+def _draw_wander(rng: np.random.Generator, points: int, reach: float) -> Points:
+    """Draw a smooth deviation from a straight line, ``reach`` pixels to either side."""
+    share = np.linspace(0, 1, points)
+    waves = [np.sin(share * rng.uniform(2, 12) + rng.uniform(0, 6)) * rng.uniform(0, reach) for _ in range(3)]
+    wander: Points = np.sum(waves, axis=0) / 1.5
+    return wander
+
+
+def _paint_band(
+    canvas: Canvas, line_P2: Points, line_width: Points | float, color: Field, bark: Field | None = None
+) -> None:
+    """Paint a line (x, y) of a width: wire, cane, trunk; bark is a field that makes it rough, tiled as needed."""
     band = build_band(line_P2, line_width)
     low, high = band.min(axis=0), band.max(axis=0)
     cover = rasterize_outline([(band, True)], float((high - low).max()), 2, 1)
     patch = color
-    if line_width > 3:
-        patch = color * (0.4 + 1.2 * draw_octaves(rng, *cover.shape, 0.6 * line_width, 3))[..., None]
+    if bark is not None:
+        height, width = cover.shape
+        repeats = (-(-height // bark.shape[0]), -(-width // bark.shape[1]))
+        patch = color * (0.4 + 1.2 * np.tile(bark, repeats)[:height, :width, None])
     canvas.paint(cover, patch, round(low[1]) - 1, round(low[0]) - 1, owner=NO_OBJECT)
 
 
 def _paint_wood(rng: np.random.Generator, canvas: Canvas, view: _View) -> None:
-    """Paint trunks, the arms along the wire, canes that rise from them, and the wires."""
+    """Paint trunks, the arm along the wire, canes that rise from it, and the wires."""
     height, width = canvas.size
+    unit = view.unit
+    bark = draw_octaves(rng, *canvas.size, 0.03 * unit, 4)
     brown = np.array([0.32, 0.25, 0.18], np.float32) * rng.uniform(0.7, 1.3)
     arm_row = view.fruit_bottom - rng.uniform(0.0, 0.1) * height
+    down, across = np.linspace(arm_row, 1.05 * height, 48), np.linspace(-0.05, 1.05, 48) * width
     for _ in range(int(rng.integers(1, 3))):
-        x = rng.uniform(0.05, 0.95) * width
-        y = np.linspace(arm_row, height * 1.05, 24)
-        line = np.stack([x + np.cumsum(rng.normal(0, 0.006, 24)) * view.unit, y], axis=1)
-        _paint_band(rng, canvas, line, rng.uniform(0.03, 0.055) * view.unit, brown)
-    x = np.linspace(-0.05, 1.05, 32) * width
-    arm = np.stack([x, arm_row + np.cumsum(rng.normal(0, 0.004, 32)) * view.unit], axis=1)
-    _paint_band(rng, canvas, arm, rng.uniform(0.018, 0.03) * view.unit, brown)
+        trunk_x = rng.uniform(0.05, 0.95) * width + _draw_wander(rng, 48, 0.015 * unit)
+        line_width = rng.uniform(0.03, 0.055) * unit + _draw_wander(rng, 48, 0.005 * unit)
+        _paint_band(canvas, np.stack([trunk_x, down], axis=1), line_width, brown, bark)
+    arm_y = arm_row + _draw_wander(rng, 48, 0.012 * unit)
+    _paint_band(canvas, np.stack([across, arm_y], axis=1), rng.uniform(0.018, 0.03) * unit, brown, bark)
+    rise = np.linspace(arm_row, -0.05 * height, 24)
     for _ in range(int(rng.integers(5, 12))):
-        y = np.linspace(arm_row, -0.05 * height, 16)
-        x = rng.uniform(0, width) + np.cumsum(rng.normal(0, 0.012, 16)) * view.unit
+        cane_x = rng.uniform(0, width) + _draw_wander(rng, 24, 0.05 * unit)
         color = np.array([0.42, 0.38, 0.18], np.float32) * rng.uniform(0.5, 1.1)
-        _paint_band(rng, canvas, np.stack([x, y], axis=1), rng.uniform(0.007, 0.013) * view.unit, color)
+        _paint_band(canvas, np.stack([cane_x, rise], axis=1), rng.uniform(0.007, 0.013) * unit, color)
     for _ in range(int(rng.integers(1, 4))):
-        y = rng.uniform(0.05, 0.9) * height + np.array([0.0, rng.normal(0, 0.02) * height])
-        wire = np.stack([np.array([-0.05, 1.05]) * width, y], axis=1)
+        wire_y = rng.uniform(0.05, 0.9) * height + np.linspace(0.0, rng.normal(0, 0.02) * height, 48)
         grey = np.full(3, rng.uniform(0.3, 0.65), np.float32)
-        _paint_band(rng, canvas, wire, max(1.0, 0.004 * view.unit), grey)
+        _paint_band(canvas, np.stack([across, wire_y], axis=1), max(1.0, 0.004 * unit), grey)
 
 
 def _paint_leaves(
@@ -167,18 +190,17 @@ def _paint_leaves(
     height, width = canvas.size
     mean_area = float(np.mean([leaf.alpha_hw.sum() for leaf in leaves]))
     count = int(density * view.foliage_bottom * width / mean_area)
+    y, x = rng.uniform(-0.05 * height, view.foliage_bottom, count), rng.uniform(-0.03, 1.03, count) * width
+    stays = (y < view.fruit_top) | (rng.random(count) < fruit_share)
     # bright and dark places in the foliage are wider than a leaf
     glade = draw_noise(rng, 32, 32, 5)
-    for _ in range(count):
-        y, x = rng.uniform(-0.05 * height, view.foliage_bottom), rng.uniform(-0.03, 1.03) * width
-        in_fruit = view.fruit_top < y
-        if in_fruit and rng.random() > fruit_share:
-            continue
-        patch = float(glade[int(np.clip(y / height * 32, 0, 31)), int(np.clip(x / width * 32, 0, 31))])
-        low, high = brightness
-        factor = low + (high - low) * float(np.clip(patch + rng.normal(0, 0.2), 0, 1))
-        leaf = leaves[int(rng.integers(len(leaves)))]
-        paint_leaf(rng, canvas, leaf, (y, x), brightness=factor, shadow=shadow)
+    rows, columns = (y / height * 32).astype(int).clip(0, 31), (x / width * 32).astype(int).clip(0, 31)
+    low, high = brightness
+    factors = low + (high - low) * (glade[rows, columns] + rng.normal(0, 0.2, count)).clip(0, 1)
+    chosen = rng.integers(len(leaves), size=count)
+    for index in np.flatnonzero(stays).tolist():
+        center = (float(y[index]), float(x[index]))
+        paint_leaf(rng, canvas, leaves[chosen[index]], center, brightness=float(factors[index]), shadow=shadow)
 
 
 def _paint_clusters(

@@ -1,0 +1,134 @@
+"""The surface of the configuration: whoever renames a key breaks somebody's command, and this test."""
+
+import pytest
+
+from vpexp.config import compose_config, validate
+from vpexp.config.folders import find_conf_folder, list_groups
+from vpexp.config.suggest import list_keys
+
+SURFACE = {
+    "stage": ["name", "test", "split", "controls", "overlays"],
+    "model": ["name", "_target_", "image_size", "weights", "freeze"],
+    "data": [
+        *("name", "format", "root", "train_split", "val_split", "test_split", "val_fraction", "instances", "strict"),
+        *("batch_size", "num_workers", "limit_images", "synthetic"),
+    ],
+    "prompt": ["type", "jitter", "test_jitter", "max_per_image"],
+    "loss": ["focal_weight", "dice_weight", "iou_weight", "focal_alpha", "focal_gamma", "resolution"],
+    "optimizer": ["_target_", "lr", "weight_decay", "betas"],
+    "scheduler": ["_target_", "warmup_steps"],
+    "callbacks": ["early_stopping", "progress"],
+    "trainer": [
+        *("max_epochs", "accelerator", "devices", "strategy", "precision", "gradient_clip_val"),
+        *("accumulate_grad_batches", "log_every_n_steps", "deterministic", "limit_train_batches"),
+        *("limit_val_batches", "threads"),
+    ],
+    "tracking": ["enabled", "uri", "experiment", "run_name", "tags"],
+    "paths": ["output_dir", "cache_dir"],
+    "seed": [],
+    "checkpoint": [],
+    "resume": [],
+}
+
+OPTIONS = {
+    "stage": ["models", "test", "train"],
+    "model": ["sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
+    "data": [
+        *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),
+    ],
+    "prompt": ["both", "box", "loose_box", "point"],
+    "loss": ["default"],
+    "optimizer": ["adam", "adamw", "sgd"],
+    "scheduler": ["constant", "cosine", "linear", "linear_warmup"],
+    "callbacks": ["default", "none"],
+    "trainer": ["default", "gpu"],
+    "tracking": ["default", "none"],
+    "paths": ["default"],
+    "experiment": ["debug", "quickstart"],
+}
+
+
+def test_surface__keys_are_frozen():
+    cfg = compose_config()
+
+    assert {str(key): list(cfg[key]) if hasattr(cfg[key], "keys") else [] for key in cfg} == SURFACE
+
+
+def test_surface__options_are_frozen():
+    groups = list_groups([find_conf_folder()])
+
+    assert {group: sorted(options) for group, options in groups.items()} == OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group, options in list_groups([find_conf_folder()]).items() for option in options],
+)
+def test_group__every_option_composes_and_is_valid(group, option):
+    asked = [f"{group}={option}", *(["data.root=somewhere"] if group == "data" else [])]
+
+    cfg = compose_config(asked)
+
+    validate(cfg)
+    assert list(cfg) == list(SURFACE)
+    if group in {"model", "stage", "data"}:
+        assert cfg[group].name == option
+
+
+def test_files__open_with_what_they_are_and_a_command():
+    for options in list_groups([find_conf_folder()]).values():
+        for file in options.values():
+            lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+            assert lines[0].startswith("# "), file
+            assert ": python -m vpexp " in lines[0], file
+
+
+def test_files__commands_in_them_compose():
+    for options in list_groups([find_conf_folder()]).values():
+        for file in options.values():
+            line = next(line for line in file.read_text().splitlines() if ": python -m vpexp" in line)
+            for words in (line.partition("python -m vpexp")[2].partition("(")[0].split(),):
+                assert compose_config(words) is not None, file
+
+
+def test_files__restated_defaults_equal_the_schema():
+    from omegaconf import OmegaConf
+
+    from vpexp.config.schema import Config
+
+    schema, cfg = OmegaConf.structured(Config), compose_config()
+    for section in ("prompt", "loss", "trainer", "tracking", "paths"):
+        assert OmegaConf.to_container(cfg[section]) == OmegaConf.to_container(schema[section]), section
+
+
+def test_stage__test_starts_from_what_was_trained_last():
+    assert compose_config(["stage=test"]).checkpoint == "latest"
+    assert compose_config(["stage=test", "checkpoint=null", "model=sam_vit_b"]).checkpoint is None
+    assert compose_config(["stage=train"]).checkpoint is None
+
+
+def test_experiment__command_line_wins():
+    cfg = compose_config(["experiment=quickstart", "trainer.max_epochs=2", "model=sam_debug"])
+
+    assert (cfg.trainer.max_epochs, cfg.model.name, cfg.stage.test) == (2, "sam_debug", True)
+
+
+def test_paths__cache_dir_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("VPEXP_CACHE_DIR", "/scratch/cache")
+    assert compose_config().paths.cache_dir == "/scratch/cache"
+
+    monkeypatch.delenv("VPEXP_CACHE_DIR")
+    assert compose_config().paths.cache_dir == "~/.cache/vpexp"
+
+
+def test_tracking__database_lies_in_the_output_folder():
+    assert compose_config(["paths.output_dir=/x"]).tracking.uri == "sqlite:////x/mlflow.db"
+
+
+def test_list_keys__sections_and_leaves_in_order():
+    keys = list(list_keys(compose_config(["data=coco"])))
+
+    assert keys[:3] == ["stage", "stage.name", "stage.test"]
+    assert "callbacks.early_stopping.patience" in keys
+    assert "data.synthetic" in keys
+    assert "data.synthetic.scene" not in keys

@@ -1,0 +1,77 @@
+import pytest
+
+from vpexp.config import compose_config, validate
+from vpexp.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.batch_size=0"], "data.batch_size=0: must be at least 1"),
+        (["trainer.max_epochs=-1"], "trainer.max_epochs=-1: must be at least 1"),
+        (["prompt.jitter=-0.1"], "prompt.jitter=-0.1: must be at least 0"),
+        (["data.limit_images=0"], "data.limit_images=0: must be at least 1"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+        (["prompt.jitter=nan"], "prompt.jitter=nan: must be at least 0"),
+        (["data.val_fraction=1"], "data.val_fraction=1.0: must lie between 0 and 1"),
+        (["data.val_fraction=nan"], "data.val_fraction=nan: must lie between 0 and 1"),
+        (["loss.focal_alpha=2"], "loss.focal_alpha=2.0: must lie between 0 and 1"),
+        (["loss.focal_weight=0", "loss.dice_weight=0"], "no mask is learnt"),
+        (["prompt.type=boxes"], "prompt.type=boxes: must be one of box, point, both; did you mean 'box'?"),
+        (["stage.split=valid"], "stage.split=valid: must be one of train, val, test; did you mean 'val'?"),
+        (["data.format=yolo", "data.root=x"], "data.format=yolo: must be one of coco, voc"),
+        (["data.instances=component"], "did you mean 'components'?"),
+        (["data.synthetic.scene=forest"], "must be one of vineyard, shapes"),
+        (["loss.resolution=high"], "must be one of input, low"),
+        (["trainer.precision=8"], "trainer.precision=8: must be one of 32, 32-true"),
+        (["trainer.deterministic=maybe"], "must be true, false or warn"),
+        (["trainer.limit_train_batches=0"], "must be a number of batches from 1, or a share up to 1.0"),
+        (["trainer.limit_val_batches=1.5"], "must be a number of batches from 1, or a share up to 1.0"),
+        (["model.freeze=[image_encoder,decoder]"], "there is no part 'decoder'"),
+        (["model.freeze=[image_encoder,prompt_encoder,mask_decoder]"], "nothing to learn"),
+        (["optimizer.lr=abc"], "optimizer.lr=abc: must be a number above 0"),
+        (["optimizer.lr=0"], "optimizer.lr=0: must be a number above 0"),
+        (["~optimizer.lr"], "optimizer.lr=None: must be a number above 0"),
+        (["optimizer.weight_decay=abc"], "optimizer.weight_decay=abc: must be a number"),
+        (["~optimizer._target_"], "optimizer._target_ is not given"),
+        (["+callbacks.mine=3"], "callbacks.mine: needs a _target_"),
+        (["data=coco"], "data.root is not given: write data.root="),
+        (["data=coco", "data.root="], "data.root is not given: write data.root="),
+        (["data=coco", "data.root=x", "data.format=synthetic"], "choose data=synthetic"),
+        (["checkpoint=a", "resume=b"], "keep one"),
+        (["stage=models", "resume=b"], "resume continues a training, and stage is models"),
+        (["+data.bacth_size=1"], "unknown key 'data.bacth_size'; did you mean 'data.batch_size'?"),
+        (["+data.synthetic.scen=shapes"], "unknown key 'data.synthetic.scen'; did you mean 'data.synthetic.scene'?"),
+        (["+mine=1"], "unknown key 'mine'"),
+        (["data.root=${nope}"], "cannot resolve data.root: Interpolation key 'nope' not found"),
+    ],
+)
+def test_validate__names_key_value_and_what_is_wanted(overrides, message):
+    cfg = compose_config(overrides)
+
+    with pytest.raises(ConfigError) as caught:
+        validate(cfg)
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["callbacks.early_stopping=null"],
+        ["callbacks=none", "+callbacks.mine._target_=mine.Callback"],
+        ["+optimizer.amsgrad=true"],
+        ["trainer.limit_train_batches=3", "trainer.limit_val_batches=0.5"],
+        ["trainer.devices=auto"],
+        ["trainer.devices='0,1'"],
+        ["trainer.precision=bf16-mixed", "trainer.deterministic=true"],
+        ["model.freeze=[]"],
+        ["resume=outputs/train/x"],
+        ["stage=test", "checkpoint=null"],
+        ["data.val_fraction=0.5", "data.limit_images=1", "prompt.max_per_image=1"],
+        ["+tracking.tags.owner=me"],
+    ],
+)
+def test_validate__lets_sensible_things_pass(overrides):
+    validate(compose_config(overrides))

@@ -1,0 +1,129 @@
+"""Mask images whose pixels name a class or an instance: by number (grey, palette) or by colour.
+
+Shapes: H W size of the mask in pixels.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
+
+from vpexp.data.masks import encode_label_map
+from vpexp.data.types import Rle
+from vpexp.errors import DataError
+
+Color = tuple[int, int, int]
+IndexMask = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+
+VOID = 255
+UNKNOWN_COLOR = 1 << 32
+"""Colours that no table declares get values from here on: this number plus the colour as 0xRRGGBB."""
+VOID_COLOR: Color = (224, 224, 192)
+"""Pascal VOC's colour of borders and difficult regions, its palette's entry 255."""
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int64)
+
+
+class MaskFileError(DataError):
+    """A mask image that cannot be read."""
+
+
+def build_voc_colors(count: int = 256) -> dict[Color, int]:
+    """Build Pascal VOC's colour table: the bits of an index, dealt out to red, green and blue from the top bit down."""
+    colors = {}
+    for index in range(count):
+        red = green = blue = 0
+        rest = index
+        for bit in range(7, -1, -1):
+            red |= (rest & 1) << bit
+            green |= (rest >> 1 & 1) << bit
+            blue |= (rest >> 2 & 1) << bit
+            rest >>= 3
+        colors[red, green, blue] = index
+    return colors
+
+
+def read_index_mask(path: Path, colors: Mapping[Color, int]) -> IndexMask:
+    """Read a mask image as numbers.
+
+    Grey and bilevel images hold the numbers themselves. A palette image holds them too, unless all its colours are in
+    the table: then the table decides, because tools that compress images renumber palettes. A colour image is looked
+    up in the table; if it is grey all over and the table does not have its colours, its grey values are the numbers.
+
+    Args:
+        path: The mask image.
+        colors: Colour -> number.
+
+    Returns:
+        int64 [H, W]; a colour that is not in the table becomes `UNKNOWN_COLOR` + 0xRRGGBB.
+
+    Raises:
+        MaskFileError: The file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _read_values(image, colors)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise MaskFileError(f"{path}: mask file is truncated or damaged ({error})") from error
+
+
+def _read_values(image: Image.Image, colors: Mapping[Color, int]) -> IndexMask:
+    """Read the numbers of a decoded mask image."""
+    if image.mode == "P":
+        return _read_palette(image, colors)
+    if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+        values: NDArray[Any] = np.asarray(image)
+        return (values[:, :, 0] if values.ndim > 2 else values).astype(np.int64)  # noqa: PLR2004 (LA: grey and alpha)
+    pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+    packed_HW = pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
+    used = find_values(packed_HW)
+    known = {_pack(color): index for color, index in colors.items()}
+    is_grey = all(value % 0x010101 == 0 for value in used)
+    if is_grey and not set(used) <= set(known):
+        return packed_HW & 0xFF
+    table = np.array([known.get(value, UNKNOWN_COLOR + value) for value in used], dtype=np.int64)
+    return table[np.searchsorted(np.array(used), packed_HW)]
+
+
+def _read_palette(image: Image.Image, colors: Mapping[Color, int]) -> IndexMask:
+    """Read a palette image: its indices, or what the colours stand for if all of them are known."""
+    indices_HW = np.asarray(image).astype(np.int64)
+    palette = image.getpalette("RGB") or []
+    used = find_values(indices_HW)
+    own = {
+        index: (palette[3 * index], palette[3 * index + 1], palette[3 * index + 2])
+        for index in used
+        if 3 * index + 2 < len(palette)
+    }
+    if len(own) < len(used) or not set(own.values()) <= set(colors):
+        return indices_HW
+    table = np.arange(256)
+    for index, color in own.items():
+        table[index] = colors[color]
+    return table[indices_HW]
+
+
+def _pack(color: Color) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def find_values(values_HW: IndexMask) -> list[int]:
+    """List the different values of an array, sorted; faster than sorting every pixel where neighbours are equal."""
+    flat = values_HW.ravel()
+    starts = np.concatenate([[True], flat[1:] != flat[:-1]])
+    return [int(value) for value in np.unique(flat[starts])]
+
+
+def split_components(mask_HW: NDArray[np.bool_]) -> list[Rle]:
+    """Split a mask into its connected parts; pixels that touch at a corner are connected.
+
+    Returns:
+        One mask a part, in the order in which the rows meet them.
+    """
+    parts_HW, _ = ndimage.label(mask_HW, structure=_EIGHT_NEIGHBOURS)
+    return [rle for value, rle in encode_label_map(parts_HW).items() if value]

@@ -1,0 +1,149 @@
+"""What the numbers and colours of mask images mean: dataset_meta.json, labelmap.txt, class_names.txt, Pascal VOC."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpexp.data.readers.index_masks import VOID, VOID_COLOR, Color, build_voc_colors
+from vpexp.data.readers.json_files import load_json
+from vpexp.errors import DataError
+
+META_FILE = "dataset_meta.json"
+_BACKGROUND_NAMES = frozenset(
+    {"background", "bg", "void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabel", "none"}
+)
+_VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """The classes of mask images.
+
+    Attributes:
+        names: Number of a class -> its name, background and void included.
+        colors: Colour -> number of its class; empty if none are declared.
+        background: Numbers that are declared as background, whatever they are called.
+        is_declared: Whether the data set says so itself, or the format's own classes stand in.
+    """
+
+    names: Mapping[int, str]
+    colors: Mapping[Color, int] = field(default_factory=dict)
+    background: frozenset[int] = frozenset()
+    is_declared: bool = True
+
+    def is_object(self, value: int) -> bool:
+        """Say whether a declared number stands for objects, and not for background or void."""
+        name = self.names.get(value)
+        return name is not None and value not in self.background and not is_background_name(name)
+
+    def is_background(self, value: int) -> bool:
+        """Say whether a number stands for background or void: declared so, or 0 or 255 and not declared at all."""
+        return not self.is_object(value) and (value in self.names or value in (0, VOID))
+
+    @property
+    def object_values(self) -> tuple[int, ...]:
+        """List the numbers that stand for objects, in their order."""
+        return tuple(sorted(value for value in self.names if self.is_object(value)))
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """List the names of the classes of objects, by their number, each name once."""
+        return tuple(dict.fromkeys(self.names[value] for value in self.object_values))
+
+
+def is_background_name(name: str) -> bool:
+    """Say whether a class of this name is no object."""
+    return name.strip("_ ").lower() in _BACKGROUND_NAMES
+
+
+def read_meta_file(path: Path) -> LabelMap:
+    """Read a dataset_meta.json.
+
+    The keys of its label_map are the pixel values, so ``{"1": "Rectangle"}`` calls pixels of value 1 Rectangle. A
+    label_map without colours of its own takes the colour at the place of its key, or else at its own place in the file.
+
+    Raises:
+        DataError: The file declares no labels, or declares them in a way that cannot be understood.
+    """
+    content = load_json(path)
+    names = _read_names(content, path)
+    colors = content.get("segmentation_colors") or []
+    table: dict[Color, int] = {}
+    for place, value in enumerate(names):
+        position = value if max(names) < len(colors) else place
+        if position < len(colors) and colors[position] is not None:
+            table.setdefault(_read_color(colors[position], path), value)
+    background = content.get("background_label")
+    if background is None:
+        return LabelMap(names, table)
+    is_named = {value for value, name in names.items() if name == background}
+    is_numbered = {int(background)} if str(background).isdigit() else set()
+    return LabelMap(names, table, frozenset(is_named | is_numbered))
+
+
+def _read_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """Read the names from 'label_map' (number -> name) or 'labels' (a list)."""
+    label_map, labels = content.get("label_map"), content.get("labels")
+    try:
+        if label_map:
+            return {int(value): str(name) for value, name in label_map.items()}
+        if labels:
+            return {value: str(name) for value, name in enumerate(labels)}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: expected a label_map such as {{"0": "background", "1": "cell"}} ({error})') from error
+    raise DataError(f'{path}: declares no labels; expected a label_map such as {{"0": "background", "1": "cell"}}')
+
+
+def _read_color(color: Any, path: Path) -> Color:
+    try:
+        red, green, blue = (int(channel) for channel in color)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: segmentation_colors: expected [red, green, blue], found {color!r}") from error
+    return red, green, blue
+
+
+def read_voc_label_map(root: Path) -> LabelMap:
+    """Read the classes of a Pascal VOC folder: from its own files, or the twenty classes of Pascal VOC.
+
+    Raises:
+        DataError: A file of the folder that cannot be understood.
+    """
+    if (root / META_FILE).is_file():
+        declared = read_meta_file(root / META_FILE)
+    elif (root / "labelmap.txt").is_file():
+        declared = _read_labelmap_file(root / "labelmap.txt")
+    elif (root / "class_names.txt").is_file():
+        names = [line.strip() for line in _read_lines(root / "class_names.txt")]
+        names = [name for name in names if not name.startswith("__ignore")]
+        declared = LabelMap(dict(enumerate(names)))
+    else:
+        declared = LabelMap(dict(enumerate(_VOC_CLASSES)), is_declared=False)
+    colors = dict(declared.colors) or {color: i for color, i in build_voc_colors().items() if i in declared.names}
+    colors.setdefault((0, 0, 0), 0)
+    colors.setdefault(VOID_COLOR, VOID)
+    return LabelMap({VOID: "void", **declared.names}, colors, declared.background, declared.is_declared)
+
+
+def _read_labelmap_file(path: Path) -> LabelMap:
+    """Read a labelmap.txt: lines of ``name:red,green,blue:parts:actions``, numbered in their order."""
+    names: dict[int, str] = {}
+    colors: dict[Color, int] = {}
+    for line in _read_lines(path):
+        fields = line.split(":")
+        number = len(names)
+        names[number] = fields[0].strip()
+        if len(fields) > 1 and fields[1].strip():
+            colors.setdefault(_read_color(fields[1].split(","), path), number)
+    if not names:
+        raise DataError(f"{path}: declares no labels; expected lines such as 'cell:128,0,0::'")
+    return LabelMap(names, colors)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file, without empty ones and comments."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -1,0 +1,231 @@
+"""Pascal VOC: instance masks of SegmentationObject, their classes from SegmentationClass or the XML files.
+
+Mask images are read here and not through Datumaro, which takes 19 ms of every object for decoding palettes, fails where
+SegmentationClass is missing, and turns void borders into objects.
+
+Shapes: H W size of the image in pixels.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vpexp.data.folder import Folder
+from vpexp.data.ledger import (
+    AMBIGUOUS_IMAGE,
+    BOX_ONLY,
+    DAMAGED_MASK,
+    DAMAGED_XML,
+    MASK_SIZE_DIFFERS,
+    MISSING_IMAGE,
+    UNDECLARED,
+    VOID_REGION,
+    SkipLedger,
+)
+from vpexp.data.masks import compute_box, encode_label_map
+from vpexp.data.progress import show_progress
+from vpexp.data.readers.base import ObjectMask, Subset, gather_objects, place_image, skip_unannotated
+from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
+from vpexp.data.readers.class_maps import extract_objects, has_only_background
+from vpexp.data.readers.index_masks import (
+    UNKNOWN_COLOR,
+    VOID,
+    IndexMask,
+    MaskFileError,
+    build_voc_colors,
+    find_values,
+    read_index_mask,
+)
+from vpexp.data.readers.label_maps import LabelMap, read_voc_label_map
+from vpexp.data.readers.voc_files import VocFolder, XmlObject, find_voc_folders, read_xml_objects
+from vpexp.data.types import AnnotatedImage, Rle
+from vpexp.errors import DataError
+
+_ONLY_CATEGORY = "object"
+_WIDE_VOID = 65535
+
+
+class VocReader:
+    """Reads Pascal VOC; a subset is a list of images in ImageSets, or all images where there are no lists."""
+
+    format = "voc"
+
+    def __init__(self, folder: Folder, instances: str) -> None:
+        """Find the subsets.
+
+        Args:
+            folder: The data set's folder.
+            instances: ``components`` or ``classes``; counts only where there are class masks without instance masks.
+
+        Raises:
+            DataError: Nothing is laid out as Pascal VOC.
+        """
+        self.notes: list[str] = []
+        self._by_component = instances == "components"
+        homes = [VocFolder(folder, name) for name in find_voc_folders(folder)]
+        if not homes:
+            raise DataError(
+                f"{folder.root}: no Pascal VOC; looked for JPEGImages beside SegmentationObject, SegmentationClass, "
+                "Annotations and ImageSets"
+            )
+        self._subsets: dict[str, tuple[VocFolder, list[str]]] = {}
+        for home in homes:
+            for name, ids in home.list_sets().items():
+                own = name if len(homes) == 1 else "/".join(filter(None, [home.name, name]))
+                self._subsets[own or "default"] = home, ids
+
+    def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
+        """List the subsets."""
+        return dict.fromkeys(self._subsets, ())
+
+    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+        """Read one subset; see `Reader`."""
+        home, ids = self._subsets[name]
+        subset = _VocSubset(home, ledger, by_component=self._by_component)
+        images = [subset.read_image(image_id) for image_id in show_progress(ids, f"Reading masks of {name}")]
+        return Subset(tuple(subset.categories), tuple(image for image in images if image is not None))
+
+
+class _VocSubset:
+    """One subset while it is read; its categories grow where XML files name classes that no label map declares."""
+
+    def __init__(self, home: VocFolder, ledger: SkipLedger, *, by_component: bool) -> None:
+        self._home = home
+        self._ledger = ledger
+        self._by_component = by_component
+        self._label_map = read_voc_label_map(home.path)
+        self._instance_colors = build_voc_colors()
+        self.categories = list(self._label_map.categories)
+
+    def read_image(self, image_id: str) -> AnnotatedImage | None:
+        """Read one image's masks; None if nothing is left of it."""
+        try:
+            instances_HW = self._read_mask(self._home.instance_masks.get(image_id), self._instance_colors)
+            classes_HW = self._read_mask(self._home.class_masks.get(image_id), self._label_map.colors)
+        except MaskFileError as error:
+            self._ledger.skip(DAMAGED_MASK, str(error))
+            return None
+        boxes = self._read_boxes(image_id)
+        map_HW = instances_HW if instances_HW is not None else classes_HW
+        if map_HW is None:
+            self._skip_unmasked(image_id, boxes)
+            return None
+        if classes_HW is not None and classes_HW.shape != map_HW.shape:
+            self._ledger.skip(MASK_SIZE_DIFFERS, f"{image_id}: instance and class mask are of different sizes")
+            return None
+        path = self._find_image(image_id)
+        placed = path and place_image(image_id, path, (map_HW.shape[0], map_HW.shape[1]), self._ledger)
+        if not placed:
+            return None
+        if instances_HW is None:
+            objects = self._read_classes(image_id, map_HW)
+        else:
+            objects = self._read_instances(image_id, instances_HW, classes_HW, boxes)
+        if objects is None:
+            skip_unannotated(image_id, self._ledger)
+            return None
+        return gather_objects(placed, objects, self._ledger)
+
+    def _read_mask(self, path: Path | None, colors: Mapping[tuple[int, int, int], int]) -> IndexMask | None:
+        return None if path is None else read_index_mask(path, colors)
+
+    def _read_boxes(self, image_id: str) -> list[XmlObject]:
+        path = self._home.xml_files.get(image_id)
+        if path is None:
+            return []
+        try:
+            return read_xml_objects(path)
+        except DataError as error:
+            self._ledger.skip(DAMAGED_XML, str(error))
+            return []
+
+    def _skip_unmasked(self, image_id: str, boxes: list[XmlObject]) -> None:
+        """Count the boxes of an image without masks."""
+        if boxes:
+            self._ledger.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(boxes))
+        else:
+            skip_unannotated(image_id, self._ledger)
+
+    def _find_image(self, image_id: str) -> Path | None:
+        """Find the image file; where several have the name, the JPEG that the format asks for."""
+        files = self._home.images.get(image_id, [])
+        jpegs = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg")]
+        if len(files) == 1 or len(jpegs) == 1:
+            return (jpegs or files)[0]
+        reason = AMBIGUOUS_IMAGE if files else MISSING_IMAGE
+        self._ledger.skip(reason, f"{image_id} in {self._home.path}")
+        return None
+
+    def _read_classes(self, image_id: str, classes_HW: IndexMask) -> list[ObjectMask] | None:
+        """Take objects out of a class map that has no instance map; None if it holds only background."""
+        if has_only_background(classes_HW, self._label_map):
+            return None
+        path = self._home.class_masks[image_id]
+        return extract_objects(classes_HW, self._label_map, path, self._ledger, by_component=self._by_component)
+
+    def _read_instances(
+        self, image_id: str, instances_HW: IndexMask, classes_HW: IndexMask | None, boxes: list[XmlObject]
+    ) -> list[ObjectMask] | None:
+        """Take objects out of an instance map; None if it holds only background."""
+        masks = encode_label_map(instances_HW)
+        is_wide = any(VOID < value < UNKNOWN_COLOR for value in masks)
+        for nothing in (0, _WIDE_VOID if is_wide else VOID):
+            masks.pop(nothing, None)
+        if not masks:
+            return None
+        classes = _find_classes(instances_HW, classes_HW, list(masks), self._label_map)
+        objects = []
+        for value, mask in masks.items():
+            name = self._name_object(f"{image_id}, instance {value}", classes[value], mask, boxes)
+            if name is not None:
+                objects.append(ObjectMask(str(value), mask, self._index(name)))
+        self._ledger.skip(BOX_ONLY, f"{image_id}: boxes without an instance", count=len(boxes) - len(masks))
+        return objects
+
+    def _name_object(self, example: str, value: int | None, mask: Rle, boxes: list[XmlObject]) -> str | None:
+        """Name the class of an instance: by its class mask, or by the XML box that fits it; None if it was skipped."""
+        if value is None or not self._label_map.is_declared:
+            by_box = _find_name(mask, boxes)
+            if by_box is not None or value is None:
+                return by_box or _ONLY_CATEGORY
+        if self._label_map.is_object(value):
+            return self._label_map.names[value]
+        reason = VOID_REGION if self._label_map.is_background(value) else UNDECLARED
+        self._ledger.skip(reason, f"{example}: class {value}")
+        return None
+
+    def _index(self, name: str) -> int:
+        if name not in self.categories:
+            self.categories.append(name)
+        return self.categories.index(name)
+
+
+def _find_classes(
+    instances_HW: IndexMask, classes_HW: IndexMask | None, instances: list[int], label_map: LabelMap
+) -> dict[int, int | None]:
+    """Find the class of each instance: the one that most of its pixels have, background only where there is no other.
+
+    Returns:
+        Instance -> number of its class, None where there is no class map.
+    """
+    if classes_HW is None:
+        return dict.fromkeys(instances)
+    inside_HW = np.isin(instances_HW, instances)
+    places = np.searchsorted(instances, instances_HW[inside_HW])
+    values = find_values(classes_HW)
+    columns = np.searchsorted(values, classes_HW[inside_HW])
+    counts = np.bincount(places * len(values) + columns, minlength=len(instances) * len(values))
+    table = counts.reshape(len(instances), len(values)).astype(np.float64)
+    table[:, [label_map.is_background(value) for value in values]] *= 1e-9  # the last choice
+    return {instance: values[column] for instance, column in zip(instances, table.argmax(axis=1), strict=True)}
+
+
+def _find_name(mask: Rle, boxes: list[XmlObject]) -> str | None:
+    """Find the name of the XML box that fits a mask best; None if none overlaps it by half."""
+    if not boxes:
+        return None
+    x0, y0, x1, y1 = compute_box(mask).tolist()
+    scores = [compute_box_iou((x0, y0, x1, y1), box.box) for box in boxes]
+    best = scores.index(max(scores))
+    return boxes[best].name if scores[best] >= SAME_BOX_IOU else None

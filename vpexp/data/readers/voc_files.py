@@ -1,0 +1,147 @@
+"""Where a Pascal VOC folder keeps its images, masks, lists and XML files."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree as ET
+
+from vpexp.data.folder import Folder
+from vpexp.errors import DataError
+
+_IMAGES, _OBJECTS, _CLASSES = "JPEGImages", "SegmentationObject", "SegmentationClass"
+_XML, _SETS = "Annotations", "ImageSets"
+_SET_FOLDERS = ("Segmentation", "Main", "Layout", "Action", "")
+_CLASS_LIST_LINE = re.compile(r"\s-?[01]$")
+
+
+@dataclass(frozen=True, slots=True)
+class XmlObject:
+    """An object of an XML file: its class and box, xyxy, ``[x0, y0, x1, y1)`` in pixels."""
+
+    name: str
+    box: tuple[float, float, float, float]
+
+
+def describe_voc_folders(folder: Folder) -> list[str]:
+    """List the folders that show that a data set is laid out as Pascal VOC: JPEGImages and the like."""
+    if not find_voc_folders(folder):
+        return []
+    return folder.directories_named(_IMAGES, _OBJECTS, _CLASSES, _XML, _SETS)
+
+
+def find_voc_folders(folder: Folder) -> list[str]:
+    """List the folders laid out as Pascal VOC, as names relative to the root."""
+    parents = {PurePosixPath(name).parent for name in folder.directories_named(_IMAGES, _OBJECTS, _CLASSES, _SETS)}
+    return sorted("" if parent == PurePosixPath() else parent.as_posix() for parent in parents)
+
+
+class VocFolder:
+    """One folder laid out as Pascal VOC.
+
+    Attributes:
+        name: The folder's name relative to the data set's root, an empty string for the root itself.
+        path: The folder.
+        images: Image id -> image files of this name, whatever their ending.
+        instance_masks: Image id -> mask file of instances.
+        class_masks: Image id -> mask file of classes.
+        xml_files: Image id -> XML file.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        """List the folder's files.
+
+        Args:
+            folder: The data set's folder.
+            name: Name of the folder within it.
+        """
+        self.name = name
+        self.path = folder.path(name) if name else folder.root
+        self._folder = folder
+        self.images = {stem: [folder.path(file) for file in files] for stem, files in self._list(_IMAGES).items()}
+        self.instance_masks = self._list_first(_OBJECTS)
+        self.class_masks = self._list_first(_CLASSES)
+        self.xml_files = {
+            stem: folder.path(file)
+            for stem, files in self._list(_XML, images=False).items()
+            for file in files
+            if file.lower().endswith(".xml")
+        }
+
+    def _find(self, part: str) -> str | None:
+        """Find the folder of one part, in any case."""
+        own = PurePosixPath(self.name)
+        return next((d for d in self._folder.directories_named(part) if PurePosixPath(d).parent == own), None)
+
+    def _list(self, part: str, *, images: bool = True) -> dict[str, list[str]]:
+        """List the files of one part by their name without folder and ending."""
+        directory = self._find(part)
+        found: dict[str, list[str]] = {}
+        for name in self._folder.files_in(directory, recursive=True) if directory else []:
+            if not images or self._folder.has_image(name):
+                stem = PurePosixPath(name).relative_to(directory or "").with_suffix("").as_posix()
+                found.setdefault(stem, []).append(name)
+        return found
+
+    def _list_first(self, part: str) -> dict[str, Path]:
+        return {stem: self._folder.path(files[0]) for stem, files in self._list(part).items()}
+
+    def list_sets(self) -> dict[str, list[str]]:
+        """List the subsets: name -> image ids, from the first folder of ImageSets that has any.
+
+        Without lists there is one subset, with an empty name, of all images that have a mask or an XML file.
+        """
+        directory = self._find(_SETS)
+        for inner in _SET_FOLDERS if directory else ():
+            sets = self._read_sets(f"{directory}/{inner}".rstrip("/"))
+            if any(sets.values()):
+                return sets
+        annotated = {*self.instance_masks, *self.class_masks, *self.xml_files}
+        return {"": sorted(annotated | set(self.images))}
+
+    def _read_sets(self, directory: str) -> dict[str, list[str]]:
+        """Read the lists of one folder, those of single classes left out."""
+        sets = {}
+        for name in self._folder.files_in(directory):
+            if name.lower().endswith(".txt"):
+                lines = self._folder.path(name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+                lines = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+                stem = PurePosixPath(name).stem
+                if not ("_" in stem and lines and all(_CLASS_LIST_LINE.search(line) for line in lines)):
+                    sets[stem] = list(dict.fromkeys(self._read_id(line) for line in lines))
+        return sets
+
+    def _read_id(self, line: str) -> str:
+        """Read the image id of a line, which may be a file name, and may have more words behind it."""
+        known = (self.images, self.instance_masks, self.class_masks, self.xml_files)
+        if any(line in names for names in known):
+            return line
+        path = PurePosixPath(line.split(maxsplit=1)[0].strip("\"'").lstrip("/"))
+        inside = PurePosixPath(*path.parts[1:]) if path.parts[:1] == (_IMAGES,) else path
+        for candidate in (inside, inside.with_suffix(""), PurePosixPath(inside.stem)):
+            if any(candidate.as_posix() in names for names in known):
+                return candidate.as_posix()
+        return line
+
+
+def read_xml_objects(path: Path) -> list[XmlObject]:
+    """Read the objects of an XML file; those without a name or a box are left out.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        root = ET.parse(path).getroot()  # noqa: S314 (expat bounds the expansion of entities itself)
+    except (OSError, ET.ParseError) as error:
+        raise DataError(f"{path}: {error}") from error
+    objects = []
+    for element in root.iterfind("object"):
+        name = element.findtext("name")
+        try:
+            x0, y0, x1, y1 = (
+                float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")
+            )
+        except ValueError:
+            continue
+        if name:
+            objects.append(XmlObject(name.strip(), (x0 - 1, y0 - 1, x1, y1)))  # pixels count from 1, both ends included
+    return objects

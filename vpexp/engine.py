@@ -1,0 +1,124 @@
+"""The notebook's door: the same configuration, the same ``run``."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vpexp.config import compose_config, load_config
+from vpexp.errors import ConfigError
+from vpexp.run import run
+from vpexp.stages.context import StageResult
+
+
+class Engine:
+    """Fine-tunes and tests from Python.
+
+        engine = Engine(model="sam_tiny_vit", data_root="data/wgisd", work_dir="outputs")
+        engine.train(max_epochs=10)
+        engine.test()
+
+    Args:
+        model: an option of the group ``model``.
+        data_root: folder of the data set.
+        data: an option of the group ``data``; ``auto`` where only ``data_root`` is given.
+        work_dir: where runs lie.
+        config_dir: a folder with configuration groups of your own.
+        overrides: further settings, ``{"data.batch_size": 1}``.
+
+    Raises:
+        ConfigError: a wrong key, option or type, with the closest right name.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        data_root: str | PathLike[str] | None = None,
+        data: str | None = None,
+        work_dir: str | PathLike[str] = "outputs",
+        config_dir: str | PathLike[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        settings: dict[str, Any] = {}
+        if model is not None:
+            settings["model"] = model
+        if data is not None or data_root is not None:
+            settings["data"] = data or "auto"
+        if data_root is not None:
+            settings["data.root"] = str(data_root)
+        settings["paths.output_dir"] = str(work_dir)
+        self.settings = settings | dict(overrides or {})
+        self.config_dir = None if config_dir is None else Path(config_dir)
+        self.saved: DictConfig | None = None
+        self._compose({})
+
+    @classmethod
+    def from_config(cls, path: str | PathLike[str]) -> "Engine":
+        """Take the configuration of an earlier run: its ``config.yaml``."""
+        engine = cls.__new__(cls)
+        engine.saved = load_config(Path(path))
+        engine.settings = {}
+        engine.config_dir = None
+        return engine
+
+    def train(self, *, max_epochs: int | None = None, overrides: Mapping[str, Any] | None = None) -> StageResult:
+        """Fine-tune; ``result.metrics["val/f1-score"]``, ``result.artifacts["best_checkpoint"]``."""
+        settings: dict[str, Any] = {"stage": "train"}
+        if max_epochs is not None:
+            settings["trainer.max_epochs"] = max_epochs
+        return self._run(settings | dict(overrides or {}))
+
+    def test(
+        self, *, checkpoint: str | PathLike[str] | None = "latest", overrides: Mapping[str, Any] | None = None
+    ) -> StageResult:
+        """Test a checkpoint, by default what was trained last; ``checkpoint=None`` tests the model as it came."""
+        settings = {"stage": "test", "checkpoint": None if checkpoint is None else str(checkpoint)}
+        return self._run(settings | dict(overrides or {}))
+
+    def _run(self, settings: Mapping[str, Any]) -> StageResult:
+        cfg, overrides = self._compose(settings)
+        return run(cfg, overrides)
+
+    def _compose(self, settings: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
+        if self.saved is not None:
+            return self._change_saved(self.saved, settings), []
+        overrides = [f"{name}={_quote(value)}" for name, value in (self.settings | dict(settings)).items()]
+        return compose_config(overrides, self.config_dir), overrides
+
+    def _change_saved(self, saved: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+        """Lay settings over a saved configuration, in which the stage is a section of its own."""
+        stage = str(settings["stage"])
+        cfg = saved.copy()
+        if stage != saved.stage.name:
+            cfg.stage = compose_config([f"stage={stage}"]).stage
+            cfg.checkpoint = None
+        for name, value in settings.items():
+            if name == "stage":
+                continue
+            if OmegaConf.select(cfg, name, default=_MISSING) is _MISSING:
+                raise ConfigError(f"unknown key '{name}'")
+            OmegaConf.update(cfg, name, value)
+        return cfg
+
+
+_MISSING = object()
+
+
+def _quote(value: Any) -> str:
+    """Write a value as Hydra's override grammar reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_quote(item) for item in value) + "]"
+    text = str(value)
+    if text.replace("_", "").isalnum():
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

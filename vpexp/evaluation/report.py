@@ -1,0 +1,70 @@
+"""Tables of metrics, side by side."""
+
+import math
+from collections.abc import Mapping
+
+from rich.table import Table
+
+ROWS = (
+    "f1-score",
+    "dice",
+    "iou",
+    "mean_iou",
+    "map",
+    "map_50",
+    "map_75",
+    "map_small",
+    "map_medium",
+    "map_large",
+    "mar_1",
+    "mar_10",
+    "mar_100",
+    "mar_small",
+    "mar_medium",
+    "mar_large",
+    "iter_time",
+    "data_time",
+)
+SECONDS = ("iter_time", "data_time")
+NO_NUMBER = "–"
+
+
+def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """Build a table of metrics, one column for each thing measured; a dash where a number has no meaning.
+
+    Args:
+        title: what stands above.
+        columns: metrics by the column's name, without ``val/`` or ``test/``.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("metric")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in ROWS:
+        values = [metrics.get(row, math.nan) for metrics in columns.values()]
+        if any(math.isfinite(value) for value in values):
+            table.add_row(row, *[format_metric(row, value) for value in values])
+    return table
+
+
+def build_class_table(per_class: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Build the table of AP and AR by class.
+
+    Args:
+        per_class: ``map_per_class`` and ``mar_100_per_class`` by class name.
+        title: what stands above.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("class")
+    for name in per_class:
+        table.add_column(name, justify="right")
+    for label in dict.fromkeys(label for values in per_class.values() for label in values):
+        table.add_row(label, *[format_metric(name, values.get(label, math.nan)) for name, values in per_class.items()])
+    return table
+
+
+def format_metric(name: str, value: float) -> str:
+    """Format a metric: four digits, seconds with their unit."""
+    if not math.isfinite(value):
+        return NO_NUMBER
+    return f"{value:.3f} s" if name in SECONDS else f"{value:.4f}"

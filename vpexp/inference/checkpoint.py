@@ -1,0 +1,164 @@
+"""Checkpoints of fine-tuning: find, read, and put back together with the frozen parts they leave out.
+
+A checkpoint is a Lightning checkpoint whose ``state_dict`` holds only what was trained, and whose key ``vpexp`` says what
+belongs to it: the configuration (YAML text), the class names, and the hash of every part that was left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from vpexp.errors import CheckpointError
+from vpexp.inference.build import build_model
+from vpexp.models.sam import Sam
+from vpexp.models.weights import compute_state_hash
+from vpexp.runfolder import RunFolder, find_latest
+
+PREFIX = "sam."  # the name of the model inside the LightningModule
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: where it was read.
+        cfg: the configuration of the run that wrote it.
+        state: tensors of the trained parts, by the model's own names.
+        frozen: hash of each part that is not in it.
+        categories: class names of the data it was trained on.
+    """
+
+    path: Path
+    cfg: DictConfig
+    state: dict[str, Tensor]
+    frozen: dict[str, str]
+    categories: tuple[str, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that it holds."""
+        return tuple(sorted({name.split(".")[0] for name in self.state}))
+
+
+def build_identity(
+    sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], categories: Sequence[str]
+) -> dict[str, Any]:
+    """Build what a checkpoint says of itself."""
+    return {
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "frozen": {part: compute_state_hash(getattr(sam, part)) for part in left_out},
+        "categories": list(categories),
+    }
+
+
+def find_checkpoint(reference: str, output_dir: Path) -> Path:
+    """Find the file that ``checkpoint=`` means: ``latest``, a run folder (its best epoch), or a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if reference == LATEST:
+        folder = find_latest(output_dir, "train")
+        if folder is None:
+            raise CheckpointError(
+                f"nothing was trained yet under {output_dir}: run stage=train first, or give checkpoint=<file>, "
+                "or checkpoint=null to take the model as it came"
+            )
+        return _find_best(folder)
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _find_best(RunFolder(path.resolve()))
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint={reference} does not exist")
+    return path.resolve()
+
+
+def _find_best(folder: RunFolder) -> Path:
+    best = folder.read_run_json().get("best_checkpoint")
+    candidates = [folder.path / best] if best else []
+    candidates += [*sorted(folder.checkpoints.glob("epoch_*.ckpt"), reverse=True), folder.last_checkpoint]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"{folder.path} holds no checkpoint (looked for checkpoints/epoch_*.ckpt and last.ckpt)")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that vpexp wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, or not one of vpexp's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}") from error
+    if not isinstance(content, Mapping) or "vpexp" not in content:
+        raise CheckpointError(
+            f"{path} is no checkpoint of vpexp; weights in the official layout are given as model.weights=<path>"
+        )
+    identity = content["vpexp"]
+    return Checkpoint(
+        path=path,
+        cfg=OmegaConf.create(identity["config"]),
+        state={name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()},
+        frozen=dict(identity["frozen"]),
+        categories=tuple(identity["categories"]),
+    )
+
+
+def load_checkpoint_model(checkpoint: Checkpoint, model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:
+    """Build the model of a checkpoint: frozen parts from the model's own weights, the rest from the checkpoint.
+
+    Args:
+        checkpoint: from ``read_checkpoint``.
+        model_cfg: the section ``model``, the checkpoint's own or one that the user changed.
+        seed: the seed of random frozen parts.
+        cache_dir: where downloaded weights lie.
+
+    Raises:
+        CheckpointError: the model does not fit, or its frozen parts are not those that the checkpoint was trained with.
+    """
+    saved_name = checkpoint.cfg.model.name
+    if model_cfg.name != saved_name:
+        raise CheckpointError(
+            f"{checkpoint.path} is of model {saved_name}, not {model_cfg.name}: leave out model=, it comes with the checkpoint"
+        )
+    sam = build_model(model_cfg, seed=seed, cache_dir=cache_dir)
+    apply_checkpoint(sam, checkpoint)
+    for part, state_hash in checkpoint.frozen.items():
+        if compute_state_hash(getattr(sam, part)) != state_hash:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained with another {part} than model.weights={model_cfg.weights} gives "
+                f"(it had model.weights={checkpoint.cfg.model.weights}, seed={checkpoint.cfg.seed}, "
+                f"model.image_size={checkpoint.cfg.model.image_size})"
+            )
+    return sam
+
+
+def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:
+    """Load the parts that a checkpoint holds, each of them whole.
+
+    Raises:
+        CheckpointError: names or shapes do not fit.
+    """
+    for part in checkpoint.parts:
+        state = {
+            name.removeprefix(f"{part}."): value
+            for name, value in checkpoint.state.items()
+            if name.startswith(f"{part}.")
+        }
+        try:
+            getattr(sam, part).load_state_dict(state)
+        except (RuntimeError, AttributeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{checkpoint.path} does not fit the model's {part}: {line}") from error

@@ -1,0 +1,46 @@
+"""What every stage is given, and what it gives back."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vpexp.runfolder import RunFolder
+from vpexp.tracking.mlflow_run import MlflowRun
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """A run that is under way."""
+
+    cfg: DictConfig
+    folder: RunFolder
+    tracker: MlflowRun
+
+    @property
+    def output_dir(self) -> Path:
+        """Where runs lie."""
+        return Path(self.cfg.paths.output_dir).expanduser()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where downloaded weights and generated images lie."""
+        return Path(self.cfg.paths.cache_dir).expanduser()
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage found.
+
+    Attributes:
+        metrics: final numbers by name, ``test/f1-score``; NaN where a number has no meaning.
+        artifacts: files made, by name.
+        folder: the run's folder.
+        details: what does not fit a number by name (per-class tables, baselines); goes into ``metrics.json``.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    folder: Path | None = None
+    details: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,82 @@
+"""The data set that a configuration names, read, reported and recorded."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vpexp.data.load import load_dataset
+from vpexp.data.prompts import PromptRecipe
+from vpexp.data.report import report_dataset
+from vpexp.data.synthetic import write_synthetic_dataset
+from vpexp.data.types import AnnotatedDataset
+from vpexp.errors import ConfigError
+from vpexp.stages.context import RunContext
+
+
+def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
+    """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``."""
+    cfg = context.cfg.data
+    format_, root = cfg.format, cfg.root
+    if format_ == "synthetic":
+        format_, root = "coco", _write_synthetic(context)
+    if root is None:
+        raise ConfigError(f"data.root is not set: say where the data set lies, data.root=<folder> (data={cfg.name})")
+    dataset = load_dataset(
+        format=format_,
+        root=Path(root).expanduser(),
+        train_split=cfg.train_split,
+        val_split=cfg.val_split,
+        test_split=cfg.test_split,
+        val_fraction=cfg.val_fraction,
+        seed=context.cfg.seed,
+        instances=cfg.instances,
+        strict=cfg.strict,
+        splits=splits,
+    )
+    dataset = _limit(dataset, cfg.limit_images)
+    report_dataset(dataset)
+    record = {name: _describe(dataset, name) for name in dataset.splits}
+    context.folder.update_run_json(data={"format": dataset.format, "root": str(dataset.root)}, splits=record)
+    for name, description in record.items():
+        context.tracker.log_dataset(cfg.name, str(dataset.root), name, description)
+    return dataset
+
+
+def build_prompt_recipe(cfg: DictConfig) -> PromptRecipe:
+    """Build the recipe of prompts from its section."""
+    return PromptRecipe(
+        type=cfg.type, jitter=cfg.jitter, test_jitter=cfg.test_jitter, max_per_image=cfg.max_per_image
+    )
+
+
+def _write_synthetic(context: RunContext) -> Path:
+    settings = OmegaConf.to_container(context.cfg.data.synthetic, resolve=True)
+    assert isinstance(settings, dict)
+    named: dict[str, Any] = {str(key): value for key, value in settings.items()}
+    root = context.cfg.data.root
+    if root is None:
+        name = "_".join(str(named[key]) for key in ("scene", "image_size", "train", "val", "test", "seed"))
+        root = context.cache_dir / "synthetic" / name
+    return write_synthetic_dataset(Path(root).expanduser(), **named)
+
+
+def _limit(dataset: AnnotatedDataset, count: int | None) -> AnnotatedDataset:
+    """Take the first images of each split, for a trial."""
+    if count is None:
+        return dataset
+    splits = {name: replace(split, images=split.images[:count]) for name, split in dataset.splits.items()}
+    notes = (*dataset.notes, f"data.limit_images={count}: the first {count} images of each split")
+    return replace(dataset, splits=splits, notes=notes)
+
+
+def _describe(dataset: AnnotatedDataset, name: str) -> dict[str, Any]:
+    split = dataset.splits[name]
+    return {
+        "source": split.source,
+        "images": len(split.images),
+        "objects": sum(len(image.masks) for image in split.images),
+        "skipped": dict(split.skipped),
+        "categories": list(dataset.categories),
+    }

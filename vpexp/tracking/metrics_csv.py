@@ -1,0 +1,30 @@
+"""``metrics.csv``: one row an epoch, columns joined as new metrics appear."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None:
+    """Add the row of an epoch; a row of the same or a later epoch (from before a resume) is replaced.
+
+    The file is written anew and moved into place, so that it is never half written.
+    """
+    rows = [row for row in read_metrics(path) if int(row["epoch"]) < epoch]
+    rows.append({"epoch": str(epoch)} | {name: repr(float(value)) for name, value in sorted(metrics.items())})
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read the rows; none where the file does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

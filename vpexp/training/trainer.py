@@ -1,0 +1,77 @@
+"""Lightning's Trainer as a configuration describes it, and what happens when it is interrupted."""
+
+import logging
+import signal
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from vpexp.errors import ConfigError
+from vpexp.training.callbacks import AtomicCheckpointIO
+from vpexp.training.datamodule import FineTuningData
+from vpexp.training.module import SamFineTuner
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Path) -> pl.Trainer:
+    """Build the Trainer from the section ``trainer``.
+
+    Raises:
+        ConfigError: accelerator, devices, precision or strategy cannot be had here.
+    """
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return pl.Trainer(
+            accelerator=cfg.accelerator,
+            devices=cfg.devices,
+            strategy=cfg.strategy,
+            precision=cfg.precision,
+            max_epochs=cfg.max_epochs,
+            gradient_clip_val=cfg.gradient_clip_val,
+            accumulate_grad_batches=cfg.accumulate_grad_batches,
+            log_every_n_steps=cfg.log_every_n_steps,
+            deterministic=cfg.deterministic,
+            limit_train_batches=cfg.limit_train_batches,
+            limit_val_batches=cfg.limit_val_batches,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # vpexp's samplers know their process
+            enable_model_summary=False,
+            enable_progress_bar=any("Progress" in type(callback).__name__ for callback in callbacks),
+            logger=TensorBoardLogger(save_dir=str(tensorboard), name="", version=""),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(tensorboard.parent),
+        )
+    except (ValueError, RuntimeError, TypeError) as error:  # Lightning's MisconfigurationException is a ValueError's kin
+        raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+
+
+def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_from: Path | None) -> None:
+    """Train; on an interrupt or SIGTERM leave ``last.ckpt`` behind and stop with the signal's usual exit code.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM, code 143.
+    """
+    # Lightning finishes the step at hand on SIGTERM, if no other handler stops the process before.
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if trainer.received_sigterm:
+        raise SystemExit(TERMINATED)
+    if trainer.interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,103 @@
+"""Pictures for people: ground truth beside prediction.
+
+Legend: N objects of one image, H W size of the picture.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+MAX_SIDE = 960
+MIN_SIDE = 448
+GAP = 12
+CAPTION_HEIGHT = 28
+OPACITY = 0.42
+BACKGROUND = (24, 24, 27)
+PROMPT_COLOR = (255, 255, 255)
+
+
+def color_of(index: int) -> tuple[int, int, int]:
+    """Choose the colour of an object: golden-angle steps around the hue circle, so that neighbours differ."""
+    hue = (index * 0.61803398875 + 0.08) % 1.0
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+def draw_comparison(
+    image_HW3: NDArray[np.uint8],
+    annotated: Sequence[NDArray[np.bool_]],
+    predicted: Sequence[NDArray[np.bool_]],
+    prompts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    captions: tuple[str, str],
+) -> Image.Image:
+    """Draw ground truth on the left, prediction and prompts on the right.
+
+    Args:
+        image_HW3: RGB uint8.
+        annotated: bool masks of the image's size.
+        predicted: the same, in the same order: an object has one colour on both sides.
+        prompts: for each object its points [P, 2] (pixels of the image) and labels [P].
+        captions: what stands above the two sides.
+    """
+    scale = _choose_scale(image_HW3.shape[0], image_HW3.shape[1])
+    sides = [_paint(image_HW3, masks, scale) for masks in (annotated, predicted)]
+    pen = ImageDraw.Draw(sides[1])
+    for coords_P2, labels_P in prompts:
+        _draw_prompt(pen, coords_P2 * scale, labels_P)
+    width, height = sides[0].size
+    sheet = Image.new("RGB", (2 * width + GAP, height + CAPTION_HEIGHT), BACKGROUND)
+    writer = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(15)
+    for place, (side, caption) in enumerate(zip(sides, captions, strict=True)):
+        left = place * (width + GAP)
+        sheet.paste(side, (left, CAPTION_HEIGHT))
+        writer.text((left + 6, 5), caption, fill=(235, 235, 235), font=font)
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, its folder included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, optimize=True)
+
+
+def _choose_scale(height: int, width: int) -> float:
+    longest = max(height, width)
+    if longest > MAX_SIDE:
+        return MAX_SIDE / longest
+    return max(1.0, float(MIN_SIDE // longest))
+
+
+def _paint(image_HW3: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], scale: float) -> Image.Image:
+    size = (max(1, round(image_HW3.shape[1] * scale)), max(1, round(image_HW3.shape[0] * scale)))
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    picture_HW3 = np.asarray(Image.fromarray(image_HW3).resize(size, how)).astype(np.float32)
+    for index, mask_HW in enumerate(masks):
+        shown_HW = np.asarray(Image.fromarray(mask_HW).resize(size, Image.Resampling.NEAREST))
+        rows, columns = np.nonzero(shown_HW)
+        if not len(rows):
+            continue
+        window = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+        inside = np.pad(shown_HW[window], 1)
+        edge = (inside & ~ndimage.binary_erosion(inside))[1:-1, 1:-1]
+        inside = inside[1:-1, 1:-1]
+        color = np.array(color_of(index), dtype=np.float32)
+        view = picture_HW3[window]
+        view[inside] = (1 - OPACITY) * view[inside] + OPACITY * color
+        view[edge] = color
+    return Image.fromarray(picture_HW3.astype(np.uint8))
+
+
+def _draw_prompt(pen: ImageDraw.ImageDraw, coords_P2: NDArray[np.float32], labels_P: NDArray[np.float32]) -> None:
+    places = {int(label): tuple(float(value) for value in place) for place, label in zip(coords_P2, labels_P, strict=True)}
+    if 2 in places and 3 in places:
+        pen.rectangle([places[2], places[3]], outline=PROMPT_COLOR, width=1)
+    for (x, y), label in zip(coords_P2.tolist(), labels_P.tolist(), strict=True):
+        if label in (0, 1):
+            pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=PROMPT_COLOR if label else (255, 60, 60), outline=(0, 0, 0))
