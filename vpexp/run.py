@@ -73,6 +73,7 @@ def _run_stage(context: RunContext) -> StageResult:
     from vpexp.stages import get_stage
 
     try:
+        _limit_threads(context.cfg.trainer.threads)
         result = get_stage(context.cfg.stage.name)(context)
         write_json(context.folder.metrics_json, {"metrics": _without_nan(result.metrics), "details": result.details})
         _log_end(context, result)
@@ -90,6 +91,13 @@ def _run_stage(context: RunContext) -> StageResult:
     context.folder.update_run_json(status="FINISHED", ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     context.tracker.close("FINISHED")
     return result
+
+
+def _limit_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _log_end(context: RunContext, result: StageResult) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain
@@ -60,21 +60,34 @@ def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) ->
 
     Args:
         cfg: what was composed now.
-        saved_cfg: the configuration of the run that made the checkpoint.
+        saved_cfg: the configuration of the run that made the checkpoint; plain containers will do.
         overrides: what the user asked for. A group (``data=voc``, or ``experiment=...``, which may set all of them)
-            keeps that section of ``cfg`` whole, and so does its bare name (``data``); a single key (``data.batch_size=1``) is laid over the saved section.
+            keeps that section of ``cfg`` whole, and so does its bare name (``data``); a single key
+            (``data.batch_size=1``) is laid over the saved section.
+
+    Raises:
+        ConfigError: the checkpoint holds keys that this version does not know.
     """
+    saved = _restore_types(saved_cfg)
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     merged = cfg.copy()
-    with open_dict(merged):
-        for section in INHERITED:
-            if section in keys or "experiment" in keys:
-                continue
-            own = {key: OmegaConf.select(cfg, key) for key in keys if key.startswith(f"{section}.")}
-            merged[section] = saved_cfg[section]
-            for key, value in own.items():
-                merged = _lay_over(merged, key, value)
+    for section in INHERITED:
+        if section in keys or "experiment" in keys:
+            continue
+        merged[section] = saved[section]
+        for key in keys:
+            if key.startswith(f"{section}."):
+                merged = _lay_over(merged, key, OmegaConf.select(cfg, key))
     return merged
+
+
+def _restore_types(saved_cfg: DictConfig) -> DictConfig:
+    sections = {name: saved_cfg[name] for name in INHERITED if name in saved_cfg}
+    try:
+        return OmegaConf.merge(OmegaConf.structured(Config), sections)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        line = explain(error, (), (find_conf_folder(),))
+        raise ConfigError(f"the checkpoint was made by another version of vpexp: {line}") from error
 
 
 def _lay_over(cfg: DictConfig, key: str, value: Any) -> DictConfig:

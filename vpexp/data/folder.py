@@ -9,6 +9,7 @@ from vpexp.data.images import IMAGE_SUFFIXES
 from vpexp.errors import DataError
 
 _ANNOTATION_FOLDERS = ("annotation", "annotations", "coco_annotations")
+_HIDDEN = (".", "__MACOSX")
 _MASK_FOLDERS = frozenset({"masks", "mask", "segmentationclass", "segmentationobject", *_ANNOTATION_FOLDERS})
 
 
@@ -88,19 +89,25 @@ class Folder:
 
 
 def _walk(root: Path) -> list[str]:
-    """List all files that are not hidden; links to folders are followed, each folder once."""
+    """List all files that are not hidden; links to folders are followed, but not in circles."""
     found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    for directory, subdirectories, files in os.walk(root, followlinks=True):
-        status = os.stat(directory)  # noqa: PTH116 (a plain string is faster in a long walk)
-        if (status.st_dev, status.st_ino) in seen:
-            subdirectories.clear()
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        prefix, above = pending.pop()
+        try:
+            status = (root / prefix).stat()
+            with os.scandir(root / prefix) as listing:
+                entries = [(entry.name, entry.is_dir()) for entry in listing if not entry.name.startswith(_HIDDEN)]
+        except OSError as error:
+            raise DataError(f"{root / prefix}: the folder cannot be read ({error.strerror})") from error
+        own = (status.st_dev, status.st_ino)
+        if own in above:
             continue
-        seen.add((status.st_dev, status.st_ino))
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith((".", "__MACOSX")))
-        relative = Path(directory).relative_to(root).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        found += [prefix + name for name in files if not name.startswith(".")]
+        for name, is_directory in entries:
+            if is_directory:
+                pending.append((f"{prefix}{name}/", above | {own}))
+            else:
+                found.append(prefix + name)
     return sorted(found)
 
 

@@ -77,8 +77,9 @@ def read_image(path: str | Path, exif_transpose: bool = True) -> NDArray[np.uint
     try:
         with Image.open(path) as image:
             image.load()
-            turned = ImageOps.exif_transpose(image) if exif_transpose else image
-            return _convert_to_rgb(turned)
+            if exif_transpose and _read_orientation(image) != 1:
+                return _convert_to_rgb(ImageOps.exif_transpose(image))
+            return _convert_to_rgb(image)
     except FileNotFoundError as error:
         raise ImageFileError(path, "image file is missing") from error
     except UnidentifiedImageError as error:

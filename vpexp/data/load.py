@@ -100,7 +100,7 @@ class _Loading:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """List the categories of all subsets that were read, joined by name."""
+        """List the categories of all splits that were built, joined by name."""
         return tuple(self._index)
 
     def plan(self, requested: dict[str, str], wanted: Collection[str]) -> SplitPlan:
@@ -129,13 +129,11 @@ class _Loading:
         return not subset.images and set(ledger.counts) == {NO_ANNOTATIONS}
 
     def _read_subset(self, name: str) -> tuple[Subset, SkipLedger]:
-        """Read a subset once, its labels brought to the common list of categories."""
+        """Read a subset once."""
         if name not in self._read:
             ledger = SkipLedger(strict=self._strict)
             subset = self._reader.read_subset(name, ledger)
-            places = np.array([self._index.setdefault(c, len(self._index)) for c in subset.categories], dtype=np.int64)
-            images = [replace(image, labels_N=places[image.labels_N]) for image in subset.images]
-            images.sort(key=lambda image: image.image_id)
+            images = sorted(subset.images, key=lambda image: image.image_id)
             self._read[name] = Subset(subset.categories, tuple(images)), ledger
         return self._read[name]
 
@@ -150,7 +148,11 @@ class _Loading:
             subset, ledger = self._read_subset(source.subset)
             if not subset.images:
                 raise DataError(explain_shortage(name, source.subset, ledger, self._folder))
-            images = _take_part(subset.images, source, val_fraction, seed)
+            places = np.array([self._index.setdefault(c, len(self._index)) for c in subset.categories], dtype=np.int64)
+            images = [
+                replace(image, labels_N=places[image.labels_N])
+                for image in _take_part(subset.images, source, val_fraction, seed)
+            ]
             counted = source.part != "held out" or "train" not in plan.sources
             counts = dict(ledger.counts) if counted else {}
             examples = dict(ledger.examples) if counted else {}
@@ -160,10 +162,11 @@ class _Loading:
     def describe(self, splits: dict[str, Split]) -> list[str]:
         """Say what is unusual about the data that was read."""
         notes = []
-        wide = sum(ledger.wide_images for _, ledger in self._read.values())
+        used = {split.source: self._read[split.source] for split in splits.values()}
+        wide = sum(ledger.wide_images for _, ledger in used.values())
         if wide:
             notes.append(f"{wide} of the images have more than 8 bits: each is stretched to 0..255 by its own range")
-        lists = {name: subset.categories for name, (subset, _) in self._read.items()}
+        lists = {name: subset.categories for name, (subset, _) in used.items()}
         if len({frozenset(categories) for categories in lists.values()}) > 1:
             sizes = ", ".join(f"{name} {len(categories)}" for name, categories in lists.items())
             notes.append(f"the splits declare different categories ({sizes}): joined by name to {len(self._index)}")

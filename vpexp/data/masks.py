@@ -141,7 +141,7 @@ def check_rle(rle: Any, height: int, width: int) -> Rle:
         raise MaskError("segmentation of unknown kind")
     try:
         size = [int(side) for side in rle["size"]]
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise MaskError("damaged RLE") from error
     if size != [height, width]:
         raise MaskError("RLE size differs from the image's")
@@ -156,7 +156,7 @@ def _read_counts(counts: Any) -> list[int]:
     if isinstance(counts, list):
         try:
             return [int(count) for count in counts]
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise MaskError("damaged RLE") from error
     if isinstance(counts, str):
         try:

@@ -43,9 +43,7 @@ def prepare_wgisd(clone: Path, out: Path, *, annotations: str = "polygons") -> d
     sources = {}
     for split, part in (("train", "train"), ("val", "test"), ("test", "test")):
         path = clone / "coco_annotations" / f"{part}_{annotations}_instances.json"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; give the folder of a clone of WGISD")
-        sources[split] = load_json(path)
+        sources[split] = _load_coco(path, "give the folder of a clone of WGISD")
     names = {image["file_name"] for coco in sources.values() for image in coco["images"]}
     _place_images({clone / "data" / name: out / "images" / name for name in sorted(names)})
     return _write_annotations(sources, out)
@@ -73,7 +71,7 @@ def prepare_trashcan(
     sources: dict[str, Coco] = {}
     images: dict[Path, Path] = {}
     for split, part in (("train", "train"), ("val", "val"), ("test", "val")):
-        coco = load_json(home / f"instances_{part}_trashcan.json")
+        coco = _load_coco(home / f"instances_{part}_trashcan.json", "give the folder of the unpacked TrashCan data set")
         if split == "train" and limit:
             coco = _sample_images(coco, limit, seed)
         for image in coco["images"]:
@@ -87,12 +85,28 @@ def prepare_trashcan(
 
 def _find_version(folder: Path, version: str) -> Path:
     """Find the folder of one version, in the data set's root, in its ``dataset`` folder, or as the given folder."""
-    for home in (folder / version, folder / "dataset" / version, folder):
-        if (home / "instances_train_trashcan.json").is_file() and home.name in (version, folder.name):
+    is_other_version = folder.name.endswith("_version") and folder.name != version
+    homes = [folder / version, folder / "dataset" / version] + ([] if is_other_version else [folder])
+    for home in homes:
+        if (home / "instances_train_trashcan.json").is_file():
             return home
     raise DataError(
         f"{folder}: no {version}/instances_train_trashcan.json; give the folder of the unpacked TrashCan data set"
     )
+
+
+def _load_coco(path: Path, advice: str) -> Coco:
+    """Load a COCO file and check what is needed of it: images with plain file names, and annotations."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {advice}")
+    coco = load_json(path)
+    if not isinstance(coco.get("images"), list) or not isinstance(coco.get("annotations"), list):
+        raise DataError(f"{path}: expected the lists 'images' and 'annotations'")
+    for image in coco["images"]:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{path}: an image without a usable file_name: {image!r}")
+    return coco
 
 
 def _require_folder(folder: Path, what: str) -> None:
@@ -164,12 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prepare", description="Lay out a downloaded data set as vpexp reads it.")
     datasets = parser.add_subparsers(dest="dataset", required=True)
-    wgisd = datasets.add_parser("wgisd", prog="prepare_wgisd", description=prepare_wgisd.__doc__.splitlines()[0])
+    wgisd = datasets.add_parser("wgisd", prog="prepare_wgisd", description="Lay out a clone of WGISD.")
     wgisd.add_argument("folder", type=Path, help="clone of https://github.com/thsant/wgisd")
     wgisd.add_argument("--annotations", choices=("polygons", "bbox"), default="polygons", help="default: polygons")
-    trashcan = datasets.add_parser(
-        "trashcan", prog="prepare_trashcan", description=prepare_trashcan.__doc__.splitlines()[0]
-    )
+    trashcan = datasets.add_parser("trashcan", prog="prepare_trashcan", description="Lay out TrashCan 1.0.")
     trashcan.add_argument("folder", type=Path, help="unpacked TrashCan 1.0")
     trashcan.add_argument("--version", choices=("instance", "material"), default="instance", help="default: instance")
     trashcan.add_argument("--limit", type=int, default=500, help="training images to sample, 0 for all; default: 500")

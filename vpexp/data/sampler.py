@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """Yields batches of ``(epoch, index)``.
 
-    Lightning calls ``set_epoch``; ``skip_batches`` makes the next pass begin in mid-epoch. With several processes each
+    ``set_epoch`` must be called before each pass; ``skip_batches`` makes the next pass begin in mid-epoch. With several processes each
     takes every ``world_size``-th image; the shuffled list is continued from its start until all have equally many.
     """
 

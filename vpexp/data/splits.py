@@ -11,6 +11,8 @@ from vpexp.data.types import SPLIT_NAMES
 from vpexp.errors import DataError
 
 Item = TypeVar("Item")
+
+_LISTED = 12
 Part = Literal["all", "kept", "held out"]
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -100,7 +102,7 @@ class _Planner:
             self.notes.append(note)
 
     def _list_names(self) -> str:
-        return ", ".join(f"'{name}'" for name in sorted(self._subsets)) or "no subset"
+        return _list(self._subsets) or "no subset"
 
     def _find_subset(self, split: str) -> str | None:
         """Find the subset of a split: by exactly the name asked for, or by an alias of the split's own name."""
@@ -132,9 +134,14 @@ class _Planner:
         by_word = [[own for own in free if alias in _words(own)] for alias in ALIASES[split]]
         fits = next(filter(None, [*by_name, *by_word]), [])
         if len(fits) > 1:
-            names = ", ".join(f"'{fit}'" for fit in sorted(fits))
-            raise DataError(f"several subsets could be {split}: {names}; choose one with data.{split}_split=")
+            raise DataError(f"several subsets could be {split}: {_list(fits)}; choose one with data.{split}_split=")
         return fits[0] if fits else None
+
+
+def _list(names: Collection[str]) -> str:
+    """List names for people, the first ones of very many."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(f"'{name}'" for name in sorted(names)[:_LISTED]) + more
 
 
 def _words(name: str) -> list[str]:

@@ -61,7 +61,8 @@ class TinyViT(nn.Module):
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         """Encode images."""
-        features_BCHW = self.patch_embed(images_B3SS)
+        # Channels last in memory: depthwise convolutions run faster, and tokens need no copy.
+        features_BCHW = self.patch_embed(images_B3SS.contiguous(memory_format=torch.channels_last))
         for layer in self.layers:
             features_BCHW = layer(features_BCHW)
         embeddings_BCHW: Tensor = self.neck(features_BCHW)

@@ -1,6 +1,7 @@
 """Evaluate a model on a split of a data set, and tell: tables, overlays, records."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
     """Write the kept predictions as pictures and log them."""
     for kept in result.kept:
         picture = _draw(kept)
-        name = kept.sample.annotations.image_id.replace("/", "_")
+        name = Path(kept.sample.annotations.image_id).with_suffix("").as_posix().replace("/", "_")
         visuals.save_picture(picture, context.folder.overlays / f"{split}_{name}.png")
     if result.kept:
         context.tracker.log_artifact(context.folder.overlays)

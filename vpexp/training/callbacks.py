@@ -11,6 +11,8 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 
+from vpexp.training.module import SamFineTuner
+
 
 class EarlyStoppingAfter(EarlyStopping):
     """Early stopping that does not stop before ``min_epochs`` epochs are done."""
@@ -20,9 +22,10 @@ class EarlyStoppingAfter(EarlyStopping):
         self.min_epochs = min_epochs
 
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        stopping = trainer.should_stop
         super()._run_early_stopping_check(trainer)
         if trainer.current_epoch + 1 < self.min_epochs:
-            trainer.should_stop = False
+            trainer.should_stop = stopping
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -78,10 +81,13 @@ class EpochRecorder(Callback):
         }
         optimizer = trainer.optimizers[0]
         metrics["lr"] = float(optimizer.param_groups[0]["lr"])
-        result = getattr(pl_module, "validation_result", None)
-        if result is not None:
-            for name, by_class in result.per_class.items():
+        if isinstance(pl_module, SamFineTuner):
+            metrics |= pl_module.compute_epoch_losses()
+            per_class = pl_module.validation_result.per_class if pl_module.validation_result else {}
+            for name, by_class in per_class.items():
                 metrics |= {f"val/{name}/{label}": value for label, value in by_class.items() if math.isfinite(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in metrics.items() if "val/" not in name}, trainer.global_step)
         self.record(metrics, trainer.current_epoch + 1)
 
 
@@ -118,6 +124,10 @@ class IterationTimer(Callback):
 
 class TrainingProgress(RichProgressBar):
     """A progress bar with the loss, and the seconds a step takes and waits for data."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Count epochs from 1, as people do."""
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Choose what the bar shows."""

@@ -59,13 +59,18 @@ class FineTuningData(pl.LightningDataModule):
         return build_evaluation_loader(self.validation_set, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Say how many batches of the running epoch are done, for a checkpoint in mid-epoch."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer else None
-        done = progress.current.completed if progress is not None and not progress.is_last_batch else 0
-        return {"batches_done": done}
+        """Say where the order of images goes on: the epoch, and how many of its batches are done."""
+        if self.trainer is None:
+            return {"epoch": 0, "batches_done": 0}
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.current.completed
+        if done >= len(self.sampler):
+            return {"epoch": self.trainer.current_epoch + 1, "batches_done": 0}
+        return {"epoch": self.trainer.current_epoch, "batches_done": done}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on after the batches that the checkpoint had seen."""
+        """Go on where the checkpoint was; loaders with workers begin to read before Lightning sets the epoch."""
+        self.sampler.set_epoch(int(state_dict["epoch"]))
         self.sampler.skip_batches(int(state_dict["batches_done"]))
 
 

@@ -20,6 +20,7 @@ from vpexp.errors import CheckpointError, ConfigError
 from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
+from vpexp.training.datamodule import FineTuningData
 from vpexp.training.losses import LossTerms, MaskLoss
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
@@ -94,17 +95,18 @@ class SamFineTuner(pl.LightningModule):
         return terms.total
 
     def on_train_epoch_start(self) -> None:
-        """Start the sums of the epoch, unless they came with a checkpoint from its middle."""
+        """Choose the epoch's order of images; start its sums, unless they came with a checkpoint from its middle."""
+        # Lightning tells samplers their epoch, but not batch samplers.
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, FineTuningData):
+            data.sampler.set_epoch(self.current_epoch)
         if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
             self.epoch_sums = {}
 
-    def on_train_epoch_end(self) -> None:
-        """Log the means of the epoch's losses."""
-        steps = self.epoch_sums.pop("steps", 0)
-        means = {name: value / steps for name, value in self.epoch_sums.items()} if steps else {}
-        if means:
-            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
-        self.epoch_sums = {}
+    def compute_epoch_losses(self) -> dict[str, float]:
+        """Compute the means of the losses of the running epoch: ``train/loss`` and its terms."""
+        steps = self.epoch_sums.get("steps", 0)
+        return {name: value / steps for name, value in self.epoch_sums.items() if name != "steps"} if steps else {}
 
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""

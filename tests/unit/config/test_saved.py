@@ -122,6 +122,21 @@ def test_inherit__nothing_where_all_sections_are_named():
     assert resolve(cfg) == resolve(compose_config(overrides))
 
 
+def test_inherit__a_saved_configuration_without_types():
+    plain = OmegaConf.create(resolve(compose_config(SAVED)))
+
+    assert resolve(inherit(compose_config(["stage=test"]), plain, ["stage=test"])) == resolve(
+        inherit_from(["stage=test"])
+    )
+
+
+def test_inherit__a_checkpoint_of_another_version():
+    plain = OmegaConf.create(resolve(compose_config(SAVED)) | {"model": {"nmae": "sam_debug"}})
+
+    with pytest.raises(ConfigError, match=r"made by another version of vpexp: unknown key 'model\.nmae'"):
+        inherit(compose_config(), plain, [])
+
+
 def test_inherit__leaves_both_configurations_alone():
     now, saved = compose_config(["stage=test", "data.batch_size=1"]), compose_config(SAVED)
     before = resolve(now), resolve(saved)

@@ -114,11 +114,13 @@ def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], ledger: S
 
 def make_unique(names: Iterable[str]) -> tuple[str, ...]:
     """Number names that occur more than once: ``7, 7`` becomes ``7, 7#2``."""
-    seen: dict[str, int] = {}
-    unique = []
+    unique: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        own, number = name, 1
+        while own in unique:
+            number += 1
+            own = f"{name}#{number}"
+        unique[own] = None
     return tuple(unique)
 
 

@@ -39,8 +39,8 @@ from vpexp.data.readers.json_files import find_json_files, load_json, name_subse
 from vpexp.data.types import Rle
 from vpexp.errors import DataError
 
-_UNREADABLE_TASKS = ("captions", "image_info", "labels", "panoptic")
-_LESSER_TASKS = ("person_keypoints", "stuff")
+_UNREADABLE_TASKS = ("captions_", "image_info_", "labels_", "panoptic_")
+_LESSER_TASKS = ("person_keypoints_", "stuff_")
 _ONLY_CATEGORY = "object"
 
 Key = int | str
@@ -66,7 +66,7 @@ class CocoReader:
         files = find_json_files(folder, "coco")
         if not files:
             raise DataError(
-                f"{folder.root}: no COCO annotations; looked for *.json files with the keys 'images' and 'annotations', "
+                f"{folder.root}: no COCO annotations; looked for *.json files with a list of 'images', "
                 "such as annotations/instances_train.json"
             )
         self._files = name_subsets(_choose_tasks(files, folder))
@@ -273,7 +273,7 @@ def _read_size(entry: Entry) -> tuple[int, int] | None:
     """Read an image entry's (height, width); None if it has none."""
     try:
         height, width = int(entry["height"]), int(entry["width"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None
     return (height, width) if height > 0 and width > 0 else None
 

@@ -10,7 +10,7 @@ from vpexp.errors import DataError
 
 _HEAD_BYTES = 1 << 16
 _DATUMARO_KEYS = re.compile(r'"(dm_format_version|items)"\s*:')
-_COCO_KEYS = re.compile(r'"(images|annotations)"\s*:\s*\[')
+_COCO_KEYS = re.compile(r'"images"\s*:\s*\[')
 _FILLER_WORDS = frozenset(
     {"instances", "instance", "annotations", "annotation", "coco", "stuff", "person", "keypoints", "gt", "json"}
 )
@@ -22,16 +22,18 @@ def classify_json(path: Path) -> str | None:
 
     Looks at the first 64 KiB, and reads the whole file only if that does not tell.
     """
-    with path.open("rb") as file:
-        head_bytes = file.read(_HEAD_BYTES)
+    try:
+        with path.open("rb") as file:
+            head_bytes = file.read(_HEAD_BYTES)
+    except OSError:
+        return None
     head = head_bytes.decode("utf-8-sig", errors="replace").lstrip()
     if not head.startswith("{"):
         return None
-    if _DATUMARO_KEYS.search(head):
-        return "datumaro"
-    if _COCO_KEYS.search(head):
-        return "coco"
-    return _classify_by_keys(path) if len(head_bytes) == _HEAD_BYTES else None
+    is_datumaro, is_coco = _DATUMARO_KEYS.search(head), _COCO_KEYS.search(head)
+    if bool(is_datumaro) != bool(is_coco):
+        return "datumaro" if is_datumaro else "coco"
+    return _classify_by_keys(path) if is_coco or len(head_bytes) == _HEAD_BYTES else None
 
 
 def _classify_by_keys(path: Path) -> str | None:
@@ -40,9 +42,9 @@ def _classify_by_keys(path: Path) -> str | None:
         keys = load_json(path).keys()
     except DataError:
         return None
-    if "items" in keys:
+    if {"items", "categories"} <= keys:
         return "datumaro"
-    return "coco" if {"images", "annotations"} & keys else None
+    return "coco" if "images" in keys else None
 
 
 def find_json_files(folder: Folder, kind: str) -> list[str]:

@@ -72,6 +72,8 @@ def read_meta_file(path: Path) -> LabelMap:
     content = load_json(path)
     names = _read_names(content, path)
     colors = content.get("segmentation_colors") or []
+    if not isinstance(colors, list):
+        raise DataError(f"{path}: segmentation_colors: expected a list of [red, green, blue], found {colors!r}")
     table: dict[Color, int] = {}
     for place, value in enumerate(names):
         position = value if max(names) < len(colors) else place
@@ -101,7 +103,7 @@ def _read_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
 def _read_color(color: Any, path: Path) -> Color:
     try:
         red, green, blue = (int(channel) for channel in color)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{path}: segmentation_colors: expected [red, green, blue], found {color!r}") from error
     return red, green, blue
 

@@ -190,7 +190,7 @@ class SemanticReader:
 
 def find_common_start(texts: Sequence[str]) -> str:
     """Find the longest text that all texts begin with, letter by letter."""
-    first, last = min(texts), max(texts)
+    first, last = min(texts, default=""), max(texts, default="")
     same = (place for place, letter in enumerate(first) if place >= len(last) or letter != last[place])
     return first[: next(same, len(first))]
 

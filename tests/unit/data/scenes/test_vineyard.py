@@ -31,7 +31,7 @@ def test_draw_vineyard__clusters_fill_about_half_of_their_box(scenes):
 
 def test_draw_vineyard__sizes_follow_the_image():
     shares = []
-    for scale in (1, 3):
+    for scale in (1, 2):
         size = (128 * scale, 160 * scale)
         masks = [mask for seed in range(4) for mask in draw_vineyard(np.random.default_rng(seed), *size).masks]
         shares.append(np.median([mask.mean() for mask in masks]))
@@ -40,6 +40,6 @@ def test_draw_vineyard__sizes_follow_the_image():
 
 def test_draw_vineyard__dark_and_green_varieties(scenes):
     for scene in scenes:
-        red, green, _ = scene.image_HW3[np.any(scene.masks, axis=0)].astype(float).mean(axis=0)
+        _, green, blue = scene.image_HW3[np.any(scene.masks, axis=0)].astype(float).mean(axis=0)
         dark = VINEYARD.categories[scene.labels[0]] in {"Cabernet Franc", "Cabernet Sauvignon", "Syrah"}
-        assert (green > red) != dark
+        assert (blue > green) == dark

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from vpexp.data.masks import decode_rle
+from vpexp.data.readers.index_masks import (
+    UNKNOWN_COLOR,
+    VOID,
+    MaskFileError,
+    build_voc_colors,
+    find_values,
+    read_index_mask,
+    split_components,
+)
+
+VALUES_HW = np.array([[0, 1, 1, 255], [0, 2, 2, 255], [7, 7, 0, 0]], dtype=np.uint8)
+
+
+def voc_palette():
+    return [channel for color in build_voc_colors() for channel in color]
+
+
+def save(path, image):
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+    return path
+
+
+def test_build_voc_colors__known_entries():
+    colors = build_voc_colors()
+    assert len(colors) == 256
+    assert colors[0, 0, 0] == 0
+    assert colors[128, 0, 0] == 1
+    assert colors[192, 128, 128] == 15
+    assert colors[0, 64, 128] == 20
+    assert colors[224, 224, 192] == VOID
+
+
+def test_build_voc_colors__as_datumaro_has_them():
+    from datumaro.plugins.data_formats.voc.format import VocInstColormap
+
+    expected = {tuple(int(channel) for channel in color): index for index, color in VocInstColormap.items()}
+    assert build_voc_colors() == expected
+
+
+def test_read_index_mask__grey(tmp_path):
+    np.testing.assert_array_equal(read_index_mask(save(tmp_path / "a.png", VALUES_HW), {}), VALUES_HW)
+
+
+def test_read_index_mask__grey_is_never_looked_up(tmp_path):
+    path = save(tmp_path / "a.png", VALUES_HW)
+    np.testing.assert_array_equal(read_index_mask(path, build_voc_colors()), VALUES_HW)
+
+
+def test_read_index_mask__sixteen_bit(tmp_path):
+    values_HW = np.array([[0, 300], [65535, 2]], dtype=np.uint16)
+    np.testing.assert_array_equal(read_index_mask(save(tmp_path / "a.png", values_HW), {}), values_HW)
+
+
+def test_read_index_mask__bilevel_and_grey_with_alpha(tmp_path):
+    bits = save(tmp_path / "a.png", Image.fromarray(VALUES_HW > 0))
+    np.testing.assert_array_equal(read_index_mask(bits, {}), VALUES_HW > 0)
+    grey = save(tmp_path / "b.png", Image.merge("LA", [Image.fromarray(VALUES_HW)] * 2))
+    np.testing.assert_array_equal(read_index_mask(grey, {}), VALUES_HW)
+
+
+@pytest.mark.parametrize("colors", [{}, build_voc_colors(), {(1, 2, 3): 9}])
+def test_read_index_mask__voc_palette(tmp_path, colors):
+    image = Image.fromarray(VALUES_HW)
+    image.putpalette(voc_palette())
+    np.testing.assert_array_equal(read_index_mask(save(tmp_path / "a.png", image), colors), VALUES_HW)
+
+
+def test_read_index_mask__renumbered_palette_goes_by_colour(tmp_path):
+    renumber = np.zeros(256, dtype=np.uint8)
+    renumber[[0, 1, 2, 7, 255]] = [3, 0, 1, 4, 2]
+    colors = {index: color for color, index in build_voc_colors().items()}
+    image = Image.fromarray(renumber[VALUES_HW])
+    image.putpalette([channel for old in (1, 2, 255, 0, 7) for channel in colors[old]])
+    path = save(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(read_index_mask(path, build_voc_colors()), VALUES_HW)
+
+
+def test_read_index_mask__colours(tmp_path):
+    colors = {index: color for color, index in build_voc_colors().items()}
+    table = np.array([colors[index] for index in range(256)], dtype=np.uint8)
+    for mode in ("RGB", "RGBA"):
+        path = save(tmp_path / f"{mode}.png", Image.fromarray(table[VALUES_HW]).convert(mode))
+        np.testing.assert_array_equal(read_index_mask(path, build_voc_colors()), VALUES_HW)
+
+
+def test_read_index_mask__undeclared_colour(tmp_path):
+    image_HW3 = np.zeros((2, 2, 3), dtype=np.uint8)
+    image_HW3[0, 0] = (1, 2, 3)
+    values_HW = read_index_mask(save(tmp_path / "a.png", image_HW3), {(0, 0, 0): 0})
+    np.testing.assert_array_equal(values_HW, [[UNKNOWN_COLOR + 0x010203, 0], [0, 0]])
+
+
+def test_read_index_mask__grey_saved_as_rgb(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(VALUES_HW).convert("RGB"))
+    np.testing.assert_array_equal(read_index_mask(path, {}), VALUES_HW)
+    np.testing.assert_array_equal(read_index_mask(path, {(0, 0, 0): 0, (255, 0, 0): 1}), VALUES_HW)
+
+
+def test_read_index_mask__grey_colours_that_are_declared(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(VALUES_HW * 0 + 128).convert("RGB"))
+    assert (read_index_mask(path, {(128, 128, 128): 5}) == 5).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_read_index_mask__damaged_or_missing(tmp_path, content):
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MaskFileError, match=r"a\.png"):
+        read_index_mask(path, {})
+
+
+@given(hnp.arrays(np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.integers(0, 5)))
+def test_find_values__as_numpy(values_HW):
+    assert find_values(values_HW) == np.unique(values_HW).tolist()
+
+
+def test_split_components__corners_connect():
+    mask_HW = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=bool)
+    parts = [decode_rle(part) for part in split_components(mask_HW)]
+    assert [int(part.sum()) for part in parts] == [2, 2, 2]
+    np.testing.assert_array_equal(np.any(parts, axis=0), mask_HW)
+    assert split_components(np.zeros((2, 2), dtype=bool)) == []

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from vpexp.data.readers.json_files import classify_json, load_json, name_subset, name_subsets
+from vpexp.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"images": [], "annotations": [], "categories": []}, "coco"),
+        ({"annotations": [], "images": []}, "coco"),
+        ({"categories": {}, "items": []}, "datumaro"),
+        ({"dm_format_version": "1.0", "categories": {}, "items": [{"annotations": [], "images": []}]}, "datumaro"),
+        ({"label_map": {"0": "a"}}, None),
+        ({"image": {}, "annotations": [{"bbox": []}]}, None),
+        ({"info": {"items": 3}, "images": [], "annotations": []}, "coco"),
+        ({"shapes": [], "imagePath": "a.jpg"}, None),
+        ([{"image_id": 1, "images": []}], None),
+        ("text", None),
+        ({"info": "x" * 70000, "images": [], "annotations": []}, "coco"),
+        ({"infos": "x" * 70000, "categories": {}, "items": []}, "datumaro"),
+        ({"infos": "x" * 70000}, None),
+    ],
+)
+def test_classify_json__by_its_keys(tmp_path, content, expected):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    assert classify_json(path) == expected
+    path.write_text("\ufeff  " + json.dumps(content, indent=2))
+    assert classify_json(path) == expected
+
+
+def test_classify_json__link_that_leads_nowhere(tmp_path):
+    (tmp_path / "a.json").symlink_to(tmp_path / "gone.json")
+    assert classify_json(tmp_path / "a.json") is None
+
+
+def test_classify_json__damaged(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"{" + b"\xff" * 70000)
+    assert classify_json(path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00", "[" * 100000])
+def test_load_json__damaged(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"a\.json: no readable JSON"):
+        load_json(path)
+
+
+def test_load_json__no_object(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[]")
+    with pytest.raises(DataError, match=r"a\.json: expected a JSON object, found a list"):
+        load_json(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("annotations/instances_train.json", "train"),
+        ("annotations/instances_train2017.json", "train2017"),
+        ("annotations/person_keypoints_val.json", "val"),
+        ("train/_annotations.coco.json", "train"),
+        ("annotations/train/annotations.json", "train"),
+        ("coco_annotations/test_bbox_instances.json", "test_bbox"),
+        ("instances_train_trashcan.json", "train_trashcan"),
+        ("instances_default.json", "default"),
+        ("annotations.json", "default"),
+        ("result.json", "result"),
+    ],
+)
+def test_name_subset__in_the_wild(file, name):
+    assert name_subset(file) == name
+
+
+def test_name_subsets__same_names_are_told_apart():
+    files = ["a/instances_train.json", "b/instances_train.json", "b/instances_val.json"]
+    assert name_subsets(files) == {
+        "a/instances_train": files[0],
+        "b/instances_train": files[1],
+        "val": files[2],
+    }

@@ -1,0 +1,205 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vpexp.data.folder import Folder
+from vpexp.data.ledger import SkipLedger
+from vpexp.data.readers.semantic import SemanticReader, find_common_start
+from vpexp.errors import DataError
+
+CLASSES_HW = np.zeros((10, 20), dtype=np.uint8)
+CLASSES_HW[1:4, 1:5] = 1
+CLASSES_HW[6:9, 10:15] = 1
+CLASSES_HW[6:9, 16:18] = 2
+CLASSES_HW[0, :] = 255
+META = {"label_map": {"0": "background", "1": "cat", "2": "dog"}}
+
+
+def write_pair(root, name="a", classes=CLASSES_HW, *, image="images/{}.jpg", mask="masks/{}.png"):
+    for path, pixels in ((image, np.zeros((10, 20, 3), dtype=np.uint8)), (mask, classes)):
+        target = root / path.format(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(target)
+
+
+def write_meta(root, content=META):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_meta.json").write_text(json.dumps(content))
+
+
+def components(folder):
+    return SemanticReader(folder, "components")
+
+
+def classes(folder):
+    return SemanticReader(folder, "classes")
+
+
+def names(subset):
+    return [[subset.categories[label] for label in image.labels_N] for image in subset.images]
+
+
+def test_semantic_reader__components_or_classes(tmp_path, read_subset):
+    write_meta(tmp_path)
+    write_pair(tmp_path)
+    by_part, ledger = read_subset(components, tmp_path, "default")
+    by_class, _ = read_subset(classes, tmp_path, "default")
+    assert names(by_part) == [["cat", "cat", "dog"]]
+    assert by_part.images[0].boxes_N4.tolist() == [[1, 1, 5, 4], [10, 6, 15, 9], [16, 6, 18, 9]]
+    assert names(by_class) == [["cat", "dog"]]
+    assert by_class.images[0].boxes_N4.tolist() == [[1, 1, 15, 9], [16, 6, 18, 9]]
+    assert by_part.images[0].image_id == "a.jpg"
+    assert ledger.counts == {}
+
+
+def test_semantic_reader__label_map_that_counts_from_one(tmp_path, read_subset):
+    write_meta(tmp_path, {"label_map": {"1": "Rectangle"}})
+    write_pair(tmp_path, classes=(CLASSES_HW == 1).astype(np.uint8))
+    subset, _ = read_subset(components, tmp_path, "default")
+    assert names(subset) == [["Rectangle", "Rectangle"]]
+
+
+def test_semantic_reader__undeclared_values_are_counted(tmp_path, read_subset):
+    write_meta(tmp_path, {"label_map": {"0": "background", "1": "cat"}})
+    write_pair(tmp_path)
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert names(subset) == [["cat", "cat"]]
+    assert ledger.counts == {"undeclared pixel value": 1}
+    assert "value 2" in ledger.examples["undeclared pixel value"]
+
+
+def test_semantic_reader__colours(tmp_path, read_subset):
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[1], table[2], table[255] = (255, 0, 0), (0, 0, 255), (1, 2, 3)
+    write_meta(tmp_path, {**META, "segmentation_colors": [[0, 0, 0], [255, 0, 0], [0, 0, 255]]})
+    write_pair(tmp_path, classes=table[CLASSES_HW])
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert names(subset) == [["cat", "cat", "dog"]]
+    assert ledger.counts == {"undeclared colour": 1}
+    assert "colour 1, 2, 3" in ledger.examples["undeclared colour"]
+
+
+def test_semantic_reader__subset_folders(tmp_path, read_subset):
+    for split in ("train", "val"):
+        write_meta(tmp_path / "deep" / split)
+        write_pair(tmp_path / "deep" / split)
+    assert list(components(Folder(tmp_path)).list_subsets()) == ["train", "val"]
+    subset, _ = read_subset(components, tmp_path, "val")
+    assert subset.images[0].path == tmp_path / "deep/val/images/a.jpg"
+
+
+def test_semantic_reader__one_meta_file_for_all(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for split in ("training", "test"):
+        write_pair(tmp_path, image=f"{split}/images/{{}}.jpg", mask=f"{split}/masks/{{}}.png")
+    subset, _ = read_subset(components, tmp_path, "test")
+    assert names(subset) == [["cat", "cat", "dog"]]
+
+
+def test_semantic_reader__subsets_inside_images_and_masks(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for split in ("train", "val"):
+        write_pair(tmp_path, image=f"images/{split}/{{}}.jpg", mask=f"masks/{split}/{{}}.png")
+    assert list(components(Folder(tmp_path)).list_subsets()) == ["train", "val"]
+    subset, _ = read_subset(components, tmp_path, "train")
+    assert subset.images[0].image_id == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/image_{}.jpg", "masks/gt_{}.png"),
+        ("images/{}.jpg", "masks/{}_mask.png"),
+        ("images/{}_rgb.jpg", "masks/{}_gt.png"),
+        ("images/{}.jpg", "masks/{}.png"),
+    ],
+)
+def test_semantic_reader__names_with_beginnings_and_ends(tmp_path, read_subset, image, mask):
+    write_meta(tmp_path)
+    for name in ("0001", "0002"):
+        write_pair(tmp_path, name, image=image, mask=mask)
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert len(subset.images) == 2
+    assert ledger.counts == {}
+    assert "0001" in subset.images[0].image_id
+
+
+def test_semantic_reader__images_and_masks_without_a_partner(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for name in "abc":
+        write_pair(tmp_path, name)
+    (tmp_path / "images/b.jpg").unlink()
+    (tmp_path / "masks/c.png").unlink()
+    _, ledger = read_subset(components, tmp_path, "default")
+    assert ledger.counts == {"image file is missing": 1, "image without annotations": 1}
+
+
+def test_semantic_reader__damaged_and_odd_files(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for name in ("good", "cut", "size", "twice", "empty"):
+        write_pair(tmp_path, name)
+    (tmp_path / "masks/cut.png").write_bytes((tmp_path / "masks/cut.png").read_bytes()[:-30])
+    Image.fromarray(CLASSES_HW[:5]).save(tmp_path / "masks/size.png")
+    Image.fromarray(CLASSES_HW * 0).save(tmp_path / "masks/empty.png")
+    Image.fromarray(CLASSES_HW).save(tmp_path / "images/twice.bmp")
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert [image.image_id for image in subset.images] == ["good.jpg"]
+    assert ledger.counts == {
+        "mask file is truncated or damaged": 1,
+        "image size differs from annotation": 1,
+        "several image files of this name": 1,
+        "image without annotations": 1,
+    }
+
+
+def test_semantic_reader__strict(tmp_path, read_subset):
+    write_meta(tmp_path, {"label_map": {"1": "cat"}})
+    write_pair(tmp_path)
+    with pytest.raises(DataError, match=r"masks/a\.png: value 2: undeclared pixel value"):
+        read_subset(components, tmp_path, "default", strict=True)
+
+
+def test_semantic_reader__only_background(tmp_path, read_subset):
+    write_meta(tmp_path)
+    write_pair(tmp_path, classes=np.where(CLASSES_HW, 255, 0).astype(np.uint8))
+    with pytest.raises(
+        DataError, match=r"only background and void \(pixel values 0, 255\); .* 1 \('cat'\), 2 \('dog'\)"
+    ):
+        read_subset(components, tmp_path, "default")
+
+
+def test_semantic_reader__without_meta_file(tmp_path):
+    write_pair(tmp_path)
+    reader = components(Folder(tmp_path))
+    subset = reader.read_subset("default", SkipLedger())
+    assert names(subset) == [["class 1", "class 1", "class 2"]]
+    assert reader.notes == ["no dataset_meta.json: the classes are named after their pixel values"]
+
+
+def test_semantic_reader__black_and_white_without_meta_file(tmp_path, read_subset):
+    write_pair(tmp_path, classes=np.where(CLASSES_HW == 1, 255, 0).astype(np.uint8))
+    subset, _ = read_subset(components, tmp_path, "default")
+    assert names(subset) == [["class 255", "class 255"]]
+
+
+def test_semantic_reader__colours_without_meta_file(tmp_path, read_subset):
+    write_pair(tmp_path, classes=np.random.default_rng(0).integers(0, 255, (10, 20, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"the masks are coloured, and no dataset_meta\.json"):
+        read_subset(components, tmp_path, "default")
+
+
+def test_semantic_reader__nothing(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.txt").write_text("x")
+    with pytest.raises(DataError, match="no common semantic segmentation; looked for masks/ beside images/"):
+        components(Folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [(["train/", "val/"], ""), (["deep/train/", "deep/test/"], "deep/t"), (["same"], "same"), (["ab", "abc"], "ab")],
+)
+def test_find_common_start__letter_by_letter(texts, expected):
+    assert find_common_start(texts) == expected

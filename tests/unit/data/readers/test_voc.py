@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from vpexp.data.folder import Folder
+from vpexp.data.masks import decode_rle
+from vpexp.data.readers.index_masks import build_voc_colors
+from vpexp.data.readers.voc import VocReader
+from vpexp.errors import DataError
+
+INSTANCES_HW = np.zeros((10, 20), dtype=np.uint8)
+INSTANCES_HW[1:4, 1:5] = 1
+INSTANCES_HW[6:9, 10:15] = 2
+INSTANCES_HW[0, :] = 255
+CLASSES_HW = np.where(INSTANCES_HW == 1, 1, np.where(INSTANCES_HW == 2, 2, INSTANCES_HW)).astype(np.uint8)
+LABELS = "background:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n"
+
+XML = "<annotation><size><width>20</width><height>10</height></size>{}</annotation>"
+OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+
+
+class VocBuilder:
+    def __init__(self, root):
+        self.root = root
+        self.ids = []
+
+    def write(self, name, data):
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(data, str):
+            path.write_text(data)
+        else:
+            image = data if isinstance(data, Image.Image) else Image.fromarray(data)
+            image.save(path)
+
+    def palette(self, values_HW):
+        image = Image.fromarray(values_HW)
+        image.putpalette([channel for color in build_voc_colors() for channel in color])
+        return image
+
+    def image(self, image_id="a", *, suffix="jpg", instances=INSTANCES_HW, classes=CLASSES_HW, objects=None):
+        self.ids.append(image_id)
+        self.write(f"JPEGImages/{image_id}.{suffix}", np.zeros((10, 20, 3), dtype=np.uint8))
+        if instances is not None:
+            self.write(f"SegmentationObject/{image_id}.png", self.palette(instances))
+        if classes is not None:
+            self.write(f"SegmentationClass/{image_id}.png", self.palette(classes))
+        if objects is not None:
+            self.write(f"Annotations/{image_id}.xml", XML.format("".join(OBJECT.format(*one) for one in objects)))
+
+    def save(self, *, labels=LABELS, lists=True):
+        if labels:
+            self.write("labelmap.txt", labels)
+        if lists:
+            self.write("ImageSets/Segmentation/train.txt", "\n".join(self.ids))
+        return self.root
+
+
+@pytest.fixture
+def voc(tmp_path):
+    return VocBuilder(tmp_path)
+
+
+def components(folder):
+    return VocReader(folder, "components")
+
+
+def classes(folder):
+    return VocReader(folder, "classes")
+
+
+def test_voc_reader__instances_with_their_classes(voc, read_subset):
+    voc.image()
+    subset, ledger = read_subset(components, voc.save())
+    (image,) = subset.images
+    assert subset.categories == ("cat", "dog")
+    assert image.labels_N.tolist() == [0, 1]
+    assert image.object_ids == ("1", "2")
+    assert image.boxes_N4.tolist() == [[1, 1, 5, 4], [10, 6, 15, 9]]
+    np.testing.assert_array_equal(decode_rle(image.masks[1]), INSTANCES_HW == 2)
+    assert ledger.counts == {}
+
+
+def test_voc_reader__void_is_no_object(voc, read_subset):
+    voc.image(instances=np.where(INSTANCES_HW == 255, 255, 0).astype(np.uint8))
+    subset, ledger = read_subset(components, voc.save())
+    assert subset.images == ()
+    assert ledger.counts == {"image without annotations": 1}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_voc_reader__masks_in_grey_or_colour(voc, read_subset, mode):
+    voc.image()
+    for name, values in (("SegmentationObject", INSTANCES_HW), ("SegmentationClass", CLASSES_HW)):
+        image = Image.fromarray(values) if mode == "L" else voc.palette(values).convert("RGB")
+        voc.write(f"{name}/a.png", image)
+    subset, _ = read_subset(components, voc.save())
+    assert subset.images[0].labels_N.tolist() == [0, 1]
+    assert subset.images[0].object_ids == ("1", "2")
+
+
+def test_voc_reader__more_than_255_instances(voc, read_subset):
+    voc.image()
+    wide_HW = INSTANCES_HW.astype(np.uint16)
+    wide_HW[5, 5] = 300
+    wide_HW[5, 6] = 65535
+    voc.write("SegmentationObject/a.png", wide_HW)
+    (voc.root / "SegmentationClass/a.png").unlink()
+    subset, _ = read_subset(components, voc.save())
+    assert subset.images[0].object_ids == ("1", "2", "255", "300")
+
+
+def test_voc_reader__instances_without_class_masks(voc, read_subset):
+    voc.image("a", classes=None)
+    voc.image("b", classes=None, objects=[("grape", 2, 2, 5, 4), ("leaf", 11, 7, 15, 9)])
+    subset, _ = read_subset(components, voc.save())
+    names = [[subset.categories[label] for label in image.labels_N] for image in subset.images]
+    assert names == [["object", "object"], ["grape", "leaf"]]
+
+
+def test_voc_reader__xml_names_count_where_no_labels_are_declared(voc, read_subset):
+    voc.image(objects=[("grape", 2, 2, 5, 4), ("leaf", 11, 7, 15, 9)])
+    subset, _ = read_subset(components, voc.save(labels=None))
+    assert [subset.categories[label] for label in subset.images[0].labels_N] == ["grape", "leaf"]
+
+
+def test_voc_reader__pascal_voc_labels_without_xml(voc, read_subset):
+    voc.image()
+    subset, _ = read_subset(components, voc.save(labels=None))
+    assert [subset.categories[label] for label in subset.images[0].labels_N] == ["aeroplane", "bicycle"]
+
+
+def test_voc_reader__class_masks_alone(voc, read_subset):
+    both_HW = CLASSES_HW.copy()
+    both_HW[6:8, 17:19] = 1
+    voc.image(instances=None, classes=both_HW)
+    root = voc.save()
+    by_part, _ = read_subset(components, root)
+    by_class, _ = read_subset(classes, root)
+    assert by_part.images[0].labels_N.tolist() == [0, 0, 1]
+    assert by_class.images[0].labels_N.tolist() == [0, 1]
+
+
+def test_voc_reader__instance_of_void_or_undeclared_class(voc, read_subset):
+    classes_HW = np.where(INSTANCES_HW == 1, 255, CLASSES_HW).astype(np.uint8)
+    voc.image("void", classes=classes_HW)
+    voc.image("unknown", classes=np.where(INSTANCES_HW == 1, 9, CLASSES_HW).astype(np.uint8))
+    subset, ledger = read_subset(components, voc.save())
+    assert [image.labels_N.tolist() for image in subset.images] == [[1], [1]]
+    assert ledger.counts == {"void region": 1, "undeclared category": 1}
+
+
+def test_voc_reader__class_of_most_pixels_that_are_no_background(voc, read_subset):
+    classes_HW = CLASSES_HW.copy()
+    classes_HW[1:4, 1:4] = 0
+    voc.image(classes=classes_HW)
+    subset, _ = read_subset(components, voc.save())
+    assert subset.images[0].labels_N.tolist() == [0, 1]
+
+
+def test_voc_reader__boxes_without_masks(voc, read_subset):
+    voc.image("a")
+    voc.image("b", instances=None, classes=None, objects=[("cat", 1, 1, 5, 5), ("dog", 2, 2, 6, 6)])
+    voc.image("c", objects=[("cat", 2, 2, 5, 4), ("dog", 11, 7, 15, 9), ("cat", 1, 1, 20, 10)])
+    subset, ledger = read_subset(components, voc.save())
+    assert [image.image_id for image in subset.images] == ["a", "c"]
+    assert ledger.counts == {"box only, no mask": 3}
+
+
+def test_voc_reader__damaged_files(voc, read_subset):
+    for name in ("good", "image", "mask", "xml", "size", "gone"):
+        voc.image(name, objects=[("cat", 2, 2, 5, 4), ("dog", 11, 7, 15, 9)])
+    for name in ("JPEGImages/image.jpg", "SegmentationObject/mask.png"):
+        path = voc.root / name
+        path.write_bytes(path.read_bytes()[:-100])
+    voc.write("Annotations/xml.xml", "<annotation><object>")
+    voc.write("SegmentationClass/size.png", voc.palette(CLASSES_HW[:5]))
+    (voc.root / "JPEGImages/gone.jpg").unlink()
+    subset, ledger = read_subset(components, voc.save())
+    assert [image.image_id for image in subset.images] == ["good", "xml"]
+    assert ledger.counts == {
+        "image file is truncated or damaged": 1,
+        "mask file is truncated or damaged": 1,
+        "XML file is damaged": 1,
+        "mask size differs from image": 1,
+        "image file is missing": 1,
+    }
+
+
+def test_voc_reader__mask_of_another_size_than_its_image(voc, read_subset):
+    voc.image()
+    voc.write("JPEGImages/a.jpg", np.zeros((10, 30, 3), dtype=np.uint8))
+    _, ledger = read_subset(components, voc.save())
+    assert ledger.counts == {"image size differs from annotation": 1}
+
+
+def test_voc_reader__two_images_of_one_name(voc, read_subset):
+    voc.image("a")
+    voc.write("JPEGImages/a.png", np.zeros((10, 20, 3), dtype=np.uint8))
+    voc.image("b", suffix="png")
+    voc.write("JPEGImages/b.bmp", np.zeros((10, 20, 3), dtype=np.uint8))
+    subset, ledger = read_subset(components, voc.save())
+    assert [image.path.name for image in subset.images] == ["a.jpg"]
+    assert ledger.counts == {"several image files of this name": 1}
+
+
+def test_voc_reader__strict(voc, read_subset):
+    voc.image("a")
+    voc.image("b")
+    (voc.root / "JPEGImages/b.jpg").unlink()
+    with pytest.raises(DataError, match=r"b in .*: image file is missing"):
+        read_subset(components, voc.save(), strict=True)
+
+
+def test_voc_reader__devkit_with_two_years(voc):
+    voc.image()
+    voc.save()
+    for year in ("VOC2007", "VOC2012"):
+        for part in ("JPEGImages", "SegmentationObject", "ImageSets"):
+            (voc.root / "VOCdevkit" / year).mkdir(parents=True, exist_ok=True)
+            (voc.root / "VOCdevkit" / year / part).symlink_to(voc.root / part)
+    subsets = components(Folder(voc.root / "VOCdevkit")).list_subsets()
+    assert list(subsets) == ["VOC2007/train", "VOC2012/train"]
+
+
+def test_voc_reader__no_voc(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="no Pascal VOC; looked for JPEGImages"):
+        components(Folder(tmp_path))

@@ -1,0 +1,84 @@
+import pytest
+
+from vpexp.data.folder import Folder
+from vpexp.data.readers.voc_files import VocFolder, find_voc_folders, read_xml_objects
+from vpexp.errors import DataError
+
+
+def write(root, name, text="x"):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def list_sets(root):
+    folder = Folder(root)
+    (home,) = find_voc_folders(folder)
+    return VocFolder(folder, home).list_sets()
+
+
+def test_list_sets__comments_and_empty_lines(tmp_path):
+    write(tmp_path, "JPEGImages/a.jpg")
+    write(tmp_path, "ImageSets/Segmentation/train.txt", "\n# a comment\n a \n\na\n")
+    assert list_sets(tmp_path) == {"train": ["a"]}
+
+
+def test_list_sets__segmentation_before_main(tmp_path):
+    write(tmp_path, "ImageSets/Segmentation/train.txt", "a")
+    write(tmp_path, "ImageSets/Main/train.txt", "a\nb")
+    assert list_sets(tmp_path) == {"train": ["a"]}
+
+
+def test_list_sets__main_where_segmentation_is_empty(tmp_path):
+    write(tmp_path, "ImageSets/Segmentation/train.txt", "")
+    write(tmp_path, "ImageSets/Main/train.txt", "a\nb")
+    write(tmp_path, "ImageSets/Main/cat_train.txt", "a  1\nb -1")
+    assert list_sets(tmp_path) == {"train": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "deep/a",
+        "deep/a.jpg",
+        "/JPEGImages/deep/a.jpg /SegmentationClass/deep/a.png",
+        "JPEGImages/deep/a.jpg",
+        "deep/a 1",
+    ],
+)
+def test_list_sets__forms_of_a_line(tmp_path, line):
+    write(tmp_path, "JPEGImages/deep/a.jpg")
+    write(tmp_path, "ImageSets/Segmentation/train.txt", line)
+    assert list_sets(tmp_path) == {"train": ["deep/a"]}
+
+
+def test_list_sets__names_with_spaces_and_dots(tmp_path):
+    write(tmp_path, "JPEGImages/my photo.v2.jpg")
+    write(tmp_path, "ImageSets/Segmentation/train.txt", "my photo.v2")
+    assert list_sets(tmp_path) == {"train": ["my photo.v2"]}
+
+
+def test_list_sets__none(tmp_path):
+    write(tmp_path, "JPEGImages/b.jpg")
+    write(tmp_path, "SegmentationObject/a.png")
+    assert list_sets(tmp_path) == {"": ["a", "b"]}
+
+
+def test_find_voc_folders__nested(tmp_path):
+    write(tmp_path, "VOCdevkit/VOC2012/JPEGImages/a.jpg")
+    write(tmp_path, "VOCdevkit/VOC2012/ImageSets/Main/train.txt")
+    assert find_voc_folders(Folder(tmp_path)) == ["VOCdevkit/VOC2012"]
+
+
+def test_read_xml_objects__boxes_count_from_one(tmp_path):
+    box = "<bndbox><xmin>1</xmin><ymin>2.0</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    text = f"<annotation><object><name> cat </name>{box}</object><object><name>x</name></object><object>{box}</object></annotation>"
+    (only,) = read_xml_objects(write(tmp_path, "a.xml", text))
+    assert only.name == "cat"
+    assert only.box == (0, 1, 3, 4)
+
+
+def test_read_xml_objects__damaged(tmp_path):
+    with pytest.raises(DataError, match=r"a\.xml"):
+        read_xml_objects(write(tmp_path, "a.xml", "<annotation>"))

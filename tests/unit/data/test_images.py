@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from vpexp.data.images import ImageFileError, ImageHeader, choose_orientation, read_image, read_image_header
+from vpexp.errors import DataError
+
+
+def save(path, array_or_image, **options):
+    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image.save(path, **options)
+    return path
+
+
+@pytest.fixture
+def colors_HW3():
+    return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def test_read_image__rgb(tmp_path, colors_HW3):
+    image_HW3 = read_image(save(tmp_path / "a.png", colors_HW3))
+    assert image_HW3.dtype == np.uint8
+    np.testing.assert_array_equal(image_HW3, colors_HW3)
+
+
+def test_read_image__rgba_drops_alpha(tmp_path, colors_HW3):
+    alpha_HW1 = np.arange(54, dtype=np.uint8).reshape(6, 9, 1)
+    path = save(tmp_path / "a.png", np.concatenate([colors_HW3, alpha_HW1], axis=2))
+    np.testing.assert_array_equal(read_image(path), colors_HW3)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK"])
+def test_read_image__other_modes(tmp_path, colors_HW3, mode):
+    image = Image.fromarray(colors_HW3).convert(mode)
+    suffix = "tif" if mode == "CMYK" else "png"
+    path = save(tmp_path / f"a.{suffix}", image)
+    np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
+
+
+def test_read_image__cmyk_jpeg_has_three_channels(tmp_path, colors_HW3):
+    path = save(tmp_path / "a.jpg", Image.fromarray(colors_HW3).convert("CMYK"))
+    assert read_image(path).shape == (6, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.int32), ("tif", np.float32)]
+)
+def test_read_image__wide_values_are_stretched(tmp_path, suffix, dtype):
+    values_HW = np.linspace(1000, 5000, 54).reshape(6, 9).astype(dtype)
+    path = save(tmp_path / f"a.{suffix}", values_HW)
+    assert read_image_header(path).is_wide
+    image_HW3 = read_image(path)
+    assert image_HW3.shape == (6, 9, 3)
+    assert (image_HW3.min(), image_HW3.max()) == (0, 255)
+    expected = (values_HW.astype(np.float64) - 1000) / 4000 * 255
+    np.testing.assert_allclose(image_HW3[:, :, 1], expected, atol=0.51)
+
+
+def test_read_image__flat_wide_image_is_black(tmp_path):
+    path = save(tmp_path / "a.png", np.full((4, 5), 4000, dtype=np.uint16))
+    assert not read_image(path).any()
+
+
+def test_read_image__values_that_are_no_numbers(tmp_path):
+    values_HW = np.array([[np.nan, 0.0], [np.inf, 2.0]], dtype=np.float32)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.tif", values_HW))[:, :, 0], [[0, 0], [0, 255]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_read_image__exif(tmp_path, colors_HW3, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", colors_HW3, exif=exif)
+    stored_HW3 = np.asarray(Image.open(path).convert("RGB"))
+    turned_HW3 = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(read_image(path, exif_transpose=False), stored_HW3)
+    np.testing.assert_array_equal(read_image(path), turned_HW3)
+    header = read_image_header(path)
+    assert header.orientation == orientation
+    assert (header.height, header.width) == (6, 9)
+    assert header.transposed_size == turned_HW3.shape[:2]
+
+
+def test_read_image_header__tiff_is_turned_by_pil(tmp_path, colors_HW3):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.tif", colors_HW3, exif=exif)
+    header = read_image_header(path)
+    height, width, turn = choose_orientation(header, None)
+    assert read_image(path, turn).shape == (height, width, 3)
+
+
+def test_read_image_header__damaged_exif_is_no_reason(tmp_path, colors_HW3):
+    path = save(tmp_path / "a.jpg", colors_HW3, exif=b"Exif\0\0nonsense")
+    assert read_image_header(path).orientation == 1
+    assert read_image(path).shape == (6, 9, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif", "gif"])
+def test_read_image_header__truncated(tmp_path, suffix):
+    noise_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / f"a.{suffix}", noise_HW3)
+    assert read_image_header(path).height == 64
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ImageFileError, match=r"a\.") as caught:
+        read_image_header(path)
+    assert caught.value.reason in ("image file is truncated or damaged", "no image, or its header is damaged")
+    with pytest.raises(DataError, match=r"a\."):
+        read_image(path)
+
+
+def test_read_image_header__bytes_behind_the_end_are_no_reason(tmp_path, colors_HW3):
+    path = save(tmp_path / "a.jpg", colors_HW3)
+    path.write_bytes(path.read_bytes() + b"\0\0camera notes")
+    assert read_image_header(path) == ImageHeader(6, 9, 1, False)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"no image at all, but text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_read_image_header__no_image(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for read in (read_image, read_image_header):
+        with pytest.raises(ImageFileError, match=r"a\.jpg"):
+            read(path)
+
+
+def test_read_image__missing(tmp_path):
+    for read in (read_image, read_image_header):
+        with pytest.raises(ImageFileError, match="missing") as caught:
+            read(tmp_path / "gone.jpg")
+        assert caught.value.reason == "image file is missing"
+        assert "gone.jpg" in str(caught.value)
+
+
+def test_read_image__damage_in_the_middle(tmp_path):
+    noise_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.png", noise_HW3)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
+    path.write_bytes(data)
+    assert read_image_header(path).height == 64
+    with pytest.raises(ImageFileError, match="damaged"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "annotated", "expected"),
+    [
+        (1, None, (6, 9, False)),
+        (1, (6, 9), (6, 9, False)),
+        (1, (9, 6), None),
+        (6, (6, 9), (6, 9, False)),  # annotated as stored
+        (6, (9, 6), (9, 6, True)),  # annotated as viewers show it
+        (6, None, (9, 6, True)),
+        (3, (6, 9), (6, 9, True)),  # upside down: the size cannot tell
+        (6, (12, 18), None),
+    ],
+)
+def test_choose_orientation__from_the_annotated_size(orientation, annotated, expected):
+    assert choose_orientation(ImageHeader(6, 9, orientation, False), annotated) == expected
+
+
+def test_choose_orientation__square_is_turned_as_viewers_do():
+    assert choose_orientation(ImageHeader(8, 8, 6, False), (8, 8)) == (8, 8, True)

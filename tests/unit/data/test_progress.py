@@ -1,0 +1,25 @@
+import io
+
+from rich.console import Console
+
+from vpexp.data import progress
+from vpexp.data.progress import show_progress
+
+
+def test_show_progress__passes_everything_on():
+    assert list(show_progress([3, 1, 2], "Reading")) == [3, 1, 2]
+    assert list(show_progress([], "Reading")) == []
+
+
+def test_show_progress__bar_only_when_it_takes_long(monkeypatch):
+    output = io.StringIO()
+    bar = progress.build_progress()
+    bar.live.console = Console(file=output, force_terminal=True)
+    built = []
+    monkeypatch.setattr(progress, "build_progress", lambda: built.append(1) or bar)
+    assert list(show_progress(range(5), "Reading")) == list(range(5))
+    assert not built
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", -1.0)
+    assert list(show_progress(range(5), "Reading")) == list(range(5))
+    assert built == [1]
+    assert "Reading" in output.getvalue()

@@ -1,0 +1,33 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vpexp.data import report
+from vpexp.data.report import report_dataset
+from vpexp.data.types import AnnotatedDataset, Split
+
+
+@pytest.fixture
+def output(monkeypatch):
+    console = Console(file=io.StringIO(), width=120)
+    monkeypatch.setattr(report, "console", console)
+    monkeypatch.setattr("vpexp.console.console", console)
+    return console.file
+
+
+def test_report_dataset__counts_reasons_and_notes(output):
+    skipped = {"crowd region": 2, "box only, no mask": 850}
+    examples = {"crowd region": "a[1].jpg", "box only, no mask": "CDY_2015.jpg, annotation 7"}
+    splits = {
+        "train": Split("train", "train2017", (), skipped, examples),
+        "val": Split("val", "val", (), {}, {}),
+    }
+    report_dataset(AnnotatedDataset("coco", Path("my/[data]"), ("a", "b"), splits, ("no test split: testing on val",)))
+    text = output.getvalue()
+    assert "my/[data] (coco, 2 categories)" in text
+    assert "train (train2017)" in text
+    assert "852" in text
+    assert text.index("box only, no mask: CDY_2015.jpg, annotation 7") < text.index("crowd region: a[1].jpg")
+    assert "no test split: testing on val" in text
