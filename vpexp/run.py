@@ -81,7 +81,7 @@ def _run_stage(context: RunContext) -> StageResult:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         status = "KILLED" if stopped else "FAILED"
         line = _describe(error)
-        log.error("%s: %s", status, line, exc_info=error)
+        log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
         context.folder.update_run_json(status=status, error=line, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         context.tracker.log_artifact(context.folder.log)
         context.tracker.close(status, line)
@@ -226,7 +226,11 @@ def _get_git_commit() -> str | None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True, timeout=10
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

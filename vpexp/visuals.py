@@ -18,6 +18,7 @@ CAPTION_HEIGHT = 28
 OPACITY = 0.42
 BACKGROUND = (24, 24, 27)
 PROMPT_COLOR = (255, 255, 255)
+TOP_LEFT, BOTTOM_RIGHT = 2, 3  # point labels of box corners
 
 
 def color_of(index: int) -> tuple[int, int, int]:
@@ -95,9 +96,11 @@ def _paint(image_HW3: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], sca
 
 
 def _draw_prompt(pen: ImageDraw.ImageDraw, coords_P2: NDArray[np.float32], labels_P: NDArray[np.float32]) -> None:
-    places = {int(label): tuple(float(value) for value in place) for place, label in zip(coords_P2, labels_P, strict=True)}
-    if 2 in places and 3 in places:
-        pen.rectangle([places[2], places[3]], outline=PROMPT_COLOR, width=1)
+    places = {
+        int(label): tuple(float(value) for value in place) for place, label in zip(coords_P2, labels_P, strict=True)
+    }
+    if TOP_LEFT in places and BOTTOM_RIGHT in places:
+        pen.rectangle([places[TOP_LEFT], places[BOTTOM_RIGHT]], outline=PROMPT_COLOR, width=1)
     for (x, y), label in zip(coords_P2.tolist(), labels_P.tolist(), strict=True):
         if label in (0, 1):
             pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=PROMPT_COLOR if label else (255, 60, 60), outline=(0, 0, 0))

@@ -1,0 +1,1 @@
+"""Annotated images: reading, prompts, samples."""

@@ -177,7 +177,7 @@ def _parse_compressed_counts(counts: bytes) -> list[int]:
     value = shift = 0
     for byte in counts:
         chunk = byte - 48
-        if not 0 <= chunk < 64:  # noqa: PLR2004 (six bits)
+        if not 0 <= chunk < 64:
             raise MaskError("damaged RLE")
         value |= (chunk & 0x1F) << shift
         shift += 5

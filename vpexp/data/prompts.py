@@ -83,7 +83,8 @@ def jitter_boxes(
     length_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     shift_N4 = rng.uniform(0, jitter, boxes_N4.shape) * np.concatenate([-length_N2, length_N2], axis=1)
     limits_4 = np.array([width, height, width, height], dtype=np.float32)
-    return np.clip(boxes_N4 + shift_N4, 0, limits_4).astype(np.float32)
+    jittered_N4: NDArray[np.float32] = np.clip(boxes_N4 + shift_N4, 0, limits_4).astype(np.float32)
+    return jittered_N4
 
 
 def draw_point_inside(rle: Rle, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -124,7 +125,7 @@ def draw_training_prompts(
     points = prompts_from_points(points_N2)
     if recipe.type == "point":
         return points
-    use_box_N = rng.random(len(chosen_N)) < 0.5
+    use_box_N = rng.integers(2, size=len(chosen_N)) == 0
     return Prompts(
         np.where(use_box_N[:, None, None], boxes.coords_NP2, points.coords_NP2),
         np.where(use_box_N[:, None], boxes.labels_NP, points.labels_NP),

@@ -1,5 +1,6 @@
 """The order of training images: shuffled by seed and epoch, resumable at any batch, divided between processes."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,13 +32,14 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         _, world_size = _process_place()
-        return -(-(-(-self.length // world_size)) // self.batch_size)
+        share = math.ceil(self.length / world_size)
+        return math.ceil(share / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         skip, self.skipped_batches = self.skipped_batches, 0
         rank, world_size = _process_place()
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        order = np.resize(order, -(-self.length // world_size) * world_size)[rank::world_size]
+        order = np.resize(order, math.ceil(self.length / world_size) * world_size)[rank::world_size]
         keys = [(self.epoch, int(index)) for index in order]
         for start in range(skip * self.batch_size, len(keys), self.batch_size):
             yield keys[start : start + self.batch_size]

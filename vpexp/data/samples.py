@@ -20,6 +20,8 @@ from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts, 
 from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
 
+HALF_COVERED = 128  # of 255
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSample:
@@ -113,7 +115,7 @@ def rasterize_target(rle: Rle, resized_hw: tuple[int, int], image_size: int, str
         padded = Image.new("L", (covered_w * stride, covered_h * stride))
         padded.paste(mask.resize((resized_w, resized_h), Image.Resampling.BOX))
         small = padded.resize((covered_w, covered_h), Image.Resampling.BOX) if stride > 1 else padded
-    target_SS[:covered_h, :covered_w] = np.asarray(small) >= 128
+    target_SS[:covered_h, :covered_w] = np.asarray(small) >= HALF_COVERED
     return target_SS
 
 

@@ -165,7 +165,7 @@ def divide(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item
     """
     if not 0 < fraction < 1:
         raise DataError(f"data.val_fraction={fraction}: expected a share between 0 and 1")
-    if len(items) < 2:  # noqa: PLR2004 (one cannot be divided)
+    if len(items) < 2:
         return list(items), list(items)
     count = min(max(round(fraction * len(items)), 1), len(items) - 1)
     held_out = set(np.random.default_rng(seed).permutation(len(items))[:count].tolist())

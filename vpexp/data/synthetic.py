@@ -92,7 +92,7 @@ def _check_parameters(
     if scene not in SCENES:
         raise ConfigError(f"data.synthetic.scene={scene}: choose one of {', '.join(SCENES)}")
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < SMALLEST_SIDE:  # noqa: PLR2004 - height and width
+    if len(size) != 2 or min(size) < SMALLEST_SIDE:
         raise ConfigError(
             f"data.synthetic.image_size={image_size}: give one number or [height, width], at least {SMALLEST_SIDE}"
         )

@@ -46,7 +46,11 @@ class MaskAveragePrecision(Metric):
         self.records: list[dict[str, Any]] = []
 
     def update(
-        self, predicted: Sequence[Rle], scores_N: NDArray[np.float32], annotated: Sequence[Rle], labels_N: NDArray[np.int64]
+        self,
+        predicted: Sequence[Rle],
+        scores_N: NDArray[np.float32],
+        annotated: Sequence[Rle],
+        labels_N: NDArray[np.int64],
     ) -> None:
         """Add one image: a prediction for each of its annotated objects.
 
@@ -169,5 +173,3 @@ def _mean_valid(values: NDArray[np.float64]) -> float:
 
 def _discard(*_: object) -> None:
     """Take COCOeval's printed summary, which vpexp shows in its own table."""
-
-

@@ -159,9 +159,7 @@ class Evaluator:
             scores.append(prediction.iou)
         return predicted, np.concatenate(scores) if scores else np.zeros(0, np.float32), seconds
 
-    def _measure_baselines(
-        self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample
-    ) -> None:
+    def _measure_baselines(self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample) -> None:
         annotations = sample.annotations
         boxes_N4 = _get_prompt_boxes(sample)
         for rle, box_4 in zip(annotations.masks, boxes_N4, strict=True):

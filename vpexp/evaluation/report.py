@@ -26,7 +26,7 @@ ROWS = (
     "data_time",
 )
 SECONDS = ("iter_time", "data_time")
-NO_NUMBER = "–"
+NO_NUMBER = "-"
 
 
 def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Table:

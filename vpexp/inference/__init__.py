@@ -1,0 +1,1 @@
+"""Predictors: an image and prompts in, masks out."""

@@ -47,9 +47,7 @@ class Checkpoint:
         return tuple(sorted({name.split(".")[0] for name in self.state}))
 
 
-def build_identity(
-    sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], categories: Sequence[str]
-) -> dict[str, Any]:
+def build_identity(sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], categories: Sequence[str]) -> dict[str, Any]:
     """Build what a checkpoint says of itself."""
     return {
         "config": OmegaConf.to_yaml(cfg, resolve=True),
@@ -82,7 +80,7 @@ def find_checkpoint(reference: str, output_dir: Path) -> Path:
 
 def _find_best(folder: RunFolder) -> Path:
     best = folder.read_run_json().get("best_checkpoint")
-    candidates = [folder.path / best] if best else []
+    candidates: list[Path] = [folder.path / best] if best else []
     candidates += [*sorted(folder.checkpoints.glob("epoch_*.ckpt"), reverse=True), folder.last_checkpoint]
     for candidate in candidates:
         if candidate.is_file():

@@ -71,10 +71,15 @@ def assess(
         keep=keep,
     )
     if not result.images:
-        raise DataError(f"none of the {len(images)} images of the {split} split can be read: {result.unreadable[0].reason}")
+        raise DataError(
+            f"none of the {len(images)} images of the {split} split can be read: {result.unreadable[0].reason}"
+        )
     if result.unreadable:
         first = result.unreadable[0]
-        say(f"{len(result.unreadable)} images of {split} could not be read and were skipped; the first: {first.reason}", style="yellow")
+        say(
+            f"{len(result.unreadable)} images of {split} could not be read and were skipped; the first: {first.reason}",
+            style="yellow",
+        )
     return result
 
 

@@ -46,9 +46,7 @@ def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
 
 def build_prompt_recipe(cfg: DictConfig) -> PromptRecipe:
     """Build the recipe of prompts from its section."""
-    return PromptRecipe(
-        type=cfg.type, jitter=cfg.jitter, test_jitter=cfg.test_jitter, max_per_image=cfg.max_per_image
-    )
+    return PromptRecipe(type=cfg.type, jitter=cfg.jitter, test_jitter=cfg.test_jitter, max_per_image=cfg.max_per_image)
 
 
 def _write_synthetic(context: RunContext) -> Path:

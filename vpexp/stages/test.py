@@ -41,6 +41,4 @@ def _load(context: RunContext) -> Sam:
         return build_model(cfg.model, seed=cfg.seed, cache_dir=context.cache_dir)
     checkpoint = read_checkpoint(Path(cfg.checkpoint))
     say(f"testing {checkpoint.path}")
-    return load_checkpoint_model(
-        checkpoint, cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=context.cache_dir
-    )
+    return load_checkpoint_model(checkpoint, cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=context.cache_dir)

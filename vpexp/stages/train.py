@@ -57,9 +57,7 @@ def _build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
     return sam, checkpoint.parts
 
 
-def _build_module(
-    context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...]
-) -> SamFineTuner:
+def _build_module(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...]) -> SamFineTuner:
     cfg = context.cfg
     left_out = [part for part in cfg.model.freeze if part not in brought]
     return SamFineTuner(
@@ -74,7 +72,9 @@ def _build_module(
     )
 
 
-def _assess_splits(context: RunContext, sam: Sam, dataset: AnnotatedDataset, moment: str) -> dict[str, EvaluationResult]:
+def _assess_splits(
+    context: RunContext, sam: Sam, dataset: AnnotatedDataset, moment: str
+) -> dict[str, EvaluationResult]:
     """Evaluate val, and test where it is asked for; baselines and overlays only at the end, on the last of them."""
     cfg = context.cfg
     predictor = TorchPredictor(sam.to(choose_device(cfg)).eval())

@@ -1,0 +1,1 @@
+"""Fine-tuning: loss, module, callbacks, trainer."""

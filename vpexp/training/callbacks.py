@@ -87,7 +87,9 @@ class EpochRecorder(Callback):
             for name, by_class in per_class.items():
                 metrics |= {f"val/{name}/{label}": value for label, value in by_class.items() if math.isfinite(value)}
         for logger in trainer.loggers:
-            logger.log_metrics({name: value for name, value in metrics.items() if "val/" not in name}, trainer.global_step)
+            logger.log_metrics(
+                {name: value for name, value in metrics.items() if "val/" not in name}, trainer.global_step
+            )
         self.record(metrics, trainer.current_epoch + 1)
 
 
@@ -118,7 +120,10 @@ class IterationTimer(Callback):
         self._iter_seconds += now - self._ended
         self._ended = now
         self._steps += 1
-        times = {"train/iter_time": self._iter_seconds / self._steps, "train/data_time": self._data_seconds / self._steps}
+        times = {
+            "train/iter_time": self._iter_seconds / self._steps,
+            "train/data_time": self._data_seconds / self._steps,
+        }
         pl_module.log_dict(times, on_step=True, on_epoch=False, batch_size=1)
 
 

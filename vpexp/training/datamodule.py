@@ -39,9 +39,7 @@ class FineTuningData(pl.LightningDataModule):
         super().__init__()
         self.num_workers = num_workers
         train_images = with_objects(dataset.splits["train"].images)
-        self.training_set = TrainingSet(
-            train_images, image_size=image_size, recipe=recipe, stride=stride, seed=seed
-        )
+        self.training_set = TrainingSet(train_images, image_size=image_size, recipe=recipe, stride=stride, seed=seed)
         self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
         self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)
 

@@ -102,9 +102,7 @@ class MaskLoss:
         valid_NRR = valid_NRR.to(logits_NRR.dtype)
         targets_NRR = targets_NRR.to(logits_NRR.dtype) * valid_NRR
         count = max(1, logits_NRR.shape[0])
-        focal = compute_focal_loss(
-            logits_NRR, targets_NRR, valid_NRR, alpha=self.focal_alpha, gamma=self.focal_gamma
-        )
+        focal = compute_focal_loss(logits_NRR, targets_NRR, valid_NRR, alpha=self.focal_alpha, gamma=self.focal_gamma)
         dice = compute_dice_loss(torch.sigmoid(logits_NRR) * valid_NRR, targets_NRR)
         true_iou_N = compute_mask_iou(logits_NRR, targets_NRR, valid_NRR)
         iou = (predicted_iou_N.float() - true_iou_N).square()

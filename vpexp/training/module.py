@@ -191,7 +191,9 @@ class SamFineTuner(pl.LightningModule):
             sums = [term * share + (sums[i] if sums else 0) for i, term in enumerate(terms)]
         return LossTerms(*sums)
 
-    def _compute_chunk(self, embeddings_BCHW: Tensor, batch: Batch, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _compute_chunk(
+        self, embeddings_BCHW: Tensor, batch: Batch, part: slice
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         image_index_N = batch.image_index_N[part]
         decoded = self.sam.decode(embeddings_BCHW, image_index_N, batch.coords_NP2[part], batch.labels_NP[part])
         size = self.sam.image_size // self.stride

@@ -48,7 +48,11 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Pa
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(tensorboard.parent),
         )
-    except (ValueError, RuntimeError, TypeError) as error:  # Lightning's MisconfigurationException is a ValueError's kin
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # Lightning's MisconfigurationException is a ValueError's kin
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
 
 

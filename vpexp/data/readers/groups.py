@@ -52,7 +52,7 @@ def group_annotations(annotations: Sequence[Any]) -> list[Group]:
 
 def _split_by_boxes(group: Group) -> list[Group]:
     """Split a group with several boxes into one group a box."""
-    if len(group.boxes) < 2 or not group.parts:  # noqa: PLR2004 (one box, one object)
+    if len(group.boxes) < 2 or not group.parts:
         return [group]
     boxes = [_to_xyxy(box) for box in group.boxes]
     split = [Group(boxes=[box]) for box in group.boxes]

@@ -78,7 +78,7 @@ def _read_values(image: Image.Image, colors: Mapping[Color, int]) -> IndexMask:
         return _read_palette(image, colors)
     if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
         values: NDArray[Any] = np.asarray(image)
-        return (values[:, :, 0] if values.ndim > 2 else values).astype(np.int64)  # noqa: PLR2004 (LA: grey and alpha)
+        return (values[:, :, 0] if values.ndim > 2 else values).astype(np.int64)
     pixels = np.asarray(image.convert("RGB")).astype(np.int64)
     packed_HW = pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
     used = find_values(packed_HW)

@@ -87,7 +87,7 @@ class Canvas:
         below += alpha[..., None] * (color - below)
         if owner is None:
             return
-        cover = alpha >= 0.5 if cover_hw is None else cover_hw[patch_rows, patch_columns]  # noqa: PLR2004
+        cover = alpha >= 0.5 if cover_hw is None else cover_hw[patch_rows, patch_columns]
         owners = self.owner_HW[rows, columns]
         if owner >= 0:
             self._areas[owner] += int(np.count_nonzero(cover & (owners != owner)))

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Vine leaves: five lobes, toothed rims, veins; each drawn once and painted many times.
 
 Shapes: P points of an outline, h w size of a leaf's patch.

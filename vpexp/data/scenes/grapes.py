@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Grape clusters: berries as lit spheres, packed into cones, cylinders and wings.
 
 Shapes: K berries of a cluster, h w size of a patch.

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Scenes as a microscope shows them: glowing cells on black, grey cells, stained tissue on white.
 
 Shapes: H W size of the image, h w size of a cell's patch.

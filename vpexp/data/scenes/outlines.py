@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Outlines: shapes as polygons in a unit frame, and how they become coverage.
 
 An outline is a list of layers drawn one over the other: a polygon that fills, or one that cuts a hole. Coordinates

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Photometric changes of a whole image: light, contrast, blur, noise, compression.
 
 Shapes: H W size of the image; colours are float32 in 0..1.

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Scenes of shapes: the most varied ground we can draw, for a model that has to learn to look.
 
 What tells an object from its ground changes from object to object: colour, light, only its texture, only its outline.

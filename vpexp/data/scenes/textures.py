@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Patterns: scalar fields in 0..1 that mix two colours into a texture.
 
 Shapes: h w size of the patch, a field is float32 [h, w].

@@ -27,7 +27,7 @@ class Scene:
         labels: index of each object's category in ``SceneDrawer.categories``.
     """
 
-    image_HW3: Image  # noqa: N815 - the shape in the name
+    image_HW3: Image
     masks: list[Mask]
     labels: list[int]
 

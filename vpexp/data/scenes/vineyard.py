@@ -1,4 +1,3 @@
-# ruff: noqa: PLR2004 - the numbers of a drawing: chances, proportions, pixels
 """Scenes of a vineyard as one walks along a row: foliage, wires, trunks, soil, and clusters half behind leaves.
 
 One image shows one variety, as in the Embrapa WGISD data set. All sizes follow the image, so that 256 x 256 and
