@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vpexp.config import compose_config, load_config
+from vpexp.config import INHERITED, compose_config, load_config
 from vpexp.errors import ConfigError
 from vpexp.run import run
 from vpexp.stages.context import StageResult
@@ -84,7 +84,7 @@ class Engine:
 
     def _compose(self, settings: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
         if self.saved is not None:
-            return self._change_saved(self.saved, settings), []
+            return self._change_saved(self.saved, settings), list(INHERITED)  # a saved configuration is complete
         overrides = [f"{name}={_quote(value)}" for name, value in (self.settings | dict(settings)).items()]
         return compose_config(overrides, self.config_dir), overrides
 

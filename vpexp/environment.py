@@ -7,6 +7,9 @@ Set, unless the user has set them: switches that stop libraries from phoning hom
 import logging
 import os
 import warnings
+from pathlib import Path
+
+CACHE_DIR_VARIABLE = "VPEXP_CACHE_DIR"
 
 QUIET_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -23,6 +26,11 @@ QUIET_DEFAULTS = {
 }
 
 _NOISY_LOGGERS = ("alembic", "mlflow", "pytorch_lightning", "lightning", "matplotlib", "datumaro", "faster_coco_eval")
+
+
+def find_cache_dir() -> Path:
+    """Name the folder of downloaded weights and drawn images: $VPEXP_CACHE_DIR, else ~/.cache/vpexp."""
+    return Path(os.environ.get(CACHE_DIR_VARIABLE) or "~/.cache/vpexp").expanduser()
 
 
 def quiet_libraries() -> None:

@@ -52,7 +52,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), folder: Path | None = No
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
     resume_id = run_folder.read_run_json().get("mlflow_run_id") if resumed else None
     with _log_to(run_folder.log), _stop_on_sigterm():
-        save_config(cfg, run_folder.config)
+        save_config(_without_resume(cfg), run_folder.config)
         say(f"run folder: {run_folder.path}")
         tracker = _open_tracker(cfg, run_folder, resume_id)
         run_folder.update_run_json(
@@ -91,6 +91,13 @@ def _run_stage(context: RunContext) -> StageResult:
     context.folder.update_run_json(status="FINISHED", ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     context.tracker.close("FINISHED")
     return result
+
+
+def _without_resume(cfg: DictConfig) -> DictConfig:
+    """The saved configuration is that of the whole run, to be run again from its start."""
+    saved = cfg.copy()
+    saved.resume = None
+    return saved
 
 
 def _limit_threads(threads: int | None) -> None:

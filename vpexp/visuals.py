@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 MAX_SIDE = 960
-MIN_SIDE = 448
+MIN_SIDE = 512
 GAP = 12
 CAPTION_HEIGHT = 28
 OPACITY = 0.42
@@ -72,7 +72,7 @@ def _choose_scale(height: int, width: int) -> float:
     longest = max(height, width)
     if longest > MAX_SIDE:
         return MAX_SIDE / longest
-    return max(1.0, float(MIN_SIDE // longest))
+    return float(max(1, round(MIN_SIDE / longest)))
 
 
 def _paint(image_HW3: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], scale: float) -> Image.Image:

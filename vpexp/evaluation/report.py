@@ -36,7 +36,7 @@ def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) 
         title: what stands above.
         columns: metrics by the column's name, without ``val/`` or ``test/``.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from vpexp.environment import find_cache_dir
 from vpexp.inference.checkpoint import LATEST, find_checkpoint, load_checkpoint_model, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.models.download import get_cache_dir
 from vpexp.models.load import load_model
 from vpexp.models.registry import list_models
 from vpexp.models.sam import Sam
@@ -35,6 +35,6 @@ def load_predictor(
         path = find_checkpoint(str(source) if str(source) == LATEST else str(Path(source)), Path(output_dir))
         checkpoint = read_checkpoint(path)
         sam = load_checkpoint_model(
-            checkpoint, checkpoint.cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=get_cache_dir().parent
+            checkpoint, checkpoint.cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=find_cache_dir()
         )
     return TorchPredictor(sam.to(torch.device(device)))

@@ -13,19 +13,16 @@ from filelock import FileLock, Timeout
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from vpexp.console import console
+from vpexp.environment import find_cache_dir
 from vpexp.errors import WeightsError
-
-CACHE_DIR_VARIABLE = "VPEXP_CACHE_DIR"
-"""Environment variable that names the cache folder."""
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 
 
 def get_cache_dir(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Name the folder of downloaded weights: the argument, else $VPEXP_CACHE_DIR, else ~/.cache/vpexp/weights."""
-    chosen = cache_dir or os.environ.get(CACHE_DIR_VARIABLE) or "~/.cache/vpexp/weights"
-    return Path(chosen).expanduser()
+    """Name the folder of downloaded weights: the argument, else ``weights`` in vpexp's cache folder."""
+    return Path(cache_dir).expanduser() if cache_dir else find_cache_dir() / "weights"
 
 
 def download_file(url: str, path: Path, sha256: str) -> Path:

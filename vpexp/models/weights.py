@@ -28,7 +28,7 @@ UNUSED_KEYS = frozenset(
 )
 """Entries of ``mobile_sam.pt`` that SAM never uses: TinyViT's classification head."""
 
-PACKAGED_DIR = Path(__file__).parent / "weights"
+PACKAGED_DIR = Path(__file__).parent / "packaged"
 """Folder of the weights that come with the package."""
 
 _SHOWN_KEYS = 3

@@ -53,10 +53,7 @@ def _write_synthetic(context: RunContext) -> Path:
     settings = OmegaConf.to_container(context.cfg.data.synthetic, resolve=True)
     assert isinstance(settings, dict)
     named: dict[str, Any] = {str(key): value for key, value in settings.items()}
-    root = context.cfg.data.root
-    if root is None:
-        name = "_".join(str(named[key]) for key in ("scene", "image_size", "train", "val", "test", "seed"))
-        root = context.cache_dir / "synthetic" / name
+    root = context.cfg.data.root or context.cache_dir / "synthetic"
     return write_synthetic_dataset(Path(root).expanduser(), **named)
 
 

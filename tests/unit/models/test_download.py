@@ -158,5 +158,5 @@ def test_get_cache_dir__argument_then_variable_then_home(tmp_path, monkeypatch):
     monkeypatch.delenv("VPEXP_CACHE_DIR", raising=False)
     assert get_cache_dir() == Path("~/.cache/vpexp/weights").expanduser()
     monkeypatch.setenv("VPEXP_CACHE_DIR", str(tmp_path))
-    assert get_cache_dir() == tmp_path
+    assert get_cache_dir() == tmp_path / "weights"
     assert get_cache_dir("elsewhere") == Path("elsewhere")

@@ -202,8 +202,9 @@ def test_resolve_weights__random_and_path(tmp_path):
 def test_resolve_weights__file_in_the_cache_is_used(tmp_path, monkeypatch):
     (tmp_path / "mobile_sam.pt").touch()
     assert resolve_weights("sam_tiny_vit", "auto", cache_dir=tmp_path) == tmp_path / "mobile_sam.pt"
-    monkeypatch.setenv("VPEXP_CACHE_DIR", str(tmp_path))
-    assert resolve_weights("sam_tiny_vit") == tmp_path / "mobile_sam.pt"
+    monkeypatch.setenv("VPEXP_CACHE_DIR", str(tmp_path.parent))
+    tmp_path.rename(tmp_path.parent / "weights")
+    assert resolve_weights("sam_tiny_vit") == tmp_path.parent / "weights" / "mobile_sam.pt"
 
 
 def test_resolve_weights__offline_says_what_to_put_where(tmp_path, monkeypatch):
