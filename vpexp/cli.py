@@ -152,6 +152,7 @@ def _build_job(failures: list[Exception], full_error: str | None) -> Callable[[A
 
         settings = HydraConfig.get()
         asked = list(settings.overrides.task)
+        folder = Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None
         if "data" not in settings.runtime.choices:  # a saved configuration is complete: there is nothing to inherit
             asked = [*INHERITED, *asked]
 
@@ -160,7 +161,7 @@ def _build_job(failures: list[Exception], full_error: str | None) -> Callable[[A
             from vpexp.run import run
 
             with _set_full_error(full_error):
-                return run(cfg, asked)
+                return run(cfg, asked, folder)
         except Exception as error:
             failures.append(error)
             if settings.mode == RunMode.MULTIRUN:

@@ -3,6 +3,7 @@
 Legend: N objects of one image, H W size of the picture.
 """
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +25,6 @@ TOP_LEFT, BOTTOM_RIGHT = 2, 3  # point labels of box corners
 def color_of(index: int) -> tuple[int, int, int]:
     """Choose the colour of an object: golden-angle steps around the hue circle, so that neighbours differ."""
     hue = (index * 0.61803398875 + 0.08) % 1.0
-    import colorsys
-
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
     return int(red * 255), int(green * 255), int(blue * 255)
 
@@ -50,7 +49,7 @@ def draw_comparison(
     sides = [_paint(image_HW3, masks, scale) for masks in (annotated, predicted)]
     pen = ImageDraw.Draw(sides[1])
     for coords_P2, labels_P in prompts:
-        _draw_prompt(pen, coords_P2 * scale, labels_P)
+        _draw_prompt(pen, coords_P2, labels_P, scale)
     width, height = sides[0].size
     sheet = Image.new("RGB", (2 * width + GAP, height + CAPTION_HEIGHT), BACKGROUND)
     writer = ImageDraw.Draw(sheet)
@@ -95,12 +94,16 @@ def _paint(image_HW3: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], sca
     return Image.fromarray(picture_HW3.astype(np.uint8))
 
 
-def _draw_prompt(pen: ImageDraw.ImageDraw, coords_P2: NDArray[np.float32], labels_P: NDArray[np.float32]) -> None:
-    places = {
-        int(label): tuple(float(value) for value in place) for place, label in zip(coords_P2, labels_P, strict=True)
-    }
+def _draw_prompt(
+    pen: ImageDraw.ImageDraw, coords_P2: NDArray[np.float32], labels_P: NDArray[np.float32], scale: float
+) -> None:
+    places = {int(label): place for place, label in zip(coords_P2, labels_P, strict=True)}
     if TOP_LEFT in places and BOTTOM_RIGHT in places:
-        pen.rectangle([places[TOP_LEFT], places[BOTTOM_RIGHT]], outline=PROMPT_COLOR, width=1)
-    for (x, y), label in zip(coords_P2.tolist(), labels_P.tolist(), strict=True):
+        # A box is the outer edges of its pixels: its last drawn pixel lies before the right and bottom edge.
+        left, top = (places[TOP_LEFT] * scale).tolist()
+        right, bottom = (places[BOTTOM_RIGHT] * scale - 1).tolist()
+        pen.rectangle([left, top, max(left, right), max(top, bottom)], outline=PROMPT_COLOR, width=1)
+    for (column, row), label in zip(coords_P2.tolist(), labels_P.tolist(), strict=True):
         if label in (0, 1):
+            x, y = (column + 0.5) * scale, (row + 0.5) * scale  # a point names a pixel: its centre
             pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=PROMPT_COLOR if label else (255, 60, 60), outline=(0, 0, 0))

@@ -43,7 +43,8 @@ class MaskAveragePrecision(Metric):
     def __init__(self, categories: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.categories = tuple(categories)
-        self.records: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]]
+        self.add_state("records", default=[], dist_reduce_fx=None)
 
     def update(
         self,
@@ -97,17 +98,16 @@ class MaskAveragePrecision(Metric):
         }
         return result
 
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self.records = []
-
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         """Gather the records of all processes: they are Python objects, which torchmetrics does not gather itself."""
         del dist_sync_fn
         gathered: list[list[dict[str, Any]] | None] = [None] * distributed.get_world_size(process_group)
         distributed.all_gather_object(gathered, self.records, group=process_group)
         self.records = [record for part in gathered if part for record in part]
+
+    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
+        """Move to a device what is a tensor: records are not."""
+        return super()._apply(fn, exclude_state=(*exclude_state, "records"))
 
     def _build_coco(self) -> tuple[dict[str, Any], Any]:
         annotations: list[dict[str, Any]] = []

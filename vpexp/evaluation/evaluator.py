@@ -140,6 +140,7 @@ class Evaluator:
         if self.baselines and self._first is not None and self.totals.images > 1 and self._previous is not None:
             sample, own = self._first
             self._measure_wrong_image(predictor, own, self._previous, sample)
+            self._first = None
 
     def _measure(
         self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample, counts: PixelCounts

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from vpexp.errors import CheckpointError
 from vpexp.inference.build import build_model
@@ -99,19 +101,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}") from error
+        # torch's own messages are long, and tell how to load unsafely.
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): damaged, or no file of tensors and plain values"
+        ) from error
     if not isinstance(content, Mapping) or "vpexp" not in content:
         raise CheckpointError(
             f"{path} is no checkpoint of vpexp; weights in the official layout are given as model.weights=<path>"
         )
-    identity = content["vpexp"]
-    return Checkpoint(
-        path=path,
-        cfg=OmegaConf.create(identity["config"]),
-        state={name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()},
-        frozen=dict(identity["frozen"]),
-        categories=tuple(identity["categories"]),
-    )
+    try:
+        identity = content["vpexp"]
+        return Checkpoint(
+            path=path,
+            cfg=OmegaConf.create(identity["config"]),
+            state={name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()},
+            frozen=dict(identity["frozen"]),
+            categories=tuple(identity["categories"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException, YAMLError) as error:
+        raise CheckpointError(
+            f"{path} is no whole checkpoint of vpexp ({type(error).__name__}): made by another version, or changed since"
+        ) from error
 
 
 def load_checkpoint_model(checkpoint: Checkpoint, model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:

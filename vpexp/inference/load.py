@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from vpexp.environment import find_cache_dir
-from vpexp.inference.checkpoint import LATEST, find_checkpoint, load_checkpoint_model, read_checkpoint
+from vpexp.inference.checkpoint import find_checkpoint, load_checkpoint_model, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.load import load_model
 from vpexp.models.registry import list_models
@@ -32,7 +32,7 @@ def load_predictor(
     elif str(source) in list_models():
         sam = load_model(str(source))
     else:
-        path = find_checkpoint(str(source) if str(source) == LATEST else str(Path(source)), Path(output_dir))
+        path = find_checkpoint(str(source), Path(output_dir))
         checkpoint = read_checkpoint(path)
         sam = load_checkpoint_model(
             checkpoint, checkpoint.cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=find_cache_dir()

@@ -79,9 +79,11 @@ def build_prompts(
         point_labels: [N, P], 1 in, 0 out, -1 ignored; None: all 1.
 
     Raises:
-        ValueError: neither is given, or shapes do not fit.
+        ValueError: neither is given, labels without points are, or shapes do not fit.
     """
     parts: list[Prompts] = []
+    if points is None and point_labels is not None:
+        raise ValueError("point_labels are given without points")
     if points is not None:
         coords_NP2 = np.asarray(points, dtype=np.float32)
         if coords_NP2.ndim != 3 or coords_NP2.shape[2] != 2:

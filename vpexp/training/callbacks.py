@@ -37,8 +37,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f".{place.name}.part")
-        torch.save(checkpoint, draft)
-        draft.replace(place)
+        try:
+            torch.save(checkpoint, draft)
+            draft.replace(place)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def build_checkpoint_callbacks(folder: Path) -> list[Callback]:

@@ -62,7 +62,7 @@ class FineTuningData(pl.LightningDataModule):
             return {"epoch": 0, "batches_done": 0}
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         done = progress.current.completed
-        if done >= len(self.sampler):
+        if done >= min(len(self.sampler), self.trainer.num_training_batches):  # limit_train_batches ends it earlier
             return {"epoch": self.trainer.current_epoch + 1, "batches_done": 0}
         return {"epoch": self.trainer.current_epoch, "batches_done": done}
 

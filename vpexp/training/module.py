@@ -76,6 +76,14 @@ class SamFineTuner(pl.LightningModule):
             getattr(self.sam, name).eval()
         return self
 
+    def on_fit_start(self) -> None:
+        """Put what learns into training mode: Lightning leaves modules in the mode they were built in."""
+        self.train()
+
+    def on_fit_end(self) -> None:
+        """Leave the model as it is used."""
+        self.eval()
+
     def training_step(self, batch: Batch | list[UnreadableImage], batch_idx: int) -> Tensor:
         """Compute the loss of all prompts of a batch."""
         del batch_idx
@@ -139,24 +147,33 @@ class SamFineTuner(pl.LightningModule):
         return batch.to(device) if isinstance(batch, Batch) else batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained; the frozen parts are named by their hash."""
+        """Keep what was trained, here or in the run this one started from; the other parts are named by their hash."""
         checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if not self._is_frozen(name)
+            name: value for name, value in checkpoint["state_dict"].items() if not self._is_left_out(name)
         }
         checkpoint["vpexp"] = self.identity
+        checkpoint["freeze"] = list(self.freeze_names)
         checkpoint["epoch_sums"] = dict(self.epoch_sums)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frozen parts back, after checking that they are the ones that the checkpoint was trained on."""
-        saved = checkpoint.get("vpexp", {}).get("frozen", {})
-        for part, state_hash in self.identity["frozen"].items():
-            if saved.get(part) != state_hash:
+        """Add the parts left out back, after checking that they are the ones that the checkpoint was trained on."""
+        saved: dict[str, str] = checkpoint.get("vpexp", {}).get("frozen", {})
+        frozen_then = checkpoint.get("freeze", ())
+        if sorted(frozen_then) != sorted(self.freeze_names):
+            raise CheckpointError(
+                f"the checkpoint was trained with model.freeze={list(frozen_then)}, not {list(self.freeze_names)}: "
+                "give the same as in the run to resume"
+            )
+        for part, state_hash in saved.items():
+            if self.identity["frozen"].get(part) != state_hash:
                 raise CheckpointError(
                     f"the checkpoint was trained with another {part} than this model has: "
-                    "give the same model.weights and model.freeze as in the run to resume"
+                    "give the same model.weights and seed as in the run to resume"
                 )
+        # A frozen part that the interrupted run had from its start checkpoint is in this one, and stays in the next.
+        self.identity = {**self.identity, "frozen": dict(saved)}
         for name, value in self.state_dict().items():
-            if self._is_frozen(name):
+            if self._is_left_out(name):
                 checkpoint["state_dict"][name] = value
         self.epoch_sums = dict(checkpoint.get("epoch_sums", {}))
 
@@ -164,15 +181,16 @@ class SamFineTuner(pl.LightningModule):
         for name in self.freeze_names:
             if name not in PARTS:
                 raise ConfigError(f"model.freeze: '{name}' is no part of the model; the parts are {', '.join(PARTS)}")
-            getattr(self.sam, name).requires_grad_(False)
-        # Mask tokens and hypernetworks other than token 0's have no part in a single mask: nothing would train them.
+        for name in PARTS:
+            getattr(self.sam, name).requires_grad_(name not in self.freeze_names)
+        # Hypernetworks other than mask token 0's have no part in a single mask: nothing would train them.
         for index, hypernetwork in enumerate(self.sam.mask_decoder.output_hypernetworks_mlps):
             hypernetwork.requires_grad_(index == 0 and "mask_decoder" not in self.freeze_names)
         if not any(parameter.requires_grad for parameter in self.sam.parameters()):
             raise ConfigError("model.freeze leaves nothing to train; take one part out of it")
 
-    def _is_frozen(self, name: str) -> bool:
-        return any(name.startswith(f"sam.{part}.") for part in self.freeze_names)
+    def _is_left_out(self, name: str) -> bool:
+        return any(name.startswith(f"sam.{part}.") for part in self.identity["frozen"])
 
     def _note_unreadable(self, images: Sequence[UnreadableImage]) -> None:
         self.unreadable.update({image.image_id: image.reason for image in images})

@@ -2,13 +2,16 @@
 
 import logging
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vpexp.errors import ConfigError
 from vpexp.training.callbacks import AtomicCheckpointIO
@@ -27,7 +30,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Pa
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=cfg.accelerator,
             devices=cfg.devices,
             strategy=cfg.strategy,
@@ -48,12 +51,14 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Pa
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(tensorboard.parent),
         )
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-    ) as error:  # Lightning's MisconfigurationException is a ValueError's kin
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+    if trainer.world_size > 1:
+        raise ConfigError(
+            f"trainer.devices={cfg.devices} asks for {trainer.world_size} processes: "
+            "vpexp trains on one device, set trainer.devices=1"
+        )
+    return trainer
 
 
 def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_from: Path | None) -> None:
@@ -63,19 +68,29 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM, code 143.
     """
-    # Lightning finishes the step at hand on SIGTERM, if no other handler stops the process before.
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
+        with _leave_sigterm_to_lightning():
+            trainer.fit(module, datamodule=data, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _leave_sigterm_to_lightning() -> Iterator[None]:
+    """Lightning finishes the step at hand on SIGTERM, if no other handler stops the process before."""
+    if threading.current_thread() is not threading.main_thread():  # a notebook's worker: signals are not ours there
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,28 @@
+"""Values as Hydra's override grammar reads them back."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PLAIN_TEXT = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+NOT_TEXT = ("true", "false", "null", "nan", "inf")
+
+
+def quote_value(value: Any) -> str:
+    """Write a value so that ``key=<value>`` gives it back, whatever characters a text holds."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{quote_value(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(quote_value(item) for item in value) + "]"
+    text = str(value)
+    if PLAIN_TEXT.fullmatch(text) and text.lower() not in NOT_TEXT:
+        return text
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return str(QuotedString(text, Quote.single).with_quotes())
