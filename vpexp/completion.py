@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vpexp.config import inherit, load_config, validate
 from vpexp.errors import CheckpointError
-from vpexp.runfolder import RunFolder, find_latest
+from vpexp.runfolder import RunFolder
 
 LATEST = "latest"
 
@@ -58,13 +58,7 @@ def _complete_resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictCo
 def _find_run(cfg: DictConfig) -> tuple[RunFolder, Path]:
     """Find the folder of the run to resume, and its checkpoint."""
     if cfg.resume == LATEST:
-        latest = find_latest(Path(cfg.paths.output_dir), "train")
-        if latest is None:
-            raise CheckpointError(
-                f"resume={LATEST}: no training has succeeded yet under {cfg.paths.output_dir}; "
-                "give the folder of the run to resume"
-            )
-        path = latest.path
+        path = _find_newest(Path(cfg.paths.output_dir) / "train")
     else:
         path = Path(cfg.resume).expanduser().resolve()
     folder = RunFolder(path if path.is_dir() else path.parent.parent)
@@ -72,3 +66,11 @@ def _find_run(cfg: DictConfig) -> tuple[RunFolder, Path]:
     if not checkpoint.is_file():
         raise CheckpointError(f"resume={cfg.resume}: there is no {checkpoint} to go on from")
     return folder, checkpoint
+
+
+def _find_newest(trainings: Path) -> Path:
+    """Find the newest training that left a checkpoint: of those that were stopped too, which ``.latest`` never names."""
+    for path in sorted(trainings.glob("*/"), reverse=True):
+        if RunFolder(path).last_checkpoint.is_file():
+            return path.resolve()
+    raise CheckpointError(f"resume={LATEST}: no run under {trainings} has a checkpoint to go on from")

@@ -17,6 +17,7 @@ def build_progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not (console.is_terminal or console.is_jupyter),  # in a file or pipe it would only leave blank lines
     )
 
 

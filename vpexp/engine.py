@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config import INHERITED, compose_config, load_config
+from vpexp.config.explain import explain
+from vpexp.config.quoting import quote_value
+from vpexp.config.suggest import format_suggestion, list_keys
 from vpexp.errors import ConfigError
 from vpexp.run import run
 from vpexp.stages.context import StageResult
@@ -72,10 +77,18 @@ class Engine:
         return self._run(settings | dict(overrides or {}))
 
     def test(
-        self, *, checkpoint: str | PathLike[str] | None = "latest", overrides: Mapping[str, Any] | None = None
+        self,
+        *,
+        checkpoint: str | PathLike[str] | EllipsisType | None = ...,
+        overrides: Mapping[str, Any] | None = None,
     ) -> StageResult:
-        """Test a checkpoint, by default what was trained last; ``checkpoint=None`` tests the model as it came."""
-        settings = {"stage": "test", "checkpoint": None if checkpoint is None else str(checkpoint)}
+        """Test a checkpoint; ``checkpoint=None`` tests the model as it came.
+
+        Left out, it is what was trained last; after ``from_config`` of a test, what that one tested.
+        """
+        settings: dict[str, Any] = {"stage": "test"}
+        if not isinstance(checkpoint, EllipsisType):
+            settings["checkpoint"] = None if checkpoint is None else str(checkpoint)
         return self._run(settings | dict(overrides or {}))
 
     def _run(self, settings: Mapping[str, Any]) -> StageResult:
@@ -85,7 +98,7 @@ class Engine:
     def _compose(self, settings: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
         if self.saved is not None:
             return self._change_saved(self.saved, settings), list(INHERITED)  # a saved configuration is complete
-        overrides = [f"{name}={_quote(value)}" for name, value in (self.settings | dict(settings)).items()]
+        overrides = [f"{name}={quote_value(value)}" for name, value in (self.settings | dict(settings)).items()]
         return compose_config(overrides, self.config_dir), overrides
 
     def _change_saved(self, saved: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
@@ -93,32 +106,18 @@ class Engine:
         stage = str(settings["stage"])
         cfg = saved.copy()
         if stage != saved.stage.name:
-            cfg.stage = compose_config([f"stage={stage}"]).stage
-            cfg.checkpoint = None
+            fresh = compose_config([f"stage={stage}"])
+            cfg.stage, cfg.checkpoint = fresh.stage, fresh.checkpoint
         for name, value in settings.items():
             if name == "stage":
                 continue
             if OmegaConf.select(cfg, name, default=_MISSING) is _MISSING:
-                raise ConfigError(f"unknown key '{name}'")
-            OmegaConf.update(cfg, name, value)
+                raise ConfigError(f"unknown key '{name}'{format_suggestion(name, list_keys(cfg))}")
+            try:
+                OmegaConf.update(cfg, name, value)
+            except OmegaConfBaseException as error:
+                raise ConfigError(explain(error, (), ())) from error
         return cfg
 
 
 _MISSING = object()
-
-
-def _quote(value: Any) -> str:
-    """Write a value as Hydra's override grammar reads it back."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_quote(item) for item in value) + "]"
-    text = str(value)
-    if text.replace("_", "").isalnum():
-        return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -23,7 +23,9 @@ def get_versions() -> dict[str, str | None]:
 
 
 def _ask_git(*arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
+    answer = subprocess.run(  # noqa: S603  fixed words
+        ["git", *arguments], capture_output=True, text=True, check=True, timeout=GIT_SECONDS
+    )
     return answer.stdout.strip()
 
 

@@ -5,6 +5,7 @@ link to the last successful one, swapped atomically.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vpexp.errors import CheckpointError
+from vpexp.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,38 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside its place and move it there, so that a reader never sees half a file."""
+    """Write JSON beside its place and move it there, so that a reader never sees half a file.
+
+    JSON has no NaN: a number without meaning is null.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(_without_nan(content), indent=2, default=str, allow_nan=False)
+    draft.write_text(text + "\n", encoding="utf-8")
     draft.replace(path)
 
 
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def create_run_folder(output_dir: Path, stage: str, path: Path | None = None) -> RunFolder:
-    """Create the folder of a new run; ``path`` (a sweep's job folder) overrides the timed name."""
+    """Create the folder of a new run; ``path`` (a sweep's job folder) overrides the timed name.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     if path is None:
         path = output_dir / stage / datetime.now().astimezone().strftime("%Y%m%d_%H%M%S_%f")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"paths.output_dir={output_dir} cannot be written: {error.strerror} ({error.filename})"
+        ) from error
     return RunFolder(path.resolve())
 
 

@@ -10,17 +10,18 @@ NOT_TEXT = ("true", "false", "null", "nan", "inf")
 
 def quote_value(value: Any) -> str:
     """Write a value so that ``key=<value>`` gives it back, whatever characters a text holds."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{name}:{quote_value(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(quote_value(item) for item in value) + "]"
-    text = str(value)
+    return _quote_text(str(value))
+
+
+def _quote_text(text: str) -> str:
     if PLAIN_TEXT.fullmatch(text) and text.lower() not in NOT_TEXT:
         return text
     from hydra.core.override_parser.types import Quote, QuotedString

@@ -10,6 +10,7 @@ from vpexp.data.types import AnnotatedDataset, Split
 
 def report_dataset(dataset: AnnotatedDataset) -> None:
     """Print the images and objects of each split, everything that was skipped by reason, and the notes."""
+    say(f"{dataset.root} ({dataset.format}, {len(dataset.categories)} categories)")
     console.print(build_table(dataset))
     for note in dataset.notes:
         say(f"  {note}")
@@ -17,8 +18,7 @@ def report_dataset(dataset: AnnotatedDataset) -> None:
 
 def build_table(dataset: AnnotatedDataset) -> Table:
     """Build the table: one row a split, followed by one row a reason for skipping, with the first example."""
-    title = f"{dataset.root} ({dataset.format}, {len(dataset.categories)} categories)"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table()
     table.add_column("split")
     table.add_column("images", justify="right")
     table.add_column("objects", justify="right")

@@ -29,6 +29,7 @@ SUMMARY_NAMES = (
     "mar_medium",
     "mar_large",
 )
+LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
 class MaskAveragePrecision(Metric):
@@ -57,14 +58,14 @@ class MaskAveragePrecision(Metric):
 
         Args:
             predicted: predicted masks as RLE.
-            scores_N: predicted IoU.
+            scores_N: predicted IoU; NaN, from a model that diverged, ranks last.
             annotated: the objects' masks as RLE.
             labels_N: class of each object, and so of its prediction.
         """
         self.records.append(
             {
                 "predicted": list(predicted),
-                "scores": [float(score) for score in scores_N],
+                "scores": np.nan_to_num(scores_N, nan=LOWEST_SCORE).tolist(),
                 "annotated": list(annotated),
                 "labels": [int(label) for label in labels_N],
             }
@@ -131,9 +132,8 @@ class MaskAveragePrecision(Metric):
                     {
                         "image_id": image_id,
                         "category_id": label,
+                        # No bbox beside it: COCO would take the box's area for the mask's, and sort sizes by it.
                         "segmentation": _to_text(rle),
-                        "area": compute_area(rle),
-                        "bbox": _to_xywh(rle),
                         "score": score,
                     }
                 )

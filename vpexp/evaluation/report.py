@@ -5,26 +5,9 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-ROWS = (
-    "f1-score",
-    "dice",
-    "iou",
-    "mean_iou",
-    "map",
-    "map_50",
-    "map_75",
-    "map_small",
-    "map_medium",
-    "map_large",
-    "mar_1",
-    "mar_10",
-    "mar_100",
-    "mar_small",
-    "mar_medium",
-    "mar_large",
-    "iter_time",
-    "data_time",
-)
+from vpexp.evaluation.average_precision import SUMMARY_NAMES
+
+ROWS = ("f1-score", "dice", "iou", "mean_iou", *SUMMARY_NAMES, "iter_time", "data_time")
 SECONDS = ("iter_time", "data_time")
 NO_NUMBER = "-"
 

@@ -68,6 +68,17 @@ class Predictor(Protocol):
         ...
 
 
+def check_image(image_HW3: NDArray[np.uint8]) -> None:
+    """Check what a caller gave as an image.
+
+    Raises:
+        ValueError: not uint8 [H, W, 3] with at least one pixel.
+    """
+    shape = list(image_HW3.shape)
+    if image_HW3.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ValueError(f"an image must be uint8 [H, W, 3] in RGB, not {image_HW3.dtype} {shape}")
+
+
 def build_prompts(
     boxes: NDArray[np.float32] | None, points: NDArray[np.float32] | None, point_labels: NDArray[np.float32] | None
 ) -> Prompts:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.prompts import Prompts
-from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts
+from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image
 from vpexp.models.sam import Sam, upscale_logits
 
 # What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
@@ -27,7 +27,8 @@ class TorchPredictor:
 
     @torch.no_grad()
     def embed(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
-        """Encode an RGB image: uint8 [H, W, 3], any size."""
+        """Encode an RGB image: uint8 [H, W, 3], any size; ValueError for anything else."""
+        check_image(image_HW3)
         original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
         input_3SS = normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size)
         features = self.sam.encode_image(torch.from_numpy(input_3SS)[None].to(self.device))

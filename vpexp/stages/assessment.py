@@ -1,7 +1,8 @@
 """Evaluate a model on a split of a data set, and tell: tables, overlays, records."""
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from vpexp import visuals
 from vpexp.console import console, say
+from vpexp.data.images import IMAGE_SUFFIXES
 from vpexp.data.masks import decode_rle
 from vpexp.data.samples import EvaluationSet
 from vpexp.data.types import AnnotatedDataset
@@ -21,6 +23,7 @@ from vpexp.stages.context import RunContext
 from vpexp.stages.data import build_prompt_recipe
 from vpexp.training.datamodule import build_evaluation_loader, with_objects
 
+NAME_LENGTH = 200  # of a picture's file name, which file systems limit to 255
 BLIND_DROP = 0.05  # an F1 drop below it means that another image's embedding does nearly as well
 
 
@@ -74,26 +77,38 @@ def assess(
         raise DataError(
             f"none of the {len(images)} images of the {split} split can be read: {result.unreadable[0].reason}"
         )
-    if result.unreadable:
-        first = result.unreadable[0]
-        say(
-            f"{len(result.unreadable)} images of {split} could not be read and were skipped; the first: {first.reason}",
-            style="yellow",
-        )
     return result
 
 
-def tell_result(title: str, columns: Mapping[str, EvaluationResult]) -> None:
-    """Print the metrics of one or two models on one split, the last one's baselines beside them, and the classes."""
-    last = list(columns.values())[-1]
-    shown = {name: result.metrics for name, result in columns.items()}
+def tell_unreadable(split: str, unreadable: Mapping[str, str]) -> None:
+    """Say how many images of a split could not be read, and why the first of them."""
+    if unreadable:
+        what = "image was" if len(unreadable) == 1 else "images were"
+        first = next(iter(unreadable.values()))
+        say(f"{len(unreadable)} {what} passed over in {split}, damaged inside; the first: {first}", style="yellow")
+
+
+def record_unreadable(context: RunContext, details: Mapping[str, Mapping[str, Any]]) -> None:
+    """Count the images whose pixels could not be read beside what was skipped of each split, in ``run.json``."""
+    splits = context.folder.read_run_json().get("splits", {})
+    for split, about in details.items():
+        if split in splits and about["unreadable"]:
+            splits[split]["skipped"]["image cannot be decoded"] = len(about["unreadable"])
+    context.folder.update_run_json(splits=splits)
+
+
+def tell_result(title: str, column: str, result: EvaluationResult, before: Mapping[str, float] | None = None) -> None:
+    """Print the metrics of a model on a split, what it had before and its baselines beside them, and the classes."""
+    tell_unreadable(title, _list_unreadable(result))
     names = {"box_filled": "box filled", "wrong_image": "wrong image"}
-    shown |= {names[name]: metrics for name, metrics in last.baselines.items()}
-    console.print(build_metrics_table(f"{title}: {last.images} images, {last.objects} objects", shown))
-    if len(last.per_class.get("map_per_class", {})) > 1:
-        console.print(build_class_table(last.per_class, "by class"))
-    if last.baselines:
-        _tell_control(last)
+    shown: dict[str, Mapping[str, float]] = {"before": before} if before else {}
+    shown[column] = result.metrics
+    shown |= {names[name]: metrics for name, metrics in result.baselines.items()}
+    console.print(build_metrics_table(f"{title}: {result.images} images, {result.objects} objects", shown))
+    if len(result.per_class.get("map_per_class", {})) > 1:
+        console.print(build_class_table(result.per_class, "by class"))
+    if result.baselines:
+        _tell_control(result)
 
 
 def _tell_control(result: EvaluationResult) -> None:
@@ -106,7 +121,7 @@ def _tell_control(result: EvaluationResult) -> None:
     say(f"f1-score: {gain:+.4f} against the filled box; {drop:.4f} lost when the model is given another image")
     if drop < BLIND_DROP:
         say(
-            "the masks hardly depend on the image: the model answers from the box alone (looser boxes, points or an "
+            "the masks hardly depend on the image: the model answers from the prompt alone (looser boxes, points or an "
             "unfrozen encoder make it look)",
             style="yellow",
         )
@@ -116,7 +131,10 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
     """Write the kept predictions as pictures and log them."""
     for kept in result.kept:
         picture = _draw(kept)
-        name = Path(kept.sample.annotations.image_id).with_suffix("").as_posix().replace("/", "_")
+        name = kept.sample.annotations.image_id
+        if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
+            name = name.removesuffix(PurePath(name).suffix)
+        name = re.sub(r"[^\w.-]", "_", name)[:NAME_LENGTH]
         visuals.save_picture(picture, context.folder.overlays / f"{split}_{name}.png")
     if result.kept:
         context.tracker.log_artifact(context.folder.overlays)
@@ -132,9 +150,13 @@ def summarize(result: EvaluationResult, prefix: str) -> tuple[dict[str, float], 
     details = {
         "images": result.images,
         "objects": result.objects,
-        "unreadable": {image.image_id: image.reason for image in result.unreadable},
+        "unreadable": _list_unreadable(result),
     }
     return numbers, {prefix: details}
+
+
+def _list_unreadable(result: EvaluationResult) -> dict[str, str]:
+    return {image.image_id: image.reason for image in result.unreadable}
 
 
 def _draw(kept: KeptPrediction) -> Any:

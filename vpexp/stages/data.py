@@ -38,9 +38,11 @@ def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
     dataset = _limit(dataset, cfg.limit_images)
     report_dataset(dataset)
     record = {name: _describe(dataset, name) for name in dataset.splits}
-    context.folder.update_run_json(data={"format": dataset.format, "root": str(dataset.root)}, splits=record)
+    data = {"format": dataset.format, "root": str(dataset.root), "categories": list(dataset.categories)}
+    context.folder.update_run_json(data=data, splits=record)
     for name, description in record.items():
-        context.tracker.log_dataset(cfg.name, str(dataset.root), name, description)
+        profile = description | {"categories": data["categories"]}
+        context.tracker.log_dataset(cfg.name, str(dataset.root), name, profile)
     return dataset
 
 
@@ -73,5 +75,4 @@ def _describe(dataset: AnnotatedDataset, name: str) -> dict[str, Any]:
         "images": len(split.images),
         "objects": sum(len(image.masks) for image in split.images),
         "skipped": dict(split.skipped),
-        "categories": list(dataset.categories),
     }

@@ -7,7 +7,7 @@ from vpexp.inference.build import build_model
 from vpexp.inference.checkpoint import load_checkpoint_model, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
-from vpexp.stages.assessment import assess, choose_device, save_overlays, summarize, tell_result
+from vpexp.stages.assessment import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.data import load_configured_dataset
 
@@ -16,8 +16,8 @@ def run(context: RunContext) -> StageResult:
     """Test a checkpoint, or the model as it came."""
     cfg = context.cfg
     split = cfg.stage.split
-    dataset = load_configured_dataset(context, (split,))
     predictor = TorchPredictor(_load(context).to(choose_device(cfg)))
+    dataset = load_configured_dataset(context, (split,))
     result = assess(
         context,
         predictor,
@@ -27,9 +27,10 @@ def run(context: RunContext) -> StageResult:
         baselines=cfg.stage.controls,
         overlays=cfg.stage.overlays,
     )
-    tell_result(f"{cfg.model.name} on {cfg.data.name}/{split}", {"model": result})
+    tell_result(f"{cfg.model.name} on {cfg.data.name}/{split}", "model", result)
     save_overlays(context, result, split)
     metrics, details = summarize(result, split)
+    record_unreadable(context, details)
     artifacts = {"overlays": context.folder.overlays} if result.kept else {}
     return StageResult(metrics, artifacts, context.folder.path, details)
 

@@ -1,17 +1,31 @@
 """``stage=train``: measure the model, fine-tune it, measure it again."""
 
+import math
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from vpexp.console import say
 from vpexp.data.types import AnnotatedDataset
+from vpexp.errors import DataError
 from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.inference.build import build_model
 from vpexp.inference.checkpoint import apply_checkpoint, build_identity, find_checkpoint, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
-from vpexp.stages.assessment import assess, choose_device, save_overlays, summarize, tell_result
+from vpexp.stages.assessment import (
+    assess,
+    choose_device,
+    record_unreadable,
+    save_overlays,
+    summarize,
+    tell_result,
+    tell_unreadable,
+)
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
 from vpexp.tracking.metrics_csv import append_metrics
@@ -27,22 +41,31 @@ from vpexp.training.datamodule import FineTuningData
 from vpexp.training.module import SamFineTuner
 from vpexp.training.trainer import build_trainer, fit
 
+Metrics = dict[str, dict[str, float]]
+"""Numbers of each split."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """What trains: built before the first evaluation, so that a wrong option does not cost the wait for it."""
+
+    module: SamFineTuner
+    data: FineTuningData
+    trainer: pl.Trainer
+    best: ModelCheckpoint
+
 
 def run(context: RunContext) -> StageResult:
     """Fine-tune, keep the best epoch, and print before and after."""
     cfg = context.cfg
-    splits = ("train", "val", "test") if cfg.stage.test else ("train", "val")
-    dataset = load_configured_dataset(context, splits)
     sam, brought = _build_start_model(context)
-    module = _build_module(context, sam, dataset, brought)
-    resume_from = Path(cfg.resume) if cfg.resume else None
-    # A run that goes on was measured when it began.
-    before = {} if resume_from else _assess_splits(context, sam, dataset, "before")
-    best = _fit(context, module, dataset, resume_from)
-    say(f"best epoch: {best}")
+    dataset = load_configured_dataset(context, ("train", "val", "test") if cfg.stage.test else ("train", "val"))
+    loop = _build_loop(context, sam, dataset, brought)
+    before = _read_before(context) if cfg.resume else _measure_before(context, sam, dataset)
+    best = _fit(context, loop)
     apply_checkpoint(sam, read_checkpoint(best))
     after = _assess_splits(context, sam, dataset, "after")
-    return _conclude(context, before, after, best)
+    return _conclude(context, before, after, best, loop.module.unreadable)
 
 
 def _build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
@@ -51,16 +74,16 @@ def _build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
     sam = build_model(cfg.model, seed=cfg.seed, cache_dir=context.cache_dir)
     if cfg.checkpoint is None or cfg.resume:
         return sam, ()
-    checkpoint = read_checkpoint(find_checkpoint(cfg.checkpoint, context.output_dir))
+    checkpoint = read_checkpoint(Path(cfg.checkpoint))
     apply_checkpoint(sam, checkpoint)
     say(f"starting from {checkpoint.path}")
     return sam, checkpoint.parts
 
 
-def _build_module(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...]) -> SamFineTuner:
+def _build_loop(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...]) -> _Loop:
     cfg = context.cfg
     left_out = [part for part in cfg.model.freeze if part not in brought]
-    return SamFineTuner(
+    module = SamFineTuner(
         sam,
         freeze=list(cfg.model.freeze),
         loss=build_loss(cfg.loss),
@@ -70,6 +93,35 @@ def _build_module(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brou
         build_scheduler=build_scheduler_factory(cfg.scheduler),
         identity=build_identity(sam, cfg, left_out=left_out, categories=dataset.categories),
     )
+    data = FineTuningData(
+        dataset,
+        build_prompt_recipe(cfg.prompt),
+        image_size=sam.image_size,
+        stride=module.stride,
+        batch_size=cfg.data.batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+    )
+    # Lightning builds its own when training starts; these only show whether the options are right.
+    module.build_scheduler(module.build_optimizer([p for p in sam.parameters() if p.requires_grad]), 1)
+    best, last = build_checkpoint_callbacks(context.folder.checkpoints)
+    assert isinstance(best, ModelCheckpoint)
+    recorder = EpochRecorder(partial(_record_epoch, context, module, data))
+    callbacks: list[Callback] = [*build_callbacks(cfg.callbacks), IterationTimer(), recorder, best, last]
+    trainer = build_trainer(cfg.trainer, callbacks, tensorboard=context.folder.tensorboard)
+    return _Loop(module, data, trainer, best)
+
+
+def _record_epoch(
+    context: RunContext, module: SamFineTuner, data: FineTuningData, metrics: dict[str, float], epoch: int
+) -> None:
+    if len(module.unreadable) == len(data.training_set):
+        raise DataError(
+            f"none of the {len(data.training_set)} images of the train split can be read: "
+            f"{min(module.unreadable.values())}"
+        )
+    append_metrics(context.folder.metrics_csv, epoch, metrics)
+    context.tracker.log_metrics(metrics, step=epoch)
 
 
 def _assess_splits(
@@ -91,67 +143,61 @@ def _assess_splits(
             baselines=final and cfg.stage.controls,
             overlays=cfg.stage.overlays if final else 0,
         )
-    if moment == "before":
-        metrics = {f"before/{split}/f1-score": result.metrics["f1-score"] for split, result in results.items()}
-        context.folder.update_run_json(before={split: result.metrics for split, result in results.items()})
-        context.tracker.log_metrics(metrics)
-        append_metrics(context.folder.metrics_csv, 0, {f"val/{k}": v for k, v in results["val"].metrics.items()})
-        say(f"before training: f1-score {results['val'].metrics['f1-score']:.4f} on val")
     return results
 
 
-def _fit(context: RunContext, module: SamFineTuner, dataset: AnnotatedDataset, resume_from: Path | None) -> Path:
-    cfg = context.cfg
-    data = FineTuningData(
-        dataset,
-        build_prompt_recipe(cfg.prompt),
-        image_size=module.sam.image_size,
-        stride=module.stride,
-        batch_size=cfg.data.batch_size,
-        num_workers=cfg.data.num_workers,
-        seed=cfg.seed,
-    )
+def _measure_before(context: RunContext, sam: Sam, dataset: AnnotatedDataset) -> Metrics:
+    """Measure the model as it comes to the training: the row of epoch 0."""
+    results = _assess_splits(context, sam, dataset, "before")
+    before = {split: result.metrics for split, result in results.items()}
+    val = {f"val/{name}": value for name, value in before["val"].items()}
+    context.folder.update_run_json(before=before)
+    append_metrics(context.folder.metrics_csv, 0, val)
+    context.tracker.log_metrics(val, step=0)
+    say(f"before training: f1-score {before['val']['f1-score']:.4f} on val")
+    return before
 
-    def record(metrics: dict[str, float], epoch: int) -> None:
-        append_metrics(context.folder.metrics_csv, epoch, metrics)
-        context.tracker.log_metrics(metrics, step=epoch)
 
-    checkpoints = build_checkpoint_callbacks(context.folder.checkpoints)
-    callbacks: list[Callback] = [
-        *build_callbacks(cfg.callbacks),
-        IterationTimer(),
-        EpochRecorder(record),
-        *checkpoints,
-    ]
-    trainer = build_trainer(cfg.trainer, callbacks, tensorboard=context.folder.tensorboard)
-    fit(trainer, module, data, resume_from)
+def _read_before(context: RunContext) -> Metrics:
+    """Read what was measured when the run that goes on began."""
+    say(f"going on with {context.cfg.resume}")
+    recorded = context.folder.read_run_json().get("before") or {}
+    return {
+        split: {name: math.nan if value is None else value for name, value in metrics.items()}
+        for split, metrics in recorded.items()
+    }
+
+
+def _fit(context: RunContext, loop: _Loop) -> Path:
+    """Train, and return the checkpoint of the best epoch."""
+    cfg, trainer = context.cfg, loop.trainer
+    fit(trainer, loop.module, loop.data, Path(cfg.resume) if cfg.resume else None)
     if trainer.current_epoch < cfg.trainer.max_epochs:
         say(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
-    best = checkpoints[0]
-    assert isinstance(best, ModelCheckpoint)
+    # Lightning forgets the best of earlier epochs where a run was moved before it went on.
+    best = Path(loop.best.best_model_path or find_checkpoint(str(context.folder.path), context.output_dir))
     context.folder.update_run_json(
-        best_checkpoint=str(Path(best.best_model_path).relative_to(context.folder.path)),
-        epochs=trainer.current_epoch,
-        unreadable=module.unreadable,
+        best_checkpoint=str(best.resolve().relative_to(context.folder.path)), epochs=trainer.current_epoch
     )
-    return Path(best.best_model_path)
+    say(f"best epoch: {int(best.stem.rpartition('_')[2]) + 1} of {trainer.current_epoch}, kept in {best}")
+    return best
 
 
 def _conclude(
-    context: RunContext, before: dict[str, EvaluationResult], after: dict[str, EvaluationResult], best: Path
+    context: RunContext, before: Metrics, after: dict[str, EvaluationResult], best: Path, unreadable: dict[str, str]
 ) -> StageResult:
     cfg = context.cfg
+    tell_unreadable("train", unreadable)
     metrics: dict[str, float] = {}
-    details: dict[str, object] = {}
+    details: dict[str, Any] = {"train": {"unreadable": unreadable}}
     for split, result in after.items():
-        columns = {"before": before[split], "after": result} if split in before else {"after": result}
-        tell_result(f"{cfg.model.name} on {cfg.data.name}/{split}", columns)
+        tell_result(f"{cfg.model.name} on {cfg.data.name}/{split}", "after", result, before.get(split))
         numbers, about = summarize(result, split)
         metrics |= numbers
         details |= about
-        if split in before:
-            metrics |= {f"before/{split}/{name}": value for name, value in before[split].metrics.items()}
+        metrics |= {f"before/{split}/{name}": value for name, value in before.get(split, {}).items()}
         save_overlays(context, result, split)
+    record_unreadable(context, details)
     context.tracker.log_artifact(best, "checkpoints")
     artifacts = {"best_checkpoint": best, "last_checkpoint": context.folder.last_checkpoint}
     return StageResult(metrics, artifacts, context.folder.path, details)

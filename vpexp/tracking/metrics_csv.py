@@ -1,6 +1,7 @@
 """``metrics.csv``: one row an epoch, columns joined as new metrics appear."""
 
 import csv
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None:
     """Add the row of an epoch; a row of the same or a later epoch (from before a resume) is replaced.
 
-    The file is written anew and moved into place, so that it is never half written.
+    The file is written anew and moved into place, so that it is never half written. A number without meaning (NaN) is
+    left empty.
     """
     rows = [row for row in read_metrics(path) if int(row["epoch"]) < epoch]
-    rows.append({"epoch": str(epoch)} | {name: repr(float(value)) for name, value in sorted(metrics.items())})
+    numbers = {name: repr(float(value)) if math.isfinite(value) else "" for name, value in sorted(metrics.items())}
+    rows.append({"epoch": str(epoch)} | numbers)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", newline="", encoding="utf-8") as file:

@@ -108,13 +108,13 @@ class SamFineTuner(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, FineTuningData):
             data.sampler.set_epoch(self.current_epoch)
-        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
-            self.epoch_sums = {}
+        if self.epoch_sums.get("epoch") != self.current_epoch:
+            self.epoch_sums = {"epoch": self.current_epoch}
 
     def compute_epoch_losses(self) -> dict[str, float]:
         """Compute the means of the losses of the running epoch: ``train/loss`` and its terms."""
         steps = self.epoch_sums.get("steps", 0)
-        return {name: value / steps for name, value in self.epoch_sums.items() if name != "steps"} if steps else {}
+        return {name: value / steps for name, value in self.epoch_sums.items() if "/" in name} if steps else {}
 
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""

@@ -51,7 +51,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Pa
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(tensorboard.parent),
         )
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     if trainer.world_size > 1:
         raise ConfigError(

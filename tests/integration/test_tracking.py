@@ -1,0 +1,295 @@
+"""Runs in a real MLflow store, read back with its own client, and what happens when the store is not there."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tests.conftest import DEBUG, RunDebug
+
+from vpexp.config import compose_config
+from vpexp.environment import quiet_libraries
+from vpexp.errors import DataError
+from vpexp.stages.context import StageResult
+from vpexp.tracking.metrics_csv import append_metrics, read_metrics
+from vpexp.tracking.mlflow_run import flatten
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("my outputs")
+
+
+@pytest.fixture(scope="module")
+def client(output_dir: Path) -> MlflowClient:
+    quiet_libraries()
+    return MlflowClient(f"sqlite:///{output_dir}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def trained(output_dir: Path, run_debug: RunDebug) -> StageResult:
+    return run_debug(output_dir, "trainer.max_epochs=2", "+tracking.tags.grower=Anna")
+
+
+@pytest.fixture(scope="module")
+def tested(trained: StageResult, output_dir: Path, run_debug: RunDebug) -> StageResult:
+    return run_debug(output_dir, "stage=test")
+
+
+def get_run_id(result: StageResult) -> str:
+    assert result.folder is not None
+    run_id = json.loads((result.folder / "run.json").read_text())["mlflow_run_id"]
+    assert isinstance(run_id, str)
+    return run_id
+
+
+def list_artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
+    return {entry.path for entry in client.list_artifacts(run_id, folder)}
+
+
+def find_newest(client: MlflowClient) -> Run:
+    experiment = client.get_experiment_by_name("vpexp")
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)[0]
+
+
+def test_run__parameters_are_flat_and_complete(client: MlflowClient, trained: StageResult) -> None:
+    params = client.get_run(get_run_id(trained)).data.params
+
+    cfg = compose_config([*DEBUG, "trainer.max_epochs=2"])
+    sections = [name for name in cfg if name not in ("tracking", "paths")]
+    expected = flatten({name: cfg[name] for name in sections})
+    assert params == {name: str(value) for name, value in expected.items()}
+    assert params["optimizer.lr"] == "0.0001"
+    assert params["data.synthetic.scene"] == "shapes"
+    assert params["callbacks.early_stopping.patience"] == "5"
+
+
+def test_run__tags(client: MlflowClient, trained: StageResult) -> None:
+    run = client.get_run(get_run_id(trained))
+    tags = run.data.tags
+
+    assert (tags["stage"], tags["model"], tags["data"]) == ("train", "sam_debug", "synthetic")
+    assert tags["run_folder"] == str(trained.folder)
+    assert tags["grower"] == "Anna"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    assert tags["git_commit"].rstrip("+") == (commit or "none")
+    assert "checkpoint" not in tags
+    assert run.info.run_name == "train sam_debug synthetic"
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time >= run.info.start_time
+
+
+def test_run__metrics_have_their_epochs_as_steps(client: MlflowClient, trained: StageResult) -> None:
+    run_id = get_run_id(trained)
+    assert trained.folder is not None
+    rows = read_metrics(trained.folder / "metrics.csv")
+
+    for name, first in (("val/f1-score", 0), ("val/map", 0), ("train/loss", 1), ("lr", 1), ("train/iter_time", 1)):
+        history = client.get_metric_history(run_id, name)
+        assert [(metric.step, metric.value) for metric in history] == [
+            (epoch, float(rows[epoch][name])) for epoch in range(first, 3)
+        ], name
+    last = client.get_run(run_id).data.metrics
+    for name in ("test/f1-score", "before/test/f1-score", "before/val/f1-score", "test/box_filled/f1-score"):
+        assert last[name] == trained.metrics[name]
+    assert last["final/val/f1-score"] == trained.metrics["val/f1-score"]
+    assert last["test/map_per_class/star"] == trained.metrics["test/map_per_class/star"]
+    assert "test/map_large" not in last, "no number, no metric"
+
+
+def test_run__data_set_is_an_input(client: MlflowClient, trained: StageResult) -> None:
+    inputs = client.get_run(get_run_id(trained)).inputs.dataset_inputs
+
+    by_context = {entry.tags[0].value: entry.dataset for entry in inputs}
+    assert set(by_context) == {"train", "val", "test"}
+    profile = json.loads(by_context["train"].profile)
+    assert (profile["images"], profile["objects"], profile["skipped"]) == (4, 53, {})
+    assert "star" in profile["categories"]
+    assert by_context["train"].name == "synthetic"
+    assert Path(json.loads(by_context["train"].source)["uri"]).is_dir()
+    assert by_context["train"].digest != by_context["val"].digest
+
+
+def test_run__artifacts(client: MlflowClient, trained: StageResult, tmp_path: Path) -> None:
+    run_id = get_run_id(trained)
+
+    assert list_artifacts(client, run_id) == {
+        *("config.yaml", "metrics.csv", "metrics.json", "run.json", "vpexp.log", "checkpoints", "overlays")
+    }
+    best = trained.artifacts["best_checkpoint"]
+    assert list_artifacts(client, run_id, "checkpoints") == {f"checkpoints/{best.name}"}
+    downloaded = Path(client.download_artifacts(run_id, f"checkpoints/{best.name}", str(tmp_path)))
+    assert downloaded.read_bytes() == best.read_bytes()
+    assert [path.endswith(".png") for path in list_artifacts(client, run_id, "overlays")] == [True]
+    record = json.loads(Path(client.download_artifacts(run_id, "run.json", str(tmp_path))).read_text())
+    assert record["status"] == "FINISHED"
+
+
+def test_run__test_names_the_checkpoint_and_the_run_it_comes_from(
+    client: MlflowClient, trained: StageResult, tested: StageResult
+) -> None:
+    run = client.get_run(get_run_id(tested))
+
+    assert run.data.tags["checkpoint"] == str(trained.artifacts["best_checkpoint"])
+    assert run.data.tags["checkpoint_run"] == get_run_id(trained)
+    assert run.data.tags["stage"] == "test"
+    assert run.data.params["prompt.type"] == "box"
+    assert run.data.metrics["test/f1-score"] == tested.metrics["test/f1-score"]
+    assert not [name for name in run.data.metrics if name.startswith("final/")]
+    assert [entry.tags[0].value for entry in run.inputs.dataset_inputs] == ["test"]
+    assert {"metrics.csv", "metrics.json", "overlays"} <= list_artifacts(client, run.info.run_id)
+
+
+def test_run__failure_leaves_a_failed_run_with_its_error(
+    client: MlflowClient, trained: StageResult, output_dir: Path, run_debug: RunDebug
+) -> None:
+    with pytest.raises(DataError, match="nowhere") as caught:
+        run_debug(output_dir, "data=coco", "data.root=nowhere")
+
+    run = find_newest(client)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == f"DataError: {caught.value}"
+    assert run.data.params["data.root"] == "nowhere"
+    assert list_artifacts(client, run.info.run_id) == {"config.yaml", "run.json", "vpexp.log"}
+
+
+def test_run__resume_goes_on_in_the_same_run(
+    client: MlflowClient, tmp_path: Path, output_dir: Path, run_debug: RunDebug, trained: StageResult
+) -> None:
+    uri = f"tracking.uri='sqlite:///{output_dir}/mlflow.db'"
+    first = run_debug(tmp_path, uri)
+    run_id = get_run_id(first)
+    client.set_tag(run_id, "error", "stopped by Ctrl-C")
+    client.set_terminated(run_id, "KILLED")
+
+    resumed = run_debug(tmp_path, f"resume='{first.folder}'", "trainer.max_epochs=2")
+
+    run = client.get_run(run_id)
+    assert get_run_id(resumed) == run_id
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    assert [metric.step for metric in client.get_metric_history(run_id, "train/loss")] == [1, 2]
+    assert resumed.metrics["before/val/f1-score"] == first.metrics["before/val/f1-score"]
+    expected = {name for name in trained.metrics if "map" not in name and "mar" not in name}
+    assert expected <= resumed.metrics.keys()
+
+
+def test_run__without_tracking_there_is_no_database(tmp_path: Path, run_debug: RunDebug) -> None:
+    result = run_debug(tmp_path, "tracking.enabled=false")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".latest", "train"]
+    assert result.folder is not None
+    assert json.loads((result.folder / "run.json").read_text())["mlflow_run_id"] is None
+
+
+def test_run__server_that_is_not_there_costs_seconds_and_one_line(
+    tmp_path: Path, run_debug: RunDebug, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    result = run_debug(tmp_path, "tracking.uri=http://127.0.0.1:9", "trainer.max_epochs=2")
+
+    assert time.monotonic() - started < 30
+    said = [line for line in capsys.readouterr().out.splitlines() if "tracking" in line or "MLflow" in line]
+    assert said == [
+        "tracking: http://127.0.0.1:9 cannot be used (Connection refused); going on without MLflow",
+    ]
+    assert result.folder is not None
+    assert [row["epoch"] for row in read_metrics(result.folder / "metrics.csv")] == ["0", "1", "2"]
+    assert json.loads((result.folder / "run.json").read_text())["status"] == "FINISHED"
+
+
+# ---------------------------------------------------------------- signals and servers: whole processes
+
+STOPS = [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped by Ctrl-C")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "error"), STOPS, ids=["SIGTERM", "SIGINT"])
+def test_command__stopped_run_is_killed_and_says_how_to_go_on(
+    client: MlflowClient, trained: StageResult, output_dir: Path, cache_dir: Path, number, code, error
+) -> None:
+    runs = set((output_dir / "train").iterdir())
+    overrides = [*DEBUG, "trainer.max_epochs=999", "callbacks.early_stopping=null", f"paths.cache_dir={cache_dir}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vpexp", *overrides, f"paths.output_dir='{output_dir}'"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = None
+    while process.poll() is None:
+        time.sleep(0.05)
+        folder = next(iter(set((output_dir / "train").iterdir()) - runs), None)
+        if folder and len(read_metrics(folder / "metrics.csv")) > 2:
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == code, err
+    assert folder is not None
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("KILLED", error)
+    run = client.get_run(record["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", error)
+    assert "metrics.csv" in list_artifacts(client, run.info.run_id)
+    assert f"""stopped; go on with: python -m vpexp 'resume='"'"'{folder}'"'"''""" in out
+    assert err == ("vpexp: interrupted\n" if number == signal.SIGINT else "")
+    assert (output_dir / ".latest" / "train").resolve() != folder
+
+
+@pytest.mark.slow
+def test_run__server_that_dies_in_mid_run_costs_one_line(
+    tmp_path: Path, run_debug: RunDebug, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path)]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+    try:
+        wait_for_port(port)
+
+        def kill_server_in_epoch_2(path: Path, epoch: int, metrics: dict[str, float]) -> None:
+            append_metrics(path, epoch, metrics)
+            if epoch == 2:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait(timeout=10)
+
+        monkeypatch.setattr("vpexp.stages.train.append_metrics", kill_server_in_epoch_2)
+        result = run_debug(tmp_path, f"tracking.uri=http://127.0.0.1:{port}", "trainer.max_epochs=4")
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+    said = [line for line in capsys.readouterr().out.splitlines() if "tracking" in line]
+    assert said[0] == "tracking: could not log metrics (Connection refused); going on without MLflow"
+    assert len(said) == 2, "once when it dies, once when the run ends"
+    assert result.folder is not None
+    assert [row["epoch"] for row in read_metrics(result.folder / "metrics.csv")] == ["0", "1", "2", "3", "4"]
+    assert json.loads((result.folder / "run.json").read_text())["status"] == "FINISHED"
+    left = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    history = left.get_metric_history(get_run_id(result), "train/loss")
+    assert [metric.step for metric in history] == [1]
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as connection:
+            if connection.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    pytest.fail("the MLflow server did not start")

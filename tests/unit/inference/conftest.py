@@ -1,0 +1,54 @@
+"""Checkpoints as a training writes them."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from vpexp.config import compose_config
+from vpexp.inference.build import build_model
+from vpexp.inference.checkpoint import build_identity
+from vpexp.training.callbacks import AtomicCheckpointIO
+from vpexp.training.losses import MaskLoss
+from vpexp.training.module import SamFineTuner
+
+
+@pytest.fixture
+def cfg():
+    return compose_config(["experiment=debug", "seed=7"])
+
+
+@pytest.fixture
+def write_checkpoint(cfg, tmp_path):
+    """Write a checkpoint of a model whose unfrozen parts have moved; return its path and the model."""
+
+    def write(path=tmp_path / "some.ckpt", freeze=("image_encoder", "prompt_encoder"), left_out=None, shift=0.01):
+        sam = build_model(cfg.model, seed=cfg.seed, cache_dir=tmp_path)
+        module = SamFineTuner(
+            sam,
+            freeze=freeze,
+            loss=MaskLoss(),
+            stride=1,
+            categories=("berry", "leaf"),
+            build_optimizer=torch.optim.Adam,
+            build_scheduler=lambda *_: None,
+            identity=build_identity(
+                sam, cfg, left_out=freeze if left_out is None else left_out, categories=("berry", "leaf")
+            ),
+        )
+        with torch.no_grad():
+            for parameter in sam.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(shift)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=tmp_path,
+        )
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(path, weights_only=True)
+        return path, sam
+
+    return write

@@ -1,0 +1,121 @@
+"""Pictures: the right colours in the right places."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vpexp.visuals import (
+    BACKGROUND,
+    CAPTION_HEIGHT,
+    GAP,
+    MAX_SIDE,
+    MIN_SIDE,
+    PROMPT_COLOR,
+    color_of,
+    draw_comparison,
+    save_picture,
+)
+
+BOX_LABELS = np.array([2, 3], np.float32)
+
+
+def area(shape, top, left, bottom, right):
+    mask_HW = np.zeros(shape, dtype=bool)
+    mask_HW[top:bottom, left:right] = True
+    return mask_HW
+
+
+def draw(shape=(480, 640), annotated=(), predicted=(), prompts=()):
+    """The two sides without their captions."""
+    image_HW3 = np.full((*shape, 3), 100, np.uint8)
+    sheet = np.asarray(draw_comparison(image_HW3, annotated, predicted, prompts, ("truth", "model")))
+    width = (sheet.shape[1] - GAP) // 2
+    return sheet[CAPTION_HEIGHT:, :width], sheet[CAPTION_HEIGHT:, width + GAP :]
+
+
+def test_color_of__neighbours_differ():
+    colors = np.array([color_of(i) for i in range(12)])
+    assert ((colors >= 0) & (colors <= 255)).all()
+    assert min(np.abs(a - b).sum() for i, a in enumerate(colors) for b in colors[:i]) > 60
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((480, 640), (480, 640)),
+        ((64, 48), (64 * 7, 48 * 7)),
+        ((1000, 2000), (MAX_SIDE // 2, MAX_SIDE)),
+        ((5000, 10), (MAX_SIDE, 2)),
+        ((300, 300), (300, 300)),
+    ],
+)
+def test_draw_comparison__size(shape, size):
+    left, right = draw(shape)
+    assert left.shape[:2] == right.shape[:2] == size
+    assert max(size) <= MAX_SIDE
+    assert max(size) >= min(MIN_SIDE // 2, max(shape))
+
+
+def test_draw_comparison__masks_are_on_their_sides():
+    masks = [area((480, 640), 100, 100, 200, 300), area((480, 640), 300, 50, 350, 150)]
+    moved = [area((480, 640), 110, 120, 200, 300), np.zeros((480, 640), dtype=bool)]
+    left, right = draw(annotated=masks, predicted=moved)
+    for index, mask_HW in enumerate(masks):
+        assert (left[mask_HW] != 100).any(axis=1).all()
+        assert left[mask_HW][0].tolist() == list(color_of(index))  # the outline is full colour
+    assert (left[~(masks[0] | masks[1])] == 100).all()
+    assert (right[~moved[0]] == 100).all()
+    assert (right[moved[0]] != 100).any(axis=1).all()
+    tint = 0.58 * 100 + 0.42 * np.array(color_of(0))
+    np.testing.assert_allclose(left[150, 200], tint, atol=1)
+    np.testing.assert_allclose(right[150, 200], tint, atol=1)  # one colour on both sides
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((480, 640), 1), ((64, 64), 7)])
+def test_draw_comparison__box_is_drawn_on_its_outer_pixels(shape, scale):
+    boxes = np.array([[10, 20, 50, 40], [0, 0, shape[1], shape[0]]], np.float32)
+    _, right = draw(shape, prompts=[(box.reshape(2, 2), BOX_LABELS) for box in boxes])
+    white = (right == PROMPT_COLOR).all(axis=2)
+    top, left, bottom, far = 20 * scale, 10 * scale, 40 * scale - 1, 50 * scale - 1
+    assert white[top, left : far + 1].all()
+    assert white[bottom, left : far + 1].all()
+    assert white[top : bottom + 1, left].all()
+    assert white[top : bottom + 1, far].all()
+    for border in (white[0], white[-1], white[:, 0], white[:, -1]):  # the box of the whole image is seen on all sides
+        assert border.all()
+    assert not white[(top + bottom) // 2, (left + far) // 2]
+
+
+def test_draw_comparison__point_marks_the_middle_of_its_pixel():
+    points = (np.array([[10, 20], [40, 30], [5, 5]], np.float32), np.array([1, 0, -1], np.float32))
+    _, right = draw((64, 64), prompts=[points])
+    changed = (right != 100).any(axis=2)
+    assert right[20 * 7 + 3, 10 * 7 + 3].tolist() == list(PROMPT_COLOR)
+    assert right[30 * 7 + 3, 40 * 7 + 3].tolist() == [255, 60, 60]
+    assert not changed[5 * 7 : 6 * 7, 5 * 7 : 6 * 7].any()
+    rows, columns = np.nonzero(changed[:28 * 7])
+    assert abs(rows.mean() - (20.5 * 7 - 0.5)) <= 1
+    assert abs(columns.mean() - (10.5 * 7 - 0.5)) <= 1
+
+
+def test_draw_comparison__caption_and_gap():
+    image_HW3 = np.full((480, 640, 3), 100, np.uint8)
+    sheet = np.asarray(draw_comparison(image_HW3, [], [], [], ("truth", "model")))
+    assert sheet.shape == (480 + CAPTION_HEIGHT, 2 * 640 + GAP, 3)
+    assert (sheet[:, 640 : 640 + GAP] == BACKGROUND).all()
+    for start in (0, 640 + GAP):
+        assert (sheet[:CAPTION_HEIGHT, start : start + 100] > 200).any()
+
+
+def test_draw_comparison__masks_of_any_memory_order():
+    mask_HW = area((480, 640), 100, 100, 200, 300)
+    plain, turned = (draw(annotated=[m])[0] for m in (mask_HW, np.asfortranarray(mask_HW)))
+    np.testing.assert_array_equal(plain, turned)
+
+
+def test_save_picture__makes_its_folder(tmp_path):
+    path = tmp_path / "a" / "b" / "c.png"
+    save_picture(Image.new("RGB", (4, 3), (1, 2, 3)), path)
+    with Image.open(path) as picture:
+        assert picture.size == (4, 3)
+        assert picture.getpixel((0, 0)) == (1, 2, 3)

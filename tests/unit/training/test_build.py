@@ -1,0 +1,95 @@
+"""From configuration to loss, optimizer, schedule and callbacks; what is wrong is told in one line."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from vpexp.config import compose_config
+from vpexp.errors import ConfigError
+from vpexp.training.build import build_callbacks, build_loss, build_optimizer_factory, build_scheduler_factory
+from vpexp.training.callbacks import EarlyStoppingAfter, TrainingProgress
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return compose_config([])
+
+
+def build_optimizer(section):
+    return build_optimizer_factory(OmegaConf.create(section))([torch.nn.Parameter(torch.zeros(2))])
+
+
+def test_build_loss__takes_every_number():
+    section = {"focal_weight": 1.5, "dice_weight": 2.5, "iou_weight": 3.5, "focal_alpha": 0.4, "focal_gamma": 1.0}
+    loss = build_loss(OmegaConf.create(section))
+    assert {name: getattr(loss, name) for name in section} == section
+
+
+def test_build__defaults_are_adam_at_1e_5_and_a_constant_rate(cfg):
+    optimizer = build_optimizer_factory(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 1e-5
+    scheduler = build_scheduler_factory(cfg.scheduler)(optimizer, 10)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 1e-5
+    loss = build_loss(cfg.loss)
+    assert (loss.focal_weight, loss.dice_weight, loss.iou_weight) == (20, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "linear_warmup"])
+def test_build__every_option_of_the_groups(name, scheduler):
+    cfg = compose_config([f"optimizer={name}", f"scheduler={scheduler}"])
+    optimizer = build_optimizer_factory(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+    assert type(optimizer).__name__.lower() == name
+    assert build_scheduler_factory(cfg.scheduler)(optimizer, 10).get_last_lr()[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"_target_": "torch.optim.Adamm", "lr": 1e-3}, "optimizer: .*Adamm"),
+        ({"_target_": "torch.optim.Adam", "learning_rate": 1e-3}, "optimizer: .*learning_rate"),
+        ({"_target_": "torch.optim.Adam", "lr": -1.0}, "optimizer: .*learning rate"),
+        ({"lr": 1e-3}, "optimizer has no _target_"),
+    ],
+)
+def test_build_optimizer__mistakes_are_one_line(section, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_optimizer(section)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_scheduler__unknown_option_is_one_line():
+    section = {"_target_": "vpexp.training.schedulers.build_linear", "warmup": 3}
+    optimizer = build_optimizer({"_target_": "torch.optim.Adam"})
+    with pytest.raises(ConfigError, match="scheduler: .*warmup") as caught:
+        build_scheduler_factory(OmegaConf.create(section))(optimizer, 10)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_callbacks__null_switches_off(cfg):
+    stopping, progress = build_callbacks(cfg.callbacks)
+    assert isinstance(stopping, EarlyStoppingAfter)
+    assert (stopping.patience, stopping.min_epochs, abs(stopping.min_delta)) == (5, 3, 1e-3)
+    assert isinstance(progress, TrainingProgress)
+    fewer = build_callbacks(compose_config(["callbacks.early_stopping=null"]).callbacks)
+    assert [type(callback) for callback in fewer] == [TrainingProgress]
+    assert build_callbacks(OmegaConf.create({})) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"_target_": "vpexp.training.callbacks.Nothing"}, "callbacks.mine: .*Nothing"),
+        ({"_target_": "vpexp.training.callbacks.EarlyStoppingAfter", "patient": 3}, "callbacks.mine: "),
+        ({"_target_": "torch.nn.Identity"}, "callbacks.mine: Identity is no callback"),
+        ({"_target_": "pytorch_lightning.callbacks.Timer", "interval": "year"}, "callbacks.mine: "),
+    ],
+)
+def test_build_callbacks__mistakes_name_the_entry(section, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_callbacks(OmegaConf.create({"mine": section}))
+    assert "\n" not in str(caught.value)
