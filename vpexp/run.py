@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vpexp.completion import complete
 from vpexp.config import save_config, validate
-from vpexp.config.quoting import quote_value
+from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import say
 from vpexp.environment import quiet_libraries
 from vpexp.provenance import get_git_commit, get_versions
@@ -116,8 +115,7 @@ def _close_failed(context: RunContext, error: BaseException) -> None:
     log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
     context.folder.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
     if stopped and context.folder.last_checkpoint.is_file():
-        words = ["python", "-m", "vpexp", f"resume={quote_value(context.folder.path)}"]
-        say(f"stopped; go on with: {shlex.join(words)}")
+        say(f"stopped; go on with: python -m vpexp {quote_word(f'resume={quote_value(context.folder.path)}')}")
     context.tracker.try_again()
     context.tracker.close(status, line)
     _upload_records(context)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from tests.conftest import DEBUG, RunDebug
 
+from tests.conftest import DEBUG, RunDebug
 from vpexp.config import compose_config
 from vpexp.environment import quiet_libraries
 from vpexp.errors import DataError
@@ -214,10 +214,11 @@ STOPS = [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stop
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "error"), STOPS, ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("stop", STOPS, ids=["SIGTERM", "SIGINT"])
 def test_command__stopped_run_is_killed_and_says_how_to_go_on(
-    client: MlflowClient, trained: StageResult, output_dir: Path, cache_dir: Path, number, code, error
+    client: MlflowClient, trained: StageResult, output_dir: Path, cache_dir: Path, stop: tuple[int, int, str]
 ) -> None:
+    number, code, error = stop
     runs = set((output_dir / "train").iterdir())
     overrides = [*DEBUG, "trainer.max_epochs=999", "callbacks.early_stopping=null", f"paths.cache_dir={cache_dir}"]
     process = subprocess.Popen(
@@ -244,7 +245,7 @@ def test_command__stopped_run_is_killed_and_says_how_to_go_on(
     run = client.get_run(record["mlflow_run_id"])
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", error)
     assert "metrics.csv" in list_artifacts(client, run.info.run_id)
-    assert f"""stopped; go on with: python -m vpexp 'resume='"'"'{folder}'"'"''""" in out
+    assert f"""stopped; go on with: python -m vpexp "resume='{folder}'"\n""" in out
     assert err == ("vpexp: interrupted\n" if number == signal.SIGINT else "")
     assert (output_dir / ".latest" / "train").resolve() != folder
 

@@ -44,7 +44,7 @@ def runs(monkeypatch):
     """What reached the stages: a list of (configuration, overrides)."""
     reached = []
     module = ModuleType("vpexp.run")
-    module.run = lambda cfg, overrides=(): reached.append((cfg, list(overrides)))
+    module.run = lambda cfg, overrides=(), folder=None: reached.append((cfg, list(overrides)))
     monkeypatch.setitem(sys.modules, "vpexp.run", module)
     return reached
 
@@ -199,7 +199,7 @@ def test_main__help_names_the_groups_of_the_user_too(elsewhere, capsys):
 
 
 def test_main__error_of_a_run_is_one_line(monkeypatch, capsys):
-    def run(cfg, overrides=()):
+    def run(cfg, overrides=(), folder=None):
         raise DataError("my/coco: no images")
 
     set_run(monkeypatch, run)
@@ -208,7 +208,7 @@ def test_main__error_of_a_run_is_one_line(monkeypatch, capsys):
 
 
 def test_main__defect_of_a_run_is_raised_as_it_is(monkeypatch, capsys):
-    def run(cfg, overrides=()):
+    def run(cfg, overrides=(), folder=None):
         raise ValueError("a defect, no user's error")
 
     set_run(monkeypatch, run)
@@ -219,7 +219,7 @@ def test_main__defect_of_a_run_is_raised_as_it_is(monkeypatch, capsys):
 
 
 def test_main__ctrl_c_exits_with_130(monkeypatch, capsys):
-    def run(cfg, overrides=()):
+    def run(cfg, overrides=(), folder=None):
         raise KeyboardInterrupt
 
     set_run(monkeypatch, run)

@@ -43,10 +43,10 @@ def test_color_of__neighbours_differ():
     ("shape", "size"),
     [
         ((480, 640), (480, 640)),
-        ((64, 48), (64 * 7, 48 * 7)),
+        ((64, 48), (64 * 8, 48 * 8)),
         ((1000, 2000), (MAX_SIDE // 2, MAX_SIDE)),
         ((5000, 10), (MAX_SIDE, 2)),
-        ((300, 300), (300, 300)),
+        ((400, 400), (400, 400)),
     ],
 )
 def test_draw_comparison__size(shape, size):
@@ -71,7 +71,7 @@ def test_draw_comparison__masks_are_on_their_sides():
     np.testing.assert_allclose(right[150, 200], tint, atol=1)  # one colour on both sides
 
 
-@pytest.mark.parametrize(("shape", "scale"), [((480, 640), 1), ((64, 64), 7)])
+@pytest.mark.parametrize(("shape", "scale"), [((480, 640), 1), ((64, 64), 8)])
 def test_draw_comparison__box_is_drawn_on_its_outer_pixels(shape, scale):
     boxes = np.array([[10, 20, 50, 40], [0, 0, shape[1], shape[0]]], np.float32)
     _, right = draw(shape, prompts=[(box.reshape(2, 2), BOX_LABELS) for box in boxes])
@@ -90,12 +90,12 @@ def test_draw_comparison__point_marks_the_middle_of_its_pixel():
     points = (np.array([[10, 20], [40, 30], [5, 5]], np.float32), np.array([1, 0, -1], np.float32))
     _, right = draw((64, 64), prompts=[points])
     changed = (right != 100).any(axis=2)
-    assert right[20 * 7 + 3, 10 * 7 + 3].tolist() == list(PROMPT_COLOR)
-    assert right[30 * 7 + 3, 40 * 7 + 3].tolist() == [255, 60, 60]
-    assert not changed[5 * 7 : 6 * 7, 5 * 7 : 6 * 7].any()
-    rows, columns = np.nonzero(changed[:28 * 7])
-    assert abs(rows.mean() - (20.5 * 7 - 0.5)) <= 1
-    assert abs(columns.mean() - (10.5 * 7 - 0.5)) <= 1
+    assert right[20 * 8 + 4, 10 * 8 + 4].tolist() == list(PROMPT_COLOR)
+    assert right[30 * 8 + 4, 40 * 8 + 4].tolist() == [255, 60, 60]
+    assert not changed[5 * 8 : 6 * 8, 5 * 8 : 6 * 8].any()
+    rows, columns = np.nonzero(changed[: 28 * 8])
+    assert abs(rows.mean() - (20.5 * 8 - 0.5)) <= 1
+    assert abs(columns.mean() - (10.5 * 8 - 0.5)) <= 1
 
 
 def test_draw_comparison__caption_and_gap():

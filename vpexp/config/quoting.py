@@ -1,10 +1,11 @@
-"""Values as Hydra's override grammar reads them back."""
+"""Values as Hydra's override grammar, and words as a shell, read them back."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-PLAIN_TEXT = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 NOT_TEXT = ("true", "false", "null", "nan", "inf")
 
 
@@ -27,3 +28,9 @@ def _quote_text(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def quote_word(word: str) -> str:
+    """Write a word so that a shell gives it back, in double quotes where that will do: ``"resume='my runs'"``."""
+    quoted = shlex.quote(word)
+    return quoted if quoted == word or set(word) & set('"$`\\!') else f'"{word}"'

@@ -62,7 +62,8 @@ def build_scheduler_factory(cfg: DictConfig) -> Callable[[Optimizer, int], LRSch
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the callbacks of the section ``callbacks``; an entry that is null is switched off."""
     callbacks: list[Callback] = []
-    for name, options in cfg.items():
+    for name in map(str, cfg):
+        options = cfg[name]
         if options is None:
             continue
         try:

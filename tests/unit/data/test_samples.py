@@ -42,15 +42,15 @@ def annotate(path, masks):
     )
 
 
-def rectangle(height, width, top, left, bottom, right):
-    mask_HW = np.zeros((height, width), dtype=bool)
+def rectangle(shape, top, left, bottom, right):
+    mask_HW = np.zeros(shape, dtype=bool)
     mask_HW[top:bottom, left:right] = True
     return mask_HW
 
 
 def save_scene(path, height=40, width=60, count=3):
     """White rectangles on black: the picture is the union of its masks."""
-    masks = [rectangle(height, width, 3 + 11 * i, 5 + 15 * i, 12 + 11 * i, 19 + 15 * i) for i in range(count)]
+    masks = [rectangle((height, width), 3 + 11 * i, 5 + 15 * i, 12 + 11 * i, 19 + 15 * i) for i in range(count)]
     picture_HW = np.any(masks, axis=0).astype(np.uint8) * 255
     Image.fromarray(np.repeat(picture_HW[:, :, None], 3, axis=2)).save(path)
     return annotate(path, masks)

@@ -53,9 +53,9 @@ def evaluate_with_pycocotools(records, categories):
     return [float("nan") if value < 0 else float(value) for value in evaluation.stats]
 
 
-def draw_record(rng, count, size=(300, 300), labels=None, largest=150, ties=False):
+def draw_record(rng, count, *, labels=None, largest=150, ties=False):
     """Ellipses of all sizes, and predictions that are shifted and scaled by differing amounts."""
-    height, width = size
+    height, width = 300, 300
     rows, columns = np.mgrid[:height, :width]
 
     def ellipse(y, x, h, w):

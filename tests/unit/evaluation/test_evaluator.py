@@ -47,7 +47,7 @@ class BrightPixels:
         return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels))
 
 
-def build_sample(masks, bright_HW=None, labels=None, name="a.png", recipe=PromptRecipe()):
+def build_sample(masks, bright_HW=None, labels=None, name="a.png", recipe=None):
     rles = tuple(encode_mask(mask_HW) for mask_HW in masks)
     annotations = AnnotatedImage(
         image_id=name,
@@ -61,7 +61,7 @@ def build_sample(masks, bright_HW=None, labels=None, name="a.png", recipe=Prompt
     )
     bright_HW = np.any(masks, axis=0) if bright_HW is None else bright_HW
     image_HW3 = np.repeat(bright_HW[:, :, None].astype(np.uint8) * 255, 3, axis=2)
-    return EvaluationSample(image_HW3, annotations, build_evaluation_prompts(annotations, recipe))
+    return EvaluationSample(image_HW3, annotations, build_evaluation_prompts(annotations, recipe or PromptRecipe()))
 
 
 def area(top, left, bottom, right):
@@ -72,9 +72,7 @@ def area(top, left, bottom, right):
 
 def corner(top, left, size):
     """A square without its lower right quarter: the box holds more than the mask."""
-    return area(top, left, top + size, left + size) & ~area(
-        top + size // 2, left + size // 2, top + size, left + size
-    )
+    return area(top, left, top + size, left + size) & ~area(top + size // 2, left + size // 2, top + size, left + size)
 
 
 # One image where all is seen, one where a half is dark.

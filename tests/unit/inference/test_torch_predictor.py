@@ -147,8 +147,9 @@ def test_embed__what_is_no_rgb_image_is_told(predictor, image):
 
 def test_predict__image_and_mode_decide(sam, predictor):
     boxes_N4 = draw_boxes(1, 50, 80)
-    one, other = (predictor.decode(predictor.embed(image), boxes=boxes_N4) for image in (
-        draw_image(50, 80), np.zeros((50, 80, 3), np.uint8)
-    ))
+    one, other = (
+        predictor.decode(predictor.embed(image), boxes=boxes_N4)
+        for image in (draw_image(50, 80), np.zeros((50, 80, 3), np.uint8))
+    )
     assert np.abs(one.low_res - other.low_res).max() > 1e-3
     assert predictor.device == torch.device("cpu")

@@ -50,9 +50,9 @@ def test_build__every_option_of_the_groups(name, scheduler):
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"_target_": "torch.optim.Adamm", "lr": 1e-3}, "optimizer: .*Adamm"),
-        ({"_target_": "torch.optim.Adam", "learning_rate": 1e-3}, "optimizer: .*learning_rate"),
-        ({"_target_": "torch.optim.Adam", "lr": -1.0}, "optimizer: .*learning rate"),
+        ({"_target_": "torch.optim.Adamm", "lr": 1e-3}, r"optimizer: .*Adamm"),
+        ({"_target_": "torch.optim.Adam", "learning_rate": 1e-3}, r"optimizer: .*learning_rate"),
+        ({"_target_": "torch.optim.Adam", "lr": -1.0}, r"optimizer: .*learning rate"),
         ({"lr": 1e-3}, "optimizer has no _target_"),
     ],
 )
@@ -65,7 +65,7 @@ def test_build_optimizer__mistakes_are_one_line(section, words):
 def test_build_scheduler__unknown_option_is_one_line():
     section = {"_target_": "vpexp.training.schedulers.build_linear", "warmup": 3}
     optimizer = build_optimizer({"_target_": "torch.optim.Adam"})
-    with pytest.raises(ConfigError, match="scheduler: .*warmup") as caught:
+    with pytest.raises(ConfigError, match=r"scheduler: .*warmup") as caught:
         build_scheduler_factory(OmegaConf.create(section))(optimizer, 10)
     assert "\n" not in str(caught.value)
 

@@ -26,26 +26,35 @@ def script(module, scores):
     return module
 
 
-def run_with_scores(scores, build_module, build_data, build_plain_trainer, **options):
-    stopping = EarlyStoppingAfter(monitor="val/f1-score", mode="max", min_delta=1e-3, **options)
-    trainer = build_plain_trainer(stopping, max_epochs=len(scores))
-    trainer.fit(script(build_module(), scores), datamodule=build_data(batch_size=3))
-    return trainer.current_epoch
+@pytest.fixture
+def fit_scores(build_module, build_data, build_plain_trainer):
+    """Train with an early stop on scripted scores; return how many epochs it took."""
+
+    def fit(scores, **options):
+        stopping = EarlyStoppingAfter(monitor="val/f1-score", mode="max", min_delta=1e-3, **options)
+        trainer = build_plain_trainer(stopping, max_epochs=len(scores))
+        trainer.fit(script(build_module(), scores), datamodule=build_data(batch_size=3))
+        return trainer.current_epoch
+
+    return fit
 
 
 @pytest.mark.parametrize(
-    ("min_epochs", "patience", "scores", "epochs"),
+    ("options", "scores", "epochs"),
     [
-        (0, 1, [0.5, 0.5, 0.5, 0.5], 2),  # the second epoch brought nothing
-        (3, 1, [0.5, 0.5, 0.5, 0.5], 3),  # not before the third is done
-        (3, 1, [0.5, 0.5, 0.9, 0.9, 0.9], 4),  # the third was better: the count starts again
-        (3, 2, [0.5, 0.5005, 0.5009, 0.6], 3),  # gains below min_delta are none
-        (9, 1, [0.5, 0.5, 0.5], 3),  # never reached
+        ({"min_epochs": 0, "patience": 1}, [0.5, 0.5, 0.5, 0.5], 2),  # the second epoch brought nothing
+        ({"min_epochs": 3, "patience": 1}, [0.5, 0.5, 0.5, 0.5], 3),  # not before the third is done
+        (
+            {"min_epochs": 3, "patience": 1},
+            [0.5, 0.5, 0.9, 0.9, 0.9],
+            4,
+        ),  # the third was better: the count starts again
+        ({"min_epochs": 3, "patience": 2}, [0.5, 0.5005, 0.5009, 0.6], 3),  # gains below min_delta are none
+        ({"min_epochs": 9, "patience": 1}, [0.5, 0.5, 0.5], 3),  # never reached
     ],
 )
-def test_early_stopping_after(build_module, build_data, build_plain_trainer, min_epochs, patience, scores, epochs):
-    options = {"min_epochs": min_epochs, "patience": patience}
-    assert run_with_scores(scores, build_module, build_data, build_plain_trainer, **options) == epochs
+def test_early_stopping_after(fit_scores, options, scores, epochs):
+    assert fit_scores(scores, **options) == epochs
 
 
 def test_early_stopping_after__another_reason_to_stop_is_kept():
@@ -55,7 +64,7 @@ def test_early_stopping_after__another_reason_to_stop_is_kept():
         current_epoch=0,
         callback_metrics={"val/f1-score": torch.tensor(0.5)},
         fast_dev_run=False,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),  # noqa: A006
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, **_: decision),
         world_size=1,
     )
     stopping._run_early_stopping_check(trainer)
@@ -90,9 +99,7 @@ def test_atomic_checkpoint_io__failure_midway_leaves_the_old_file(tmp_path):
 def test_checkpoint_callbacks__best_weights_and_last_state(tmp_path, build_module, build_data, build_plain_trainer):
     module = script(build_module(), [0.2, 0.7, 0.4])
     callbacks = build_checkpoint_callbacks(tmp_path / "ckpt")
-    trainer = build_plain_trainer(
-        *callbacks, max_epochs=3, enable_checkpointing=True, plugins=[AtomicCheckpointIO()]
-    )
+    trainer = build_plain_trainer(*callbacks, max_epochs=3, enable_checkpointing=True, plugins=[AtomicCheckpointIO()])
     trainer.fit(module, datamodule=build_data(batch_size=3))
     assert sorted(file.name for file in (tmp_path / "ckpt").iterdir()) == ["epoch_001.ckpt", "last.ckpt"]
     best, last = (torch.load(tmp_path / "ckpt" / name, weights_only=True) for name in ("epoch_001.ckpt", "last.ckpt"))

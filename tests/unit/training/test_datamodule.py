@@ -62,9 +62,7 @@ def test_fit__each_epoch_is_shuffled_and_drawn_anew(build_data, build_module, bu
 
 
 @pytest.mark.parametrize("limit", [1.0, 2])
-def test_fit__resumed_run_goes_on_with_the_same_batches(
-    tmp_path, build_data, build_module, build_plain_trainer, limit
-):
+def test_fit__resumed_run_goes_on_with_the_same_batches(tmp_path, build_data, build_module, build_plain_trainer, limit):
     """Also where ``limit_train_batches`` ends an epoch before all images were seen."""
     recipe = PromptRecipe(jitter=0.3)
 

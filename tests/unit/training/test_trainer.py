@@ -35,7 +35,8 @@ def test_build_trainer__follows_the_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override", ["trainer.accelerator=tpu", "trainer.strategy=nonsense", "trainer.devices=-5", "trainer.accelerator=gpu"]
+    "override",
+    ["trainer.accelerator=tpu", "trainer.strategy=nonsense", "trainer.devices=-5", "trainer.accelerator=gpu"],
 )
 def test_build_trainer__what_cannot_be_had_is_one_line(tmp_path, monkeypatch, override):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -1,0 +1,182 @@
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from vpexp import run as run_module
+from vpexp.config import compose_config, load_config
+from vpexp.errors import ConfigError, DataError
+from vpexp.run import run
+from vpexp.runfolder import RunFolder, find_latest
+from vpexp.stages.context import RunContext, StageResult
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """Put a function in the place of the stage; the hall around it is real."""
+
+    def put(work) -> None:
+        monkeypatch.setattr(run_module, "_run_stage", work)
+
+    return put
+
+
+def start(tmp_path: Path, *asked: str, folder: Path | None = None) -> StageResult:
+    overrides = ["experiment=debug", "tracking=none", f"paths.output_dir={tmp_path}/out", *asked]
+    return run(compose_config(overrides), overrides, folder)
+
+
+def get_only_run(tmp_path: Path) -> RunFolder:
+    (path,) = (tmp_path / "out" / "train").iterdir()
+    return RunFolder(path)
+
+
+def test_run__writes_what_came_out(stage, tmp_path):
+    stage(lambda _: StageResult({"val/f1-score": 0.5, "val/map_large": float("nan")}, details={"val": {"images": 2}}))
+
+    start(tmp_path)
+
+    folder = get_only_run(tmp_path)
+    assert folder.metrics_json.read_text().split() == (
+        [
+            "{",
+            '"metrics":',
+            "{",
+            '"val/f1-score":',
+            "0.5,",
+            '"val/map_large":',
+            "null",
+            "},",
+            '"details":',
+            "{",
+            '"val":',
+            "{",
+            '"images":',
+            "2",
+            "}",
+            "}",
+            "}",
+        ]
+    )
+    assert folder.metrics_csv.read_text().splitlines() == ["epoch,val/f1-score,val/map_large", "0,0.5,"]
+    assert folder.read_run_json()["status"] == "FINISHED"
+    assert find_latest(tmp_path / "out", "train") == folder
+
+
+def test_run__given_folder_is_taken(stage, tmp_path):
+    stage(lambda _: StageResult())
+
+    start(tmp_path, folder=tmp_path / "out" / "sweeps" / "0")
+
+    assert (tmp_path / "out" / "sweeps" / "0" / "run.json").is_file()
+    assert find_latest(tmp_path / "out", "train") == RunFolder(tmp_path / "out" / "sweeps" / "0")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (DataError("no images\nat all"), "FAILED", "DataError: no images"),
+        (ValueError(), "FAILED", "ValueError"),
+        (KeyboardInterrupt(), "KILLED", "stopped by Ctrl-C"),
+        (SystemExit(143), "KILLED", "stopped by SIGTERM"),
+    ],
+)
+def test_run__what_stopped_it_is_written_down(stage, tmp_path, error, status, words):
+    def fail(context: RunContext) -> StageResult:
+        assert context.folder.read_run_json()["status"] == "RUNNING"
+        raise error
+
+    stage(fail)
+    with pytest.raises(type(error)):
+        start(tmp_path)
+
+    record = get_only_run(tmp_path).read_run_json()
+    assert (record["status"], record["error"]) == (status, words)
+    assert f"{status}: {words}" in get_only_run(tmp_path).log.read_text()
+    assert find_latest(tmp_path / "out", "train") is None
+
+
+def test_run__says_how_to_go_on_only_where_that_is_possible(stage, tmp_path, capsys):
+    def stop(context: RunContext) -> StageResult:
+        context.folder.checkpoints.mkdir()
+        context.folder.last_checkpoint.touch()
+        raise KeyboardInterrupt
+
+    stage(stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path)
+
+    assert f"stopped; go on with: python -m vpexp resume={get_only_run(tmp_path).path}\n" in capsys.readouterr().out
+
+
+def test_run__sigterm_is_caught_while_it_lasts(stage, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    stage(lambda _: signal.raise_signal(signal.SIGTERM))
+
+    with pytest.raises(SystemExit) as caught:
+        start(tmp_path)
+
+    assert caught.value.code == 143
+    assert get_only_run(tmp_path).read_run_json()["status"] == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_run__works_beside_the_main_thread(stage, tmp_path):
+    stage(lambda _: StageResult({"test/iou": 1.0}))
+    results = []
+
+    worker = threading.Thread(target=lambda: results.append(start(tmp_path)))
+    worker.start()
+    worker.join()
+
+    assert results[0].metrics == {"test/iou": 1.0}
+
+
+def test_run__log_of_libraries_goes_to_its_file_and_nowhere_afterwards(stage, tmp_path):
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+
+    def work(context: RunContext) -> StageResult:
+        logging.getLogger("some.library").info("a note")
+        return StageResult()
+
+    stage(work)
+    start(tmp_path)
+
+    assert "INFO some.library: a note" in get_only_run(tmp_path).log.read_text()
+    assert (list(root.handlers), root.level) == before
+
+
+def test_run__threads(stage, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr("vpexp.stages.get_stage", lambda _: lambda _: StageResult())
+
+    start(tmp_path, "trainer.threads=3")
+    start(tmp_path)
+
+    assert seen == [3]
+
+
+def test_run__configuration_given_stays_as_it_was(stage, tmp_path, monkeypatch):
+    stage(lambda _: StageResult())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = ["experiment=debug", "tracking=none", "paths.output_dir='~/out'"]
+    cfg = compose_config(overrides)
+
+    run(cfg, overrides)
+
+    assert cfg == compose_config(overrides)
+    saved = load_config(get_only_run(tmp_path).config)
+    assert saved.paths.output_dir == f"{tmp_path}/out"
+    assert saved.tracking.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
+
+
+def test_run__mistake_opens_no_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.foo'"):
+        start(tmp_path, "+data.foo=1")
+
+    assert not list(tmp_path.iterdir())

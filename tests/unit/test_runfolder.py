@@ -1,0 +1,104 @@
+import json
+import math
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from vpexp.errors import CheckpointError, ConfigError
+from vpexp.runfolder import RunFolder, create_run_folder, find_latest, mark_latest, write_json
+
+
+def test_create_run_folder__is_named_after_stage_and_time(tmp_path):
+    first, second = (create_run_folder(tmp_path / "out", "train") for _ in range(2))
+
+    assert first.path.parent == tmp_path / "out" / "train"
+    assert re.fullmatch(r"\d{8}_\d{6}_\d{6}", first.path.name)
+    assert first.path.is_dir()
+    assert first.path < second.path
+
+
+def test_create_run_folder__given_folder_is_taken(tmp_path):
+    assert create_run_folder(tmp_path, "train", tmp_path / "sweep" / "3").path == tmp_path / "sweep" / "3"
+
+
+def test_create_run_folder__folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "out").write_text("a file")
+
+    with pytest.raises(ConfigError, match=rf"paths.output_dir={tmp_path}/out cannot be written: Not a directory"):
+        create_run_folder(tmp_path / "out", "train")
+
+
+def test_mark_latest__link_is_relative_so_that_outputs_can_be_moved(tmp_path):
+    folder = create_run_folder(tmp_path / "out", "train")
+
+    mark_latest(tmp_path / "out", "train", folder)
+
+    assert (tmp_path / "out" / ".latest" / "train").readlink() == Path(f"../train/{folder.path.name}")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert find_latest(tmp_path / "moved", "train") == RunFolder(tmp_path / "moved" / "train" / folder.path.name)
+
+
+def test_mark_latest__swap_is_atomic(tmp_path):
+    folders = [create_run_folder(tmp_path, "train") for _ in range(2)]
+    mark_latest(tmp_path, "train", folders[0])
+    stop, found = threading.Event(), set()
+
+    def look() -> None:
+        while not stop.is_set():
+            found.add(find_latest(tmp_path, "train"))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for turn in range(300):
+        mark_latest(tmp_path, "train", folders[turn % 2])
+    stop.set()
+    reader.join()
+
+    assert found <= set(folders)
+    assert [path.name for path in (tmp_path / ".latest").iterdir()] == ["train"]
+
+
+def test_find_latest__nothing_yet(tmp_path):
+    assert find_latest(tmp_path, "train") is None
+
+
+def test_find_latest__run_that_was_deleted(tmp_path):
+    folder = create_run_folder(tmp_path, "train")
+    mark_latest(tmp_path, "train", folder)
+    folder.path.rmdir()
+
+    assert find_latest(tmp_path, "train") is None
+    again = create_run_folder(tmp_path, "train")
+    mark_latest(tmp_path, "train", again)
+    assert find_latest(tmp_path, "train") == again
+
+
+def test_update_run_json__adds_and_replaces(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.read_run_json() == {}
+
+    folder.update_run_json(status="RUNNING", stage="train")
+    folder.update_run_json(status="FINISHED", path=tmp_path)
+
+    assert folder.read_run_json() == {"status": "FINISHED", "stage": "train", "path": str(tmp_path)}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_read_run_json__damaged_file_is_one_line(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+
+    with pytest.raises(CheckpointError, match=r"run\.json is not readable JSON"):
+        RunFolder(tmp_path).read_run_json()
+
+
+def test_write_json__nan_becomes_null_at_any_depth(tmp_path):
+    write_json(tmp_path / "a.json", {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (math.nan, "x")}, "e": 2})
+
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, None],
+        "c": {"d": [None, "x"]},
+        "e": 2,
+    }
