@@ -25,7 +25,3 @@ class WeightsError(VpexpError):
 
 class CheckpointError(VpexpError):
     """A checkpoint or run folder that is missing, damaged, or does not fit the model."""
-
-
-class TrackingError(VpexpError):
-    """A tracking server or store that cannot be used as configured."""

@@ -44,7 +44,7 @@ def runs(monkeypatch):
     """What reached the stages: a list of (configuration, overrides)."""
     reached = []
     module = ModuleType("vpexp.run")
-    module.run = lambda cfg, overrides=(), folder=None: reached.append((cfg, list(overrides)))
+    module.run = lambda cfg, overrides=(), _folder=None: reached.append((cfg, list(overrides)))
     monkeypatch.setitem(sys.modules, "vpexp.run", module)
     return reached
 

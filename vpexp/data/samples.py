@@ -98,7 +98,7 @@ def rasterize_target(rle: Rle, resized_hw: tuple[int, int], image_size: int, str
         resized_hw: size of the image inside the square.
         image_size: S.
         stride: 1 for a target at S, 4 at the size of the low-res logits. A pixel is foreground where about half of its
-            area is, or more.
+            area is, or more; at least one pixel is.
 
     Returns:
         uint8 [S/stride, S/stride], 0 or 1.
@@ -110,6 +110,11 @@ def rasterize_target(rle: Rle, resized_hw: tuple[int, int], image_size: int, str
     how = Image.Resampling.BILINEAR if resized_w * resized_h < mask.width * mask.height else Image.Resampling.BOX
     square.paste(mask.resize((resized_w, resized_h), how))
     target_RR: NDArray[np.uint8] = (np.asarray(square.reduce(stride)) >= HALF_COVERED).astype(np.uint8)
+    if not target_RR.any() and mask.getbbox() is not None:
+        # An object smaller than a pixel is the pixel that it lies in: an empty target would teach to answer nothing.
+        rows, columns = np.nonzero(np.asarray(mask))
+        row, column = rows.mean() * resized_h / mask.height, columns.mean() * resized_w / mask.width
+        target_RR[int(row) // stride, int(column) // stride] = 1
     return target_RR
 
 
