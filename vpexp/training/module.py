@@ -70,10 +70,17 @@ class SamFineTuner(pl.LightningModule):
         self._freeze()
 
     def train(self, mode: bool = True) -> "SamFineTuner":
-        """Set training mode; frozen parts stay in eval mode, so that their BatchNorm statistics never move."""
+        """Set training mode; frozen parts stay in eval mode, and so does every BatchNorm.
+
+        With few images a step, batch statistics are noise: fine-tuning keeps the statistics of the pre-training and learns
+        the scales and shifts (as in Ren et al. 2015 and most detectors since).
+        """
         super().train(mode)
         for name in self.freeze_names:
             getattr(self.sam, name).eval()
+        for module in self.sam.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (the base class of all of them)
+                module.eval()
         return self
 
     def on_fit_start(self) -> None:
