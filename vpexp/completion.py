@@ -42,7 +42,10 @@ def complete(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Run
 
 def _complete_resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, RunFolder]:
     """Take the whole configuration from the run that goes on; only dotted keys given now are laid over it."""
+    from vpexp.inference.checkpoint import read_checkpoint
+
     folder, checkpoint = _find_run(cfg)
+    read_checkpoint(checkpoint)  # a damaged file is said before anything is built
     saved = load_config(folder.config)
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
     with open_dict(saved):

@@ -25,3 +25,11 @@ class WeightsError(VpexpError):
 
 class CheckpointError(VpexpError):
     """A checkpoint or run folder that is missing, damaged, or does not fit the model."""
+
+
+class DivergenceError(VpexpError):
+    """A training whose loss is no longer a number."""
+
+
+class OutputError(VpexpError):
+    """A folder that cannot be written to."""

@@ -1,5 +1,6 @@
 """The hall behind both doors: complete the configuration, open the run, let the stage work, write down what came out."""
 
+import errno
 import logging
 import platform
 import signal
@@ -16,15 +17,17 @@ from vpexp.config import save_config, validate
 from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import say
 from vpexp.environment import quiet_libraries
+from vpexp.errors import OutputError
 from vpexp.provenance import get_git_commit, get_versions
 from vpexp.runfolder import RunFolder, create_run_folder, mark_latest, write_json
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, flatten, open_mlflow_run
 
 log = logging.getLogger("vpexp")
 
 TERMINATED = 128 + signal.SIGTERM
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -79,7 +82,14 @@ def _run_recorded(cfg: DictConfig, folder: RunFolder, *, going_on: bool) -> Stag
         result = _run_stage(context)
         _log_end(context, result)
     except BaseException as error:
-        _close_failed(context, error)
+        try:
+            _close_failed(context, error)
+        except OSError as second:
+            log.warning("the end of the run could not be written down: %s", second)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OutputError(
+                f"{folder.path} cannot be written: {error.strerror}; free some space, then resume"
+            ) from error
         raise
     context.tracker.close("FINISHED")
     return result
@@ -150,14 +160,14 @@ def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, resume
     tags = {
         "stage": cfg.stage.name,
         "model": cfg.model.name,
-        "data": cfg.data.name,
+        "data": name_data(cfg),
         "git_commit": commit or "none",
         "run_folder": str(folder.path),
         **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
     }
     if cfg.checkpoint:
         tags |= _trace(Path(cfg.checkpoint))
-    name = cfg.tracking.run_name or f"{cfg.stage.name} {cfg.model.name} {cfg.data.name}"
+    name = cfg.tracking.run_name or f"{cfg.stage.name} {cfg.model.name} {name_data(cfg)}"
     description = RunDescription(
         uri=cfg.tracking.uri,
         experiment=cfg.tracking.experiment,

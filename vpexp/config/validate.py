@@ -14,10 +14,7 @@ from vpexp.errors import ConfigError
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "synthetic")
-PRECISIONS = (
-    *("32", "32-true", "64", "64-true", "16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true"),
-    *("transformer-engine", "transformer-engine-float16"),
-)
+PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "stage.name": ("train", "test", "models"),
@@ -58,6 +55,9 @@ LOWEST: dict[str, float] = {
 }
 
 
+HIGHEST: dict[str, float] = {"model.image_size": 4096, "data.synthetic.image_size": 4096}
+
+
 def validate(cfg: DictConfig) -> None:
     """Check what types cannot: choices, ranges, and keys that contradict each other.
 
@@ -91,6 +91,9 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
             yield f"{key}={value}: must be a number"
         elif not value >= lowest:
             yield f"{key}={value}: must be at least {lowest}"
+    for key, highest in HIGHEST.items():
+        if isinstance(flat.get(key), int | float) and flat[key] > highest:
+            yield f"{key}={flat[key]}: must be at most {highest}"
     yield from _check_data(flat)
     yield from _check_model(flat, values["model"]["freeze"])
     yield from _check_loss(flat)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from vpexp.evaluation.average_precision import SUMMARY_NAMES
@@ -42,7 +43,9 @@ def build_class_table(per_class: Mapping[str, Mapping[str, float]], title: str) 
     for name in per_class:
         table.add_column(name, justify="right")
     for label in dict.fromkeys(label for values in per_class.values() for label in values):
-        table.add_row(label, *[format_metric(name, values.get(label, math.nan)) for name, values in per_class.items()])
+        table.add_row(
+            escape(label), *[format_metric(name, values.get(label, math.nan)) for name, values in per_class.items()]
+        )
     return table
 
 

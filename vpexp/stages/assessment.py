@@ -1,5 +1,6 @@
 """Evaluate a model on a split of a data set, and tell: tables, overlays, records."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -129,15 +130,24 @@ def _tell_control(result: EvaluationResult) -> None:
 
 def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> None:
     """Write the kept predictions as pictures and log them."""
+    taken: set[str] = set()
     for kept in result.kept:
         picture = _draw(kept)
         name = kept.sample.annotations.image_id
         if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
             name = name.removesuffix(PurePath(name).suffix)
-        name = re.sub(r"[^\w.-]", "_", name)[:NAME_LENGTH]
+        name = make_unique(re.sub(r"[^\w.-]", "_", name)[:NAME_LENGTH], taken)
         visuals.save_picture(picture, context.folder.overlays / f"{split}_{name}.png")
     if result.kept:
         context.tracker.log_artifact(context.folder.overlays)
+
+
+def make_unique(name: str, taken: set[str]) -> str:
+    """Add a number to a name that is taken, and take it."""
+    candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    chosen = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(chosen)
+    return chosen
 
 
 def summarize(result: EvaluationResult, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:

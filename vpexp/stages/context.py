@@ -44,3 +44,10 @@ class StageResult:
     artifacts: dict[str, Path] = field(default_factory=dict)
     folder: Path | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+
+def name_data(cfg: DictConfig) -> str:
+    """Name the data set for people: its own name, or that of its folder where the name only says the format."""
+    if cfg.data.name == cfg.data.format and cfg.data.root:
+        return Path(cfg.data.root).expanduser().resolve().name
+    return str(cfg.data.name)

@@ -12,7 +12,7 @@ from vpexp.data.report import report_dataset
 from vpexp.data.synthetic import write_synthetic_dataset
 from vpexp.data.types import AnnotatedDataset
 from vpexp.errors import ConfigError
-from vpexp.stages.context import RunContext
+from vpexp.stages.context import RunContext, name_data
 
 
 def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
@@ -42,7 +42,7 @@ def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
     context.folder.update_run_json(data=data, splits=record)
     for name, description in record.items():
         profile = description | {"categories": data["categories"]}
-        context.tracker.log_dataset(cfg.name, str(dataset.root), name, profile)
+        context.tracker.log_dataset(name_data(context.cfg), str(dataset.root), name, profile)
     return dataset
 
 

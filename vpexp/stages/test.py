@@ -8,7 +8,7 @@ from vpexp.inference.checkpoint import load_checkpoint_model, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.stages.assessment import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.data import load_configured_dataset
 
 
@@ -27,7 +27,7 @@ def run(context: RunContext) -> StageResult:
         baselines=cfg.stage.controls,
         overlays=cfg.stage.overlays,
     )
-    tell_result(f"{cfg.model.name} on {cfg.data.name}/{split}", "model", result)
+    tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
     save_overlays(context, result, split)
     metrics, details = summarize(result, split)
     record_unreadable(context, details)

@@ -26,7 +26,7 @@ from vpexp.stages.assessment import (
     tell_result,
     tell_unreadable,
 )
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
@@ -191,7 +191,7 @@ def _conclude(
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"train": {"unreadable": unreadable}}
     for split, result in after.items():
-        tell_result(f"{cfg.model.name} on {cfg.data.name}/{split}", "after", result, before.get(split))
+        tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "after", result, before.get(split))
         numbers, about = summarize(result, split)
         metrics |= numbers
         details |= about

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from vpexp.console import say
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class MlflowRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers; NaN, which says that there is no number, is left out."""
+        if self.client is None:
+            return
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -79,6 +83,8 @@ class MlflowRun:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
+        if self.client is None:
+            return
         from mlflow.entities import RunTag
 
         entities = [RunTag(name, value) for name, value in _clean_tags(tags).items()]
@@ -86,6 +92,8 @@ class MlflowRun:
 
     def log_dataset(self, name: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
         """Log a split of a data set as an input of the run; its digest is that of the profile."""
+        if self.client is None:
+            return
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         text = json.dumps(profile, sort_keys=True, default=str)
@@ -134,7 +142,12 @@ def open_mlflow_run(description: RunDescription, resume_id: str | None = None) -
             file = Path(uri.removeprefix(SQLITE)).expanduser()
             file.parent.mkdir(parents=True, exist_ok=True)
             uri = f"{SQLITE}{file}"
-        client = MlflowClient(tracking_uri=uri)
+            # The first client makes the tables, which two processes must not do at once.
+            with FileLock(f"{file}.lock"):
+                client = MlflowClient(tracking_uri=uri)
+                client.search_experiments(max_results=1)
+        else:
+            client = MlflowClient(tracking_uri=uri)
         if resume_id is not None:
             _reopen(client, resume_id)
             return MlflowRun(client, resume_id)

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 
+from vpexp.errors import ConfigError
 from vpexp.training.module import SamFineTuner
 
 
@@ -20,6 +21,13 @@ class EarlyStoppingAfter(EarlyStopping):
     def __init__(self, *, min_epochs: int = 0, **kwargs: Any) -> None:
         super().__init__(check_on_train_epoch_end=False, **kwargs)
         self.min_epochs = min_epochs
+
+    def _validate_condition_metric(self, logs: dict[str, torch.Tensor]) -> bool:
+        """Check that the metric is there; a wrong name is the user's to mend."""
+        if self.monitor not in logs:
+            known = ", ".join(sorted(name for name in logs if name.startswith("val/")))
+            raise ConfigError(f"callbacks.early_stopping.monitor={self.monitor} is not measured; there are {known}")
+        return super()._validate_condition_metric(logs)
 
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
         stopping = trainer.should_stop

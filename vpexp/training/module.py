@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
-from vpexp.errors import CheckpointError, ConfigError
+from vpexp.errors import CheckpointError, ConfigError, DivergenceError
 from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
@@ -102,6 +102,11 @@ class SamFineTuner(pl.LightningModule):
         with torch.set_grad_enabled("image_encoder" not in self.freeze_names):
             embeddings_BCHW = self.sam.encode_image(batch.images_B3SS)
         terms = self._compute_terms(embeddings_BCHW, batch)
+        if not torch.isfinite(terms.total):
+            raise DivergenceError(
+                f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {', '.join(batch.image_ids)}): "
+                "lower optimizer.lr, set trainer.gradient_clip_val=1, or trainer.precision=32-true"
+            )
         for name, value in (("loss", terms.total), ("focal", terms.focal), ("dice", terms.dice), ("iou", terms.iou)):
             key = f"train/{name}" if name == "loss" else f"train/loss_{name}"
             self.epoch_sums[key] = self.epoch_sums.get(key, 0.0) + float(value.detach())

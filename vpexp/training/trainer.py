@@ -74,6 +74,8 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
             trainer.fit(module, datamodule=data, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
