@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vpexp.data.folder import Folder
-from vpexp.data.readers.json_files import find_json_files
+from vpexp.data.readers.json_files import describe_unreadable, find_json_files, find_unreadable
 from vpexp.data.readers.semantic import describe_semantic_folders
 from vpexp.data.readers.voc_files import describe_voc_folders
 from vpexp.errors import DataError
@@ -44,10 +44,11 @@ def detect_format(folder: Folder) -> Detection:
     }
     fitting = [name for name in FORMAT_TITLES if signs[name]]
     if not fitting:
+        unreadable = describe_unreadable(find_unreadable(folder))
         raise DataError(
             f"{folder.root}: no known format; looked for COCO (*.json with 'images' and 'annotations'), Datumaro (*.json "
             "with 'items'), Pascal VOC (JPEGImages beside SegmentationObject, SegmentationClass or Annotations) and "
-            "common semantic segmentation (images beside masks)"
+            f"common semantic segmentation (images beside masks){unreadable and f'; {unreadable}'}"
         )
     chosen, *others = fitting
     note = f"format: {FORMAT_TITLES[chosen]} (found {signs[chosen]})"

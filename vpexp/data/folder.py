@@ -9,6 +9,7 @@ from vpexp.data.images import IMAGE_SUFFIXES
 from vpexp.errors import DataError
 
 _ANNOTATION_FOLDERS = ("annotation", "annotations", "coco_annotations")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _HIDDEN = (".", "__MACOSX")
 _MASK_FOLDERS = frozenset({"masks", "mask", "segmentationclass", "segmentationobject", *_ANNOTATION_FOLDERS})
 
@@ -29,16 +30,14 @@ class Folder:
             root: The data set's folder, or one annotation file of it.
 
         Raises:
-            DataError: There is no such folder, or no file in it.
+            DataError: There is no such folder, no file in it, or a file that is no JSON.
         """
-        path = Path(root).expanduser()
-        if not path.exists():
-            raise DataError(f"{path}: no such folder; set data.root to the folder of the data set")
-        base = path.parent if path.is_file() else path
-        if path.is_file() and base.name.lower() in _ANNOTATION_FOLDERS:
+        path, is_one_file = _find_root(root)
+        base = path.parent if is_one_file else path
+        if is_one_file and is_annotation_folder(base.name):
             base = base.parent
         self.root = base
-        self.only_file = path.relative_to(base).as_posix() if path.is_file() else None
+        self.only_file = path.relative_to(base).as_posix() if is_one_file else None
         self.files = tuple(_walk(base))
         if not self.files:
             raise DataError(f"{path}: the folder is empty; set data.root to the folder of the data set")
@@ -86,6 +85,36 @@ class Folder:
                     index[path.name.lower()].append(name)
             self._images_by_base = dict(index)
         return self._images_by_base.get(base_name.lower(), [])
+
+
+def is_annotation_folder(name: str) -> bool:
+    """Say whether data sets keep annotation files in folders of this name."""
+    return name.lower() in _ANNOTATION_FOLDERS
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a file of this name; a name that no file can have is no file, and no error."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _find_root(root: str | Path) -> tuple[Path, bool]:
+    """Find what the user named, and say whether it is a file."""
+    path = Path(root)
+    try:
+        path = path.expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a user who does not exist
+        raise DataError(f"{path}: no such folder ({error}); set data.root to the folder of the data set") from error
+    if not exists:
+        raise DataError(f"{path}: no such folder; set data.root to the folder of the data set")
+    if not is_file(path) or path.suffix.lower() == ".json":
+        return path, is_file(path)
+    if path.suffix.lower() in _ARCHIVES:
+        raise DataError(f"{path} is a file: unpack it and give the folder")
+    raise DataError(f"{path} is a file: give the folder of the data set")
 
 
 def _walk(root: Path) -> list[str]:
@@ -136,7 +165,7 @@ class ImageFinder:
         self._subset_names = [name for name in subset_names if name]
         beside = PurePosixPath(annotation_file).parent
         base = beside
-        while any(part.lower() in _ANNOTATION_FOLDERS for part in base.parts):
+        while any(is_annotation_folder(part) for part in base.parts):
             base = base.parent
         bases = list(dict.fromkeys([base, beside, PurePosixPath()]))
         self._places = [
@@ -163,7 +192,7 @@ class ImageFinder:
                 if self._folder.has_image(candidate):
                     return self._folder.path(candidate)
         direct = Path(name) if Path(name).is_absolute() else self._folder.root / name
-        if direct.is_file():
+        if is_file(direct):
             return direct
         return self._find_anywhere(name)
 

@@ -4,7 +4,8 @@ Shapes: H W original size in pixels.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """File name endings, in lower case, of what counts as an image file."""
 
-_PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError, EOFError)
+_PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError)
 _SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 _WIDE_MODES = ("I", "F")
 
@@ -74,16 +75,25 @@ def read_image(path: str | Path, exif_transpose: bool = True) -> NDArray[np.uint
         ImageFileError: The file is missing, is no image, or is damaged.
     """
     path = Path(path)
+    with _explain_errors(path), Image.open(path) as image:
+        image.load()
+        if exif_transpose and _read_orientation(image) != 1:
+            return _convert_to_rgb(ImageOps.exif_transpose(image))
+        return _convert_to_rgb(image)
+
+
+@contextmanager
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Turn whatever PIL raises into an error that names the file and the reason."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            if exif_transpose and _read_orientation(image) != 1:
-                return _convert_to_rgb(ImageOps.exif_transpose(image))
-            return _convert_to_rgb(image)
+        yield
     except FileNotFoundError as error:
         raise ImageFileError(path, "image file is missing") from error
     except UnidentifiedImageError as error:
         raise ImageFileError(path, "no image, or its header is damaged") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6  # PIL warns at the limit, and refuses at twice of it
+        raise ImageFileError(path, f"image is larger than {limit} megapixels") from error
     except _PIL_ERRORS as error:
         raise ImageFileError(path, "image file is truncated or damaged", str(error)) from error
 
@@ -115,7 +125,7 @@ def read_image_header(path: Path) -> ImageHeader:
     Raises:
         ImageFileError: The file is missing, is no image, or is truncated.
     """
-    try:
+    with _explain_errors(path):
         with Image.open(path) as image:
             width, height = image.size
             header = ImageHeader(height, width, _read_orientation(image), image.mode.startswith(_WIDE_MODES))
@@ -126,13 +136,7 @@ def read_image_header(path: Path) -> ImageHeader:
                     return header
         with Image.open(path) as image:
             image.load()
-    except FileNotFoundError as error:
-        raise ImageFileError(path, "image file is missing") from error
-    except UnidentifiedImageError as error:
-        raise ImageFileError(path, "no image, or its header is damaged") from error
-    except _PIL_ERRORS as error:
-        raise ImageFileError(path, "image file is truncated or damaged", str(error)) from error
-    return header
+        return header
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -197,3 +201,9 @@ def choose_orientation(header: ImageHeader, annotated_size: tuple[int, int] | No
     if annotated_size == stored:
         return *stored, False
     return None
+
+
+def settles_orientation(header: ImageHeader, annotated_size: tuple[int, int] | None) -> bool:
+    """Say whether the annotated size tells which way up an image is meant: a turned or mirrored one of two sizes."""
+    is_told = annotated_size is not None and header.transposed_size != (header.height, header.width)
+    return header.orientation == 1 or is_told

@@ -37,6 +37,7 @@ class SkipLedger:
     Attributes:
         counts: Reason -> objects or images skipped.
         examples: Reason -> the first file or object that it hit.
+        unsettled_turns: Images with an EXIF orientation that the annotated size neither confirms nor denies.
         wide_images: Images of more than 8 bits a channel, whose values are stretched when they are read.
     """
 
@@ -50,6 +51,7 @@ class SkipLedger:
         self.counts: dict[str, int] = {}
         self.examples: dict[str, str] = {}
         self.wide_images = 0
+        self.unsettled_turns = 0
 
     def skip(self, reason: str, example: str, *, count: int = 1) -> None:
         """Count what is left out.
@@ -64,10 +66,16 @@ class SkipLedger:
         """
         if count < 1:
             return
+        example = make_printable(example)
         if self.strict and reason not in LEGITIMATE:
             raise DataError(f"{example}: {reason} (data.strict=false skips and counts it)")
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples.setdefault(reason, example)
+
+
+def make_printable(text: str) -> str:
+    """Write what no encoding has (parts of file names that are not UTF-8, lone surrogates) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def order_by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ from vpexp.data.readers.base import Reader, Subset
 from vpexp.data.readers.coco import CocoReader
 from vpexp.data.readers.datumaro import DatumaroReader
 from vpexp.data.readers.semantic import SemanticReader
+from vpexp.data.readers.unreadable import check_unreadable
 from vpexp.data.readers.voc import VocReader
 from vpexp.data.shortage import explain_shortage
 from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits
@@ -72,6 +73,7 @@ def load_dataset(
     reader = READERS[format](folder, instances)
     requested = {"train": train_split, "val": val_split, "test": test_split}
     loading = _Loading(reader, folder, strict=strict)
+    notes += check_unreadable(reader, folder, requested, splits)
     plan = loading.plan(requested, splits)
     loaded = loading.build_splits(plan, val_fraction, seed)
     return AnnotatedDataset(
@@ -166,6 +168,12 @@ class _Loading:
         wide = sum(ledger.wide_images for _, ledger in used.values())
         if wide:
             notes.append(f"{wide} of the images have more than 8 bits: each is stretched to 0..255 by its own range")
+        unsettled = sum(ledger.unsettled_turns for _, ledger in used.values())
+        if unsettled:
+            notes.append(
+                f"{unsettled} of the images have an EXIF orientation that their annotation's size cannot settle: turned "
+                "as viewers show them"
+            )
         lists = {name: subset.categories for name, (subset, _) in used.items()}
         if len({frozenset(categories) for categories in lists.values()}) > 1:
             sizes = ", ".join(f"{name} {len(categories)}" for name, categories in lists.items())

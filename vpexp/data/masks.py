@@ -116,7 +116,7 @@ def check_polygon(polygon: Sequence[float], height: int, width: int) -> NDArray[
     """
     try:
         values = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise MaskError("polygon with values that are no numbers") from error
     if values.ndim != 1 or not np.isfinite(values).all():
         raise MaskError("polygon with values that are no numbers")

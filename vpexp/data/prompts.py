@@ -141,5 +141,6 @@ def build_evaluation_prompts(image: AnnotatedImage, recipe: PromptRecipe) -> Pro
     if recipe.type == "point":
         deepest = [find_deepest_point(rle, box_4) for rle, box_4 in zip(image.masks, image.boxes_N4, strict=True)]
         return prompts_from_points(np.array(deepest, dtype=np.float32).reshape(-1, 2))
-    rng = np.random.default_rng(zlib.crc32(image.image_id.encode()))
+    name = image.image_id.encode("utf-8", "surrogatepass")  # file names need not be UTF-8
+    rng = np.random.default_rng(zlib.crc32(name))
     return prompts_from_boxes(jitter_boxes(image.boxes_N4, recipe.test_jitter, (image.height, image.width), rng))

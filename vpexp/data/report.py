@@ -4,16 +4,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpexp.console import console, say
-from vpexp.data.ledger import order_by_count
+from vpexp.data.ledger import make_printable, order_by_count
 from vpexp.data.types import AnnotatedDataset, Split
 
 
 def report_dataset(dataset: AnnotatedDataset) -> None:
     """Print the images and objects of each split, everything that was skipped by reason, and the notes."""
-    say(f"{dataset.root} ({dataset.format}, {len(dataset.categories)} categories)")
+    say(f"{make_printable(str(dataset.root))} ({dataset.format}, {len(dataset.categories)} categories)")
     console.print(build_table(dataset))
     for note in dataset.notes:
-        say(f"  {note}")
+        say(f"  {make_printable(note)}")
 
 
 def build_table(dataset: AnnotatedDataset) -> Table:
@@ -32,6 +32,6 @@ def build_table(dataset: AnnotatedDataset) -> Table:
 def _add_rows(table: Table, split: Split) -> None:
     name = split.name if split.source == split.name else f"{split.name} ({split.source})"
     total = sum(split.skipped.values())
-    table.add_row(escape(name), str(len(split.images)), str(split.object_count), str(total), "")
+    table.add_row(escape(make_printable(name)), str(len(split.images)), str(split.object_count), str(total), "")
     for reason, count in order_by_count(split.skipped):
-        table.add_row("", "", "", str(count), escape(f"{reason}: {split.examples[reason]}"))
+        table.add_row("", "", "", str(count), escape(make_printable(f"{reason}: {split.examples[reason]}")))

@@ -138,6 +138,12 @@ class _Planner:
         return fits[0] if fits else None
 
 
+def says_split(name: str, split: str, requested: str) -> bool:
+    """Say whether a subset of this name is a split: called as requested, or with an alias of the split as a word."""
+    is_default = requested.lower() in ALIASES[split]
+    return name.lower() == requested.lower() or (is_default and bool(set(_words(name)) & set(ALIASES[split])))
+
+
 def _list(names: Collection[str]) -> str:
     """List names for people, the first ones of very many."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vpexp.data.images import ImageFileError, choose_orientation, read_image_header
+from vpexp.data.images import ImageFileError, choose_orientation, read_image_header, settles_orientation
 from vpexp.data.ledger import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
 from vpexp.data.masks import compute_area, compute_box
 from vpexp.data.types import AnnotatedImage, Rle
@@ -26,6 +26,8 @@ class Reader(Protocol):
 
     format: str
     notes: list[str]
+    unreadable: dict[str, str]
+    """Files that look like annotations of this data set and cannot be used -> why."""
 
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
         """List the subsets: name -> other names that mean the same."""
@@ -81,6 +83,7 @@ def place_image(
         ledger.skip(SIZE_DIFFERS, f"{path} is {header.width}x{header.height}, annotated as {declared}")
         return None
     ledger.wide_images += header.is_wide
+    ledger.unsettled_turns += not settles_orientation(header, annotated_size)
     return PlacedImage(image_id, path, *chosen)
 
 

@@ -35,7 +35,14 @@ from vpexp.data.readers.base import (
     place_image,
     skip_unannotated,
 )
-from vpexp.data.readers.json_files import find_json_files, load_json, name_subset, name_subsets
+from vpexp.data.readers.json_files import (
+    describe_unreadable,
+    find_json_files,
+    find_unreadable,
+    load_json,
+    name_subset,
+    name_subsets,
+)
 from vpexp.data.types import Rle
 from vpexp.errors import DataError
 
@@ -63,11 +70,13 @@ class CocoReader:
         """
         self.notes: list[str] = []
         self._folder = folder
+        self.unreadable = find_unreadable(folder)
         files = find_json_files(folder, "coco")
         if not files:
+            unreadable = describe_unreadable(self.unreadable)
             raise DataError(
                 f"{folder.root}: no COCO annotations; looked for *.json files with a list of 'images', "
-                "such as annotations/instances_train.json"
+                f"such as annotations/instances_train.json{unreadable and f'; {unreadable}'}"
             )
         self._files = name_subsets(_choose_tasks(files, folder))
 
@@ -109,12 +118,13 @@ class _CocoFile:
         self._path = folder.path(file)
         self._file = file
         self._ledger = ledger
+        self._notes = notes
         words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
         self._finder = ImageFinder(folder, file, words)
         content = load_json(self._path)
         self._images = _list_entries(content, "images", self._path)
         self._annotations = _list_entries({"annotations": [], **content}, "annotations", self._path)
-        self._index_by_key, self._categories = self._read_categories(content.get("categories") or [], notes)
+        self._index_by_key, self._categories = self._read_categories(content.get("categories") or [])
 
     def read(self) -> Subset:
         """Read all images and their objects."""
@@ -138,9 +148,13 @@ class _CocoFile:
                     images.append(gather_objects(image, objects, self._ledger))
             if key is not None:
                 seen.add(key)
-        return Subset(self._categories, tuple(image for image in images if image is not None))
+        usable = tuple(image for image in images if image is not None)
+        repeated = len(usable) - len({image.path for image in usable})
+        if repeated:
+            self._notes.append(f"{self._path.name}: {repeated} of the images are files that another image names too")
+        return Subset(self._categories, usable)
 
-    def _read_categories(self, entries: Any, notes: list[str]) -> tuple[dict[Key, int], tuple[str, ...]]:
+    def _read_categories(self, entries: Any) -> tuple[dict[Key, int], tuple[str, ...]]:
         """Map category ids to indices of names; the same name twice is one category."""
         names: dict[str, int] = {}
         name_of: dict[Key, str] = {}
@@ -157,7 +171,7 @@ class _CocoFile:
                 )
             names.setdefault(name, len(names))
         if not names:
-            notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
+            self._notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
             return {}, (_ONLY_CATEGORY,)
         return {key: names[name] for key, name in name_of.items()}, tuple(names)
 
@@ -263,9 +277,9 @@ def _read_key(value: Any) -> Key | None:
         return int(value) if value.is_integer() else str(value)
     if isinstance(value, str) and value.strip():
         try:
-            return int(value)
+            return int(value.removesuffix(".0"))
         except ValueError:
-            return int(value[:-2]) if value.endswith(".0") and value[:-2].isdigit() else value
+            return value
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
+from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder, is_file
 from vpexp.data.ledger import (
     AMBIGUOUS_IMAGE,
     BAD_ENTRY,
@@ -33,7 +33,7 @@ from vpexp.data.readers.base import (
 )
 from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
 from vpexp.data.readers.groups import Group, group_annotations
-from vpexp.data.readers.json_files import find_json_files, name_subsets
+from vpexp.data.readers.json_files import describe_unreadable, find_json_files, find_unreadable, name_subsets
 from vpexp.data.readers.label_maps import is_background_name
 from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
@@ -59,11 +59,13 @@ class DatumaroReader:
         """
         self.notes: list[str] = []
         self._folder = folder
+        self.unreadable = find_unreadable(folder)
         self._files = name_subsets(find_json_files(folder, "datumaro"))
         if not self._files:
+            unreadable = describe_unreadable(self.unreadable)
             raise DataError(
                 f"{folder.root}: no Datumaro annotations; looked for *.json files with the keys 'categories' and 'items', "
-                "such as annotations/train.json"
+                f"such as annotations/train.json{unreadable and f'; {unreadable}'}"
             )
 
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
@@ -165,7 +167,7 @@ class _DatumaroFile:
     def _find(self, path: Path) -> Path | None:
         """Take the file where Datumaro looked for it, or else find one of this name."""
         inside = path.is_absolute() or path.is_relative_to(self._path.parents[1])
-        return path if inside and path.is_file() else self._finder.find(path.as_posix())
+        return path if inside and is_file(path) else self._finder.find(path.as_posix())
 
     def _read_object(self, group: Group, placed: PlacedImage) -> ObjectMask | None:
         """Read the parts of one object as one mask; None if it was skipped."""

@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vpexp.data.folder import Folder
+from vpexp.data.folder import Folder, is_annotation_folder
 from vpexp.errors import DataError
 
 _HEAD_BYTES = 1 << 16
@@ -14,6 +15,7 @@ _COCO_KEYS = re.compile(r'"images"\s*:\s*\[')
 _FILLER_WORDS = frozenset(
     {"instances", "instance", "annotations", "annotation", "coco", "stuff", "person", "keypoints", "gt", "json"}
 )
+_LISTED = 3
 _UNNAMED = "default"
 
 
@@ -27,7 +29,7 @@ def classify_json(path: Path) -> str | None:
             head_bytes = file.read(_HEAD_BYTES)
     except OSError:
         return None
-    head = head_bytes.decode("utf-8-sig", errors="replace").lstrip()
+    head = head_bytes.decode(json.detect_encoding(head_bytes), errors="replace").lstrip()
     if not head.startswith("{"):
         return None
     is_datumaro, is_coco = _DATUMARO_KEYS.search(head), _COCO_KEYS.search(head)
@@ -52,6 +54,47 @@ def find_json_files(folder: Folder, kind: str) -> list[str]:
     return [name for name in folder.files_with_suffix(".json") if classify_json(folder.path(name)) == kind]
 
 
+def find_unreadable(folder: Folder) -> dict[str, str]:
+    """Find the JSON files that must be annotations by their name or place, and are none that can be read.
+
+    Returns:
+        Name relative to the folder -> what is wrong with the file.
+    """
+    found = {}
+    for name in folder.files_with_suffix(".json"):
+        path = PurePosixPath(name)
+        is_expected = name == folder.only_file or is_main_annotation(name) or is_annotation_folder(path.parent.name)
+        if is_expected and classify_json(folder.path(name)) is None:
+            found[name] = _explain_unreadable(folder.path(name))
+    return found
+
+
+def describe_unreadable(unreadable: Mapping[str, str]) -> str:
+    """Name the files that cannot be used, and why; an empty text if there are none."""
+    files = [f"{file} ({reason})" for file, reason in unreadable.items()]
+    more = f" and {len(files) - _LISTED} more" if len(files) > _LISTED else ""
+    return f"not read as annotations: {', '.join(files[:_LISTED])}{more}" if files else ""
+
+
+def is_main_annotation(file_name: str) -> bool:
+    """Say whether only a file of object annotations is called so."""
+    name = PurePosixPath(file_name).name.lower()
+    return name.startswith("instances_") or name == "_annotations.coco.json"
+
+
+def _explain_unreadable(path: Path) -> str:
+    """Say in a few words what a file that is no data set is."""
+    try:
+        if not path.stat().st_size:
+            return "the file is empty"
+        keys = list(load_json(path))
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return f"it holds neither 'images' nor 'items', but {', '.join(keys[:4]) or 'nothing'}"
+
+
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
@@ -59,8 +102,8 @@ def load_json(path: Path) -> dict[str, Any]:
         DataError: The file is damaged, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(path.read_bytes())  # of bytes it finds out whether they are UTF-8, UTF-16 or UTF-32
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5000 digits
         raise DataError(f"{path}: no readable JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found a {type(content).__name__}")

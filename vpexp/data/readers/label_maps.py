@@ -1,6 +1,7 @@
 """What the numbers and colours of mask images mean: dataset_meta.json, labelmap.txt, class_names.txt, Pascal VOC."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,10 @@ def read_meta_file(path: Path) -> LabelMap:
     background = content.get("background_label")
     if background is None:
         return LabelMap(names, table)
-    is_named = {value for value, name in names.items() if name == background}
-    is_numbered = {int(background)} if str(background).isdigit() else set()
-    return LabelMap(names, table, frozenset(is_named | is_numbered))
+    background_values = {value for value, name in names.items() if name == background}
+    with suppress(ValueError):  # a name, not a number
+        background_values.add(int(str(background)))
+    return LabelMap(names, table, frozenset(background_values))
 
 
 def _read_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:

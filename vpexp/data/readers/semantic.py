@@ -18,10 +18,12 @@ from vpexp.data.readers.index_masks import (
     read_index_mask,
 )
 from vpexp.data.readers.label_maps import META_FILE, LabelMap, read_meta_file
+from vpexp.data.readers.mask_values import BLURRED_MASKS, ValueSurvey
 from vpexp.data.types import AnnotatedImage
 from vpexp.errors import DataError
 
 _IMAGES, _MASKS = "images", "masks"
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def find_semantic_folders(folder: Folder) -> list[str]:
@@ -53,6 +55,7 @@ class SemanticReader:
             DataError: There is no folder with images and masks.
         """
         self.notes: list[str] = []
+        self.unreadable: dict[str, str] = {}
         self._folder = folder
         self._by_component = instances == "components"
         self._subsets = self._find_subsets()
@@ -149,18 +152,30 @@ class SemanticReader:
             path = self._folder.path((parent / META_FILE).as_posix())
             if path.is_file():
                 return read_meta_file(path)
-        values: set[int] = set()
+        survey = ValueSurvey()
         for mask in show_progress(masks, "Looking at mask values"):
+            if PurePosixPath(mask).suffix.lower() in _JPEG_SUFFIXES:
+                raise DataError(f"{self._folder.path(mask)}: {BLURRED_MASKS}")
             with suppress(MaskFileError):  # counted when its objects are read
-                values.update(find_values(read_index_mask(self._folder.path(mask), {})))
+                survey.add(read_index_mask(self._folder.path(mask), {}))
+        values = survey.values
         if any(value >= UNKNOWN_COLOR for value in values):
             raise DataError(
                 f"{self._folder.root}: the masks are coloured, and no {META_FILE} says what the colours mean; write one "
                 'such as {"label_map": {"0": "background", "1": "cell"}, "segmentation_colors": [[0,0,0], [255,0,0]]}'
             )
+        if survey.looks_blurred():
+            raise DataError(f"{self._folder.path(masks_directory)}: {BLURRED_MASKS}")
         objects = {VOID} if values == {0, VOID} else values - {0, VOID}
-        self.notes.append(f"no {META_FILE}: the classes are named after their pixel values")
+        self._note(f"no {META_FILE}: the classes are named after their pixel values")
+        if VOID in values - objects:
+            self._note(f"mask value {VOID} is taken as void, not as a class; a {META_FILE} can say otherwise")
         return LabelMap({value: f"class {value}" for value in sorted(objects)})
+
+    def _note(self, note: str) -> None:
+        """Say something once, whatever the number of subsets that it is true of."""
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _read_objects(
         self,

@@ -62,6 +62,7 @@ class VocReader:
             DataError: Nothing is laid out as Pascal VOC.
         """
         self.notes: list[str] = []
+        self.unreadable: dict[str, str] = {}
         self._by_component = instances == "components"
         homes = [VocFolder(folder, name) for name in find_voc_folders(folder)]
         if not homes:
@@ -144,6 +145,8 @@ class _VocSubset:
         """Count the boxes of an image without masks."""
         if boxes:
             self._ledger.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(boxes))
+        elif image_id not in self._home.images and image_id not in self._home.xml_files:
+            self._ledger.skip(MISSING_IMAGE, f"{image_id} in {self._home.path}")
         else:
             skip_unannotated(image_id, self._ledger)
 

@@ -117,6 +117,8 @@ class VocFolder:
             return line
         path = PurePosixPath(line.split(maxsplit=1)[0].strip("\"'").lstrip("/"))
         inside = PurePosixPath(*path.parts[1:]) if path.parts[:1] == (_IMAGES,) else path
+        if not inside.name:
+            return line
         for candidate in (inside, inside.with_suffix(""), PurePosixPath(inside.stem)):
             if any(candidate.as_posix() in names for names in known):
                 return candidate.as_posix()
@@ -131,7 +133,7 @@ def read_xml_objects(path: Path) -> list[XmlObject]:
     """
     try:
         root = ET.parse(path).getroot()  # noqa: S314 (expat bounds the expansion of entities itself)
-    except (OSError, ET.ParseError) as error:
+    except (OSError, ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding nobody knows
         raise DataError(f"{path}: {error}") from error
     objects = []
     for element in root.iterfind("object"):
