@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"vpexp: {line}\n")  # not the console: importing rich would double the time of a typing error
+    printable = line.encode("utf-8", "backslashreplace").decode()
+    sys.stderr.write(f"vpexp: {printable}\n")  # not the console: importing rich would double the time of a typing error
 
 
 @dataclass

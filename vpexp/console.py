@@ -23,5 +23,6 @@ def build_progress() -> Progress:
 
 def say(line: str, *, style: str | None = None) -> None:
     """Tell people one line, and keep it in the run's log."""
+    line = line.encode("utf-8", "backslashreplace").decode()  # file names may hold what no encoding can print
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     logging.getLogger("vpexp").info(line)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import TypeVar
 
 from vpexp.console import build_progress
+from vpexp.data.ledger import make_printable
 
 Item = TypeVar("Item")
 
@@ -29,7 +30,7 @@ def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
     if done == len(items):
         return
     with build_progress() as progress:
-        task = progress.add_task(description, total=len(items), completed=done)
+        task = progress.add_task(make_printable(description), total=len(items), completed=done)
         for item in remaining:
             yield item
             progress.advance(task)

@@ -164,3 +164,11 @@ def test_choose_orientation__from_the_annotated_size(orientation, annotated, exp
 
 def test_choose_orientation__square_is_turned_as_viewers_do():
     assert choose_orientation(ImageHeader(8, 8, 6, False), (8, 8)) == (8, 8, True)
+
+
+def test_read_image_header__too_large(tmp_path, monkeypatch, colors_HW3):
+    path = save(tmp_path / "a.png", colors_HW3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    for read in (read_image, read_image_header):
+        with pytest.raises(ImageFileError, match=r"a\.png: image is larger than 0 megapixels"):
+            read(path)

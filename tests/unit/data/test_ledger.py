@@ -28,3 +28,12 @@ def test_skip_ledger__strict_allows_what_is_no_defect():
 
 def test_order_by_count__most_frequent_first():
     assert order_by_count({"a": 1, "c": 5, "b": 5}) == [("b", 5), ("c", 5), ("a", 1)]
+
+
+def test_skip_ledger__example_that_is_not_utf_8():
+    ledger = SkipLedger()
+    ledger.skip("crowd region", "a\udcff.png and \ud800")
+    assert ledger.examples == {"crowd region": "a\\udcff.png and \\ud800"}
+    with pytest.raises(DataError, match="udcff") as caught:
+        SkipLedger(strict=True).skip("box only, no mask", "a\udcff.png")
+    assert str(caught.value).encode("utf-8")

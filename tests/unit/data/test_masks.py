@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 
 from vpexp.data.masks import (
     MaskError,
+    check_polygon,
     check_rle,
     compute_area,
     compute_box,
@@ -158,3 +159,8 @@ def test_merge_rles__unites():
     second[1:3, 1:3] = True
     np.testing.assert_array_equal(decode_rle(merge_rles([encode_mask(first), encode_mask(second)])), first | second)
     assert merge_rles([encode_mask(first)]) == encode_mask(first)
+
+
+def test_check_polygon__number_beyond_floats():
+    with pytest.raises(MaskError, match="values that are no numbers"):
+        check_polygon([0, 0, 5, 0, 5, 10**400], 10, 10)

@@ -15,11 +15,13 @@ def test_show_progress__bar_only_when_it_takes_long(monkeypatch):
     output = io.StringIO()
     bar = progress.build_progress()
     bar.live.console = Console(file=output, force_terminal=True)
+    bar.disable = False  # as in a terminal
     built = []
     monkeypatch.setattr(progress, "build_progress", lambda: built.append(1) or bar)
     assert list(show_progress(range(5), "Reading")) == list(range(5))
     assert not built
     monkeypatch.setattr(progress, "_PATIENCE_SECONDS", -1.0)
-    assert list(show_progress(range(5), "Reading")) == list(range(5))
+    assert list(show_progress(range(5), "Reading a\udcff")) == list(range(5))
     assert built == [1]
     assert "Reading" in output.getvalue()
+    assert output.getvalue().encode("utf-8")

@@ -235,3 +235,8 @@ def test_build_evaluation_prompts__points_are_the_deepest():
     prompts = build_evaluation_prompts(annotate(MASKS), PromptRecipe(type="point"))
     assert prompts.coords_NP2[:, 0].astype(int).tolist() == [list(deepest(mask_HW)) for mask_HW in MASKS]
     assert (prompts.labels_NP == [1, -1]).all()
+
+
+@pytest.mark.parametrize("name", ["a\udcff.png", "\ud800.png"])
+def test_build_evaluation_prompts__name_that_is_not_utf_8(name):
+    assert len(build_evaluation_prompts(annotate(MASKS, name), PromptRecipe(test_jitter=0.4))) == 3

@@ -31,3 +31,11 @@ def test_report_dataset__counts_reasons_and_notes(output):
     assert "852" in text
     assert text.index("box only, no mask: CDY_2015.jpg, annotation 7") < text.index("crowd region: a[1].jpg")
     assert "no test split: testing on val" in text
+
+
+def test_report_dataset__names_that_are_not_utf_8(output):
+    splits = {"train": Split("train", "tr\udcff", (), {"crowd region": 1}, {"crowd region": "\ud800.png"})}
+    report_dataset(AnnotatedDataset("coco", Path("my\udcff"), ("a",), splits, ("such as \udcff.png",)))
+    text = output.getvalue()
+    assert text.encode("utf-8")
+    assert text.count("\\udcff") == 3

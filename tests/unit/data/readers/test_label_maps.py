@@ -108,3 +108,10 @@ def test_read_voc_label_map__cannot_be_understood(tmp_path, content):
     (tmp_path / "labelmap.txt").write_text(content)
     with pytest.raises(DataError, match=r"labelmap\.txt"):
         read_voc_label_map(tmp_path)
+
+
+@pytest.mark.parametrize("background", ["²", "9" * 5000, "none"])
+def test_read_meta_file__background_of_odd_digits(tmp_path, background):
+    path = tmp_path / "dataset_meta.json"
+    path.write_text(json.dumps({"label_map": {"1": "cat"}, "background_label": background}))
+    assert read_meta_file(path).background == frozenset()

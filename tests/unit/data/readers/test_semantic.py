@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from vpexp.data.folder import Folder
 from vpexp.data.ledger import SkipLedger
@@ -175,7 +175,11 @@ def test_semantic_reader__without_meta_file(tmp_path):
     reader = components(Folder(tmp_path))
     subset = reader.read_subset("default", SkipLedger())
     assert names(subset) == [["class 1", "class 1", "class 2"]]
-    assert reader.notes == ["no dataset_meta.json: the classes are named after their pixel values"]
+    reader.read_subset("default", SkipLedger())
+    assert reader.notes == [
+        "no dataset_meta.json: the classes are named after their pixel values",
+        "mask value 255 is taken as void, not as a class; a dataset_meta.json can say otherwise",
+    ]
 
 
 def test_semantic_reader__black_and_white_without_meta_file(tmp_path, read_subset):
@@ -203,3 +207,14 @@ def test_semantic_reader__nothing(tmp_path):
 )
 def test_find_common_start__letter_by_letter(texts, expected):
     assert find_common_start(texts) == expected
+
+
+def test_semantic_reader__blurred_or_jpeg_masks_without_meta_file(tmp_path, read_subset):
+    big_HW = np.kron(np.where(CLASSES_HW == 1, 255, 0), np.ones((4, 4))).astype(np.uint8)
+    blurred = Image.fromarray(big_HW).filter(ImageFilter.GaussianBlur(2))
+    write_pair(tmp_path / "blurred", classes=blurred)
+    write_pair(tmp_path / "jpeg", classes=Image.fromarray(big_HW), mask="masks/{}.jpg")
+    with pytest.raises(DataError, match=r"masks: mask values look blurred or compressed; save masks as lossless PNG"):
+        read_subset(components, tmp_path / "blurred", "default")
+    with pytest.raises(DataError, match=r"masks/a\.jpg: mask values look blurred or compressed"):
+        read_subset(components, tmp_path / "jpeg", "default")

@@ -227,3 +227,11 @@ def test_voc_reader__no_voc(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="no Pascal VOC; looked for JPEGImages"):
         components(Folder(tmp_path))
+
+
+def test_voc_reader__listed_image_without_any_file(voc, read_subset):
+    voc.image()
+    voc.ids.append("gone")
+    subset, ledger = read_subset(components, voc.save())
+    assert len(subset.images) == 1
+    assert ledger.counts == {"image file is missing": 1}
