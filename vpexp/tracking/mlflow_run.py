@@ -143,7 +143,7 @@ def open_mlflow_run(description: RunDescription, resume_id: str | None = None) -
             file.parent.mkdir(parents=True, exist_ok=True)
             uri = f"{SQLITE}{file}"
             # The first client makes the tables, which two processes must not do at once.
-            with FileLock(f"{file}.lock"):
+            with FileLock(file.with_name(f".{file.name}.lock")):
                 client = MlflowClient(tracking_uri=uri)
                 client.search_experiments(max_results=1)
         else:
