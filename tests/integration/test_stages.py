@@ -606,9 +606,10 @@ def test_run__output_folder_in_the_home_folder(tmp_path: Path, monkeypatch, run_
     result = run_debug(Path("~/my runs"), "tracking.experiment=a b")
 
     assert get_folder(result).parent == tmp_path / "my runs" / "train"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["my runs"]
+    # Libraries keep caches in hidden folders of the home folder.
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["my runs"]
     assert sorted(path.name for path in (tmp_path / "my runs").iterdir()) == [
-        *(".latest", "mlartifacts", "mlflow.db", "train")
+        *(".latest", ".mlflow.db.lock", "mlartifacts", "mlflow.db", "train")
     ]
     run_id = read_json(get_folder(result) / "run.json")["mlflow_run_id"]
     assert (tmp_path / "my runs" / "mlartifacts" / run_id / "artifacts" / "metrics.csv").is_file()
