@@ -10,7 +10,9 @@ from vpexp.data.types import AnnotatedDataset, Split
 
 def report_dataset(dataset: AnnotatedDataset) -> None:
     """Print the images and objects of each split, everything that was skipped by reason, and the notes."""
-    say(f"{make_printable(str(dataset.root))} ({dataset.format}, {len(dataset.categories)} categories)")
+    count = len(dataset.categories)
+    noun = "category" if count == 1 else "categories"
+    say(f"{make_printable(str(dataset.root))} ({dataset.format}, {count} {noun})")
     console.print(build_table(dataset))
     for note in dataset.notes:
         say(f"  {make_printable(note)}")
