@@ -1,6 +1,7 @@
 """The hall behind both doors: complete the configuration, open the run, let the stage work, write down what came out."""
 
 import errno
+import getpass
 import logging
 import platform
 import signal
@@ -162,6 +163,8 @@ def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, resume
         "model": cfg.model.name,
         "data": name_data(cfg),
         "git_commit": commit or "none",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": "vpexp",
         "run_folder": str(folder.path),
         **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
     }
