@@ -7,9 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vpexp.config import inherit, load_config, validate
 from vpexp.errors import CheckpointError
-from vpexp.runfolder import RunFolder
-
-LATEST = "latest"
+from vpexp.runfolder import LATEST, RunFolder
 
 
 def complete(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, RunFolder | None]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from vpexp.errors import CheckpointError, ConfigError
 
+LATEST = "latest"  # what checkpoint= and resume= call the last run
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:

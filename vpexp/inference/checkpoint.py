@@ -19,10 +19,9 @@ from vpexp.errors import CheckpointError
 from vpexp.inference.build import build_model
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash
-from vpexp.runfolder import RunFolder, find_latest
+from vpexp.runfolder import LATEST, RunFolder, find_latest
 
 PREFIX = "sam."  # the name of the model inside the LightningModule
-LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)
