@@ -16,15 +16,17 @@ class StageConfig:
     """What to do."""
 
     name: str = MISSING
-    """Which stage runs: train, test or models."""
+    """Which stage runs: train, test, export, ptq, predict, pipeline or models."""
     test: bool = False
     """Train: also test before and after training, on ``stage.split``."""
+    onnx: bool = False
+    """Pipeline: also export to ONNX and test that."""
     split: str = "test"
     """The split that is tested: train, val or test."""
     controls: bool = True
     """Test: also score the two baselines, the filled box and the model given another image's embedding."""
     overlays: int = 8
-    """How many tested images are drawn, with truth, prompt and prediction."""
+    """How many images are drawn, with prompt and prediction; tested ones beside the truth."""
 
 
 @dataclass
@@ -156,6 +158,52 @@ class TrainerConfig:
 
 
 @dataclass
+class ExportConfig:
+    """What a trained model is written as."""
+
+    format: str = "openvino"
+    """openvino (IR), onnx, or sam (one file of weights in the official layout)."""
+    precision: str = "FP32"
+    """FP32, or FP16: weights at half the size. The decoder stays FP32 then, unless decoder_precision says otherwise."""
+    decoder_precision: str = "FP32"
+    """FP32, or FP16, which moves some mask pixels."""
+
+
+@dataclass
+class PtqConfig:
+    """How an exported model is quantized by NNCF."""
+
+    parts: list[str] = field(default_factory=lambda: ["image_encoder", "decoder"])
+    """Parts that are quantized, of image_encoder and decoder."""
+    method: str = "int8"
+    """int8 (weights and activations) or weights (weights only)."""
+    preset: str = "mixed"
+    """Activations: mixed (asymmetric where it helps) or performance (symmetric)."""
+    model_type: str | None = "transformer"
+    """transformer (attention kept precise), or null."""
+    overflow_fix: str = "enable"
+    """enable (weights use 7 bits, safe on CPUs without VNNI), first_layer or disable."""
+    subset_size: int = 64
+    """Training images to calibrate on, at most."""
+    max_drop: float | None = None
+    """Largest loss of f1-score on the val split; parts become safer until it holds. null: no limit."""
+
+
+@dataclass
+class PredictConfig:
+    """How images without annotation are segmented."""
+
+    points_per_side: int = 16
+    """prompts=grid: points along each side of the image."""
+    min_score: float = 0.0
+    """Masks whose predicted IoU is lower are left out; for prompts=grid it is at least grid_min_score."""
+    grid_min_score: float = 0.7
+    """prompts=grid: lowest predicted IoU of a mask that is kept."""
+    grid_overlap: float = 0.7
+    """prompts=grid: of masks whose IoU with each other is higher, only the best is kept."""
+
+
+@dataclass
 class TrackingConfig:
     """Where MLflow records the run."""
 
@@ -194,11 +242,18 @@ class Config:
     scheduler: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    ptq: PtqConfig = field(default_factory=PtqConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0
     """Where all randomness starts."""
     checkpoint: str | None = None
-    """Weights to start from: a .ckpt, a run folder, or latest (what was trained last); null: the model as it comes."""
+    """What to start from: a .ckpt, an exported .xml or .onnx, a run folder, or latest; null: the model as it comes."""
     resume: str | None = None
-    """A checkpoint or run folder whose training goes on where it stopped."""
+    """A checkpoint or run folder whose training or pipeline goes on where it stopped."""
+    source: str | None = None
+    """Predict: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
+    prompts: str | None = None
+    """Predict: a JSON file of boxes and points by image, or grid."""

@@ -17,7 +17,7 @@ FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "s
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("train", "test", "models"),
+    "stage.name": ("train", "test", "export", "ptq", "predict", "pipeline", "models"),
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),
@@ -25,6 +25,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompt.type": ("box", "point", "both"),
     "loss.resolution": ("input", "low"),
     "trainer.precision": PRECISIONS,
+    "export.format": ("openvino", "onnx", "sam"),
+    "export.precision": ("FP32", "FP16"),
+    "export.decoder_precision": ("FP32", "FP16"),
+    "ptq.method": ("int8", "weights"),
+    "ptq.preset": ("mixed", "performance"),
+    "ptq.model_type": ("transformer",),
+    "ptq.overflow_fix": ("enable", "first_layer", "disable"),
 }
 
 LOWEST: dict[str, float] = {
@@ -51,6 +58,9 @@ LOWEST: dict[str, float] = {
     "trainer.log_every_n_steps": 1,
     "trainer.gradient_clip_val": 0,
     "trainer.threads": 1,
+    "ptq.subset_size": 1,
+    "ptq.max_drop": 0,
+    "predict.points_per_side": 1,
     "seed": 0,
 }
 

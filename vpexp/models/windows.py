@@ -13,10 +13,11 @@ def partition_windows(features_BHWC: Tensor, window_size: int) -> Tensor:
     Returns [V, K, K, C], the windows of an image row by row, image after image.
     """
     _, height, width, channels = features_BHWC.shape
-    pad_bottom, pad_right = -height % window_size, -width % window_size
+    # No remainders of negative numbers: converters of traced graphs disagree on their sign.
+    rows, columns = _count_windows(height, window_size), _count_windows(width, window_size)
+    pad_bottom, pad_right = rows * window_size - height, columns * window_size - width
     if pad_bottom or pad_right:
         features_BHWC = F.pad(features_BHWC, (0, 0, 0, pad_right, 0, pad_bottom))
-    rows, columns = (height + pad_bottom) // window_size, (width + pad_right) // window_size
     windows = features_BHWC.reshape(-1, rows, window_size, columns, window_size, channels)
     return windows.transpose(2, 3).reshape(-1, window_size, window_size, channels)
 
@@ -27,7 +28,11 @@ def merge_windows(windows_VKKC: Tensor, height: int, width: int) -> Tensor:
     Returns [B, H, W, C].
     """
     window_size, channels = windows_VKKC.shape[1], windows_VKKC.shape[3]
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = _count_windows(height, window_size), _count_windows(width, window_size)
     features = windows_VKKC.reshape(-1, rows, columns, window_size, window_size, channels)
     features = features.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, channels)
     return features[:, :height, :width]
+
+
+def _count_windows(length: int, window_size: int) -> int:
+    return (length + window_size - 1) // window_size
