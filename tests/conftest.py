@@ -1,13 +1,18 @@
-"""What tests of whole runs share: drawn images, made once, and a quiet configuration that trains in a second."""
+"""What tests share: drawn images and exported models, made once, and a quiet configuration that trains in a second."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.references.exports import DrawnImage, build_debug_sam, draw_vineyard, export
 from vpexp.config import compose_config
+from vpexp.environment import quiet_libraries
+from vpexp.inference.exported import ExportedModel
 from vpexp.run import run
 from vpexp.stages.context import StageResult
+
+quiet_libraries()  # before a test imports a library that phones home
 
 DEBUG = ("experiment=debug", "callbacks.progress=null", "optimizer.lr=1e-4", "stage.overlays=1")
 
@@ -31,3 +36,47 @@ def run_debug(cache_dir: Path) -> RunDebug:
         return run(compose_config(overrides), overrides)
 
     return run_stage
+
+
+@pytest.fixture(scope="session")
+def debug_sam():
+    """A model of 64 px that runs in milliseconds, every one of its weights drawn."""
+    return build_debug_sam()
+
+
+@pytest.fixture(scope="session")
+def micro_sam():
+    """The trained model of 256 px that comes with the package."""
+    from vpexp.models.load import load_model
+
+    return load_model("sam_micro")
+
+
+@pytest.fixture(scope="session")
+def debug_ir(debug_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """``debug_sam`` as OpenVINO IR."""
+    return export(debug_sam, "sam_debug", tmp_path_factory.mktemp("debug_ir"), "openvino")
+
+
+@pytest.fixture(scope="session")
+def debug_onnx(debug_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """``debug_sam`` as ONNX files."""
+    return export(debug_sam, "sam_debug", tmp_path_factory.mktemp("debug_onnx"), "onnx")
+
+
+@pytest.fixture(scope="session")
+def micro_ir(micro_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """``micro_sam`` as OpenVINO IR."""
+    return export(micro_sam, "sam_micro", tmp_path_factory.mktemp("micro_ir"), "openvino")
+
+
+@pytest.fixture(scope="session")
+def micro_onnx(micro_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """``micro_sam`` as ONNX files."""
+    return export(micro_sam, "sam_micro", tmp_path_factory.mktemp("micro_onnx"), "onnx")
+
+
+@pytest.fixture(scope="session")
+def vineyard(tmp_path_factory: pytest.TempPathFactory) -> list[DrawnImage]:
+    """Drawn images of 256 px, with the boxes and points of their objects."""
+    return draw_vineyard(tmp_path_factory.mktemp("vineyard"))

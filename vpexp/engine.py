@@ -17,9 +17,11 @@ from vpexp.errors import ConfigError
 from vpexp.run import run
 from vpexp.stages.context import StageResult
 
+CheckpointLike = str | PathLike[str] | StageResult | EllipsisType | None
+
 
 class Engine:
-    """Fine-tunes and tests from Python.
+    """Fine-tunes, tests, exports and quantizes from Python.
 
         engine = Engine(model="sam_tiny_vit", data_root="data/wgisd", work_dir="outputs")
         engine.train(max_epochs=10)
@@ -76,20 +78,56 @@ class Engine:
             settings["trainer.max_epochs"] = max_epochs
         return self._run(settings | dict(overrides or {}))
 
-    def test(
+    def test(self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None) -> StageResult:
+        """Test a checkpoint or an exported model; ``checkpoint=None`` tests the model as it came.
+
+        Left out, it is what was trained last; after ``from_config`` of a test, what that one tested. What ``train``,
+        ``export`` and ``ptq`` return will do as well.
+        """
+        return self._run(_start_settings("test", checkpoint) | dict(overrides or {}))
+
+    def export(
         self,
         *,
-        checkpoint: str | PathLike[str] | EllipsisType | None = ...,
+        checkpoint: CheckpointLike = ...,
+        format: str | None = None,  # noqa: A002 (the configuration's own word)
         overrides: Mapping[str, Any] | None = None,
     ) -> StageResult:
-        """Test a checkpoint; ``checkpoint=None`` tests the model as it came.
+        """Export what was trained last: ``result.artifacts["image_encoder"]`` and ``["decoder"]``.
 
-        Left out, it is what was trained last; after ``from_config`` of a test, what that one tested.
+        ``format`` is openvino (the default), onnx or sam; ``checkpoint`` as for ``test``.
         """
-        settings: dict[str, Any] = {"stage": "test"}
-        if not isinstance(checkpoint, EllipsisType):
-            settings["checkpoint"] = None if checkpoint is None else str(checkpoint)
+        settings = _start_settings("export", checkpoint)
+        if format is not None:
+            settings["export.format"] = format
         return self._run(settings | dict(overrides or {}))
+
+    def ptq(self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None) -> StageResult:
+        """Quantize what was exported last to INT8; artifacts as of ``export``."""
+        return self._run(_start_settings("ptq", checkpoint) | dict(overrides or {}))
+
+    def predict(
+        self,
+        source: str | PathLike[str],
+        prompts: str | PathLike[str] = "grid",
+        *,
+        checkpoint: CheckpointLike = ...,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> StageResult:
+        """Segment images without annotation: ``result.artifacts["predictions"]``.
+
+        Args:
+            source: an image, a folder, or a pattern as ``photos/*.jpg``.
+            prompts: a JSON file of boxes and points by image, or ``grid``.
+            checkpoint: as for ``test``.
+            overrides: further settings.
+        """
+        settings = _start_settings("predict", checkpoint) | {"source": str(source), "prompts": str(prompts)}
+        return self._run(settings | dict(overrides or {}))
+
+    def pipeline(self, *, overrides: Mapping[str, Any] | None = None) -> StageResult:
+        """Train, test, export, quantize and test again; ``result.artifacts["report"]`` compares them."""
+        return self._run({"stage": "pipeline"} | dict(overrides or {}))
 
     def _run(self, settings: Mapping[str, Any]) -> StageResult:
         cfg, overrides = self._compose(settings)
@@ -121,3 +159,12 @@ class Engine:
 
 
 _MISSING = object()
+
+
+def _start_settings(stage: str, checkpoint: CheckpointLike) -> dict[str, Any]:
+    """The stage, and what it starts from where that was said."""
+    if isinstance(checkpoint, EllipsisType):
+        return {"stage": stage}
+    if isinstance(checkpoint, StageResult):
+        checkpoint = checkpoint.folder
+    return {"stage": stage, "checkpoint": None if checkpoint is None else str(checkpoint)}

@@ -6,6 +6,7 @@ Set, unless the user has set them: switches that stop libraries from phoning hom
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,8 +18,6 @@ QUIET_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is down is noticed in seconds
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "DO_NOT_TRACK": "1",
-    "NNCF_TELEMETRY_DISABLED": "1",
-    "OPENVINO_TELEMETRY_DISABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "POSSIBLE_USER_WARNINGS": "off",  # Lightning's tips
     "GIT_PYTHON_REFRESH": "quiet",
@@ -37,6 +36,8 @@ def quiet_libraries() -> None:
     """Turn off telemetry and lower the voice of libraries whose notes the user cannot act on."""
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # OpenVINO and NNCF ask no variable: they phone home unless this package is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning warns of few workers and short epochs: choices that the configuration states.

@@ -33,3 +33,11 @@ class DivergenceError(VpexpError):
 
 class OutputError(VpexpError):
     """A folder that cannot be written to."""
+
+
+class ExportError(VpexpError):
+    """An exported or quantized model that is not as good as it has to be."""
+
+
+class StepError(VpexpError):
+    """A step of a pipeline that failed."""

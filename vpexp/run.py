@@ -8,14 +8,16 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
 from vpexp.completion import complete
-from vpexp.config import save_config, validate
-from vpexp.config.quoting import quote_value, quote_word
+from vpexp.config import INHERITED, save_config, validate
+from vpexp.config.quoting import format_resume
 from vpexp.console import say
 from vpexp.environment import quiet_libraries
 from vpexp.errors import OutputError
@@ -29,6 +31,7 @@ log = logging.getLogger("vpexp")
 
 TERMINATED = 128 + signal.SIGTERM
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows runs below one another
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -50,18 +53,41 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), folder: Path | None = No
         from vpexp.stages.models import run as show_models
 
         return show_models()
+    return _run_in_folder(cfg, overrides, folder, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parent:
+    """The run that a child belongs to."""
+
+    folder: RunFolder
+    tracker: MlflowRun
+    overrides: Sequence[str]
+
+
+def _run_in_folder(
+    cfg: DictConfig, overrides: Sequence[str], folder: Path | None, parent: _Parent | None
+) -> StageResult:
+    """Complete the configuration, and run in a folder of its own or in that of the run that goes on."""
     cfg, resumed = complete(cfg, overrides)
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
     with _log_to(run_folder.log), _stop_on_sigterm():
         save_config(_without_resume(cfg), run_folder.config)
         say(f"run folder: {run_folder.path}")
-        result = _run_recorded(cfg, run_folder, going_on=resumed is not None)
+        result = _run_recorded(cfg, overrides, run_folder, parent, going_on=resumed is not None)
     mark_latest(output_dir, cfg.stage.name, run_folder)
     return result
 
 
-def _run_recorded(cfg: DictConfig, folder: RunFolder, *, going_on: bool) -> StageResult:
+def _run_child(parent: _Parent, cfg: DictConfig, name: str) -> StageResult:
+    """Run a stage inside the folder of another run; its sections are the parent's, whatever its checkpoint says."""
+    return _run_in_folder(cfg, [*INHERITED, *parent.overrides], parent.folder.path / name, parent)
+
+
+def _run_recorded(
+    cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, parent: _Parent | None, *, going_on: bool
+) -> StageResult:
     """Run the stage between an opened and a closed record, whatever happens."""
     resume_id = folder.read_run_json().get("mlflow_run_id") if going_on else None
     commit = get_git_commit()
@@ -76,15 +102,15 @@ def _run_recorded(cfg: DictConfig, folder: RunFolder, *, going_on: bool) -> Stag
         python=platform.python_version(),
         versions=get_versions(),
     )
-    context = RunContext(cfg, folder, MlflowRun())
+    context = _build_context(cfg, overrides, folder, MlflowRun())
     try:
-        context = RunContext(cfg, folder, _open_tracker(cfg, folder, commit, resume_id))
+        context = _build_context(cfg, overrides, folder, _open_tracker(cfg, folder, commit, resume_id, parent))
         folder.update_run_json(mlflow_run_id=context.tracker.run_id or resume_id)
         result = _run_stage(context)
         _log_end(context, result)
     except BaseException as error:
         try:
-            _close_failed(context, error)
+            _close_failed(context, error, parent)
         except OSError as second:
             log.warning("the end of the run could not be written down: %s", second)
         if isinstance(error, OSError) and error.errno in FULL:
@@ -94,6 +120,10 @@ def _run_recorded(cfg: DictConfig, folder: RunFolder, *, going_on: bool) -> Stag
         raise
     context.tracker.close("FINISHED")
     return result
+
+
+def _build_context(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, tracker: MlflowRun) -> RunContext:
+    return RunContext(cfg, folder, tracker, partial(_run_child, _Parent(folder, tracker, overrides)))
 
 
 def _run_stage(context: RunContext) -> StageResult:
@@ -118,15 +148,15 @@ def _log_end(context: RunContext, result: StageResult) -> None:
     _upload_records(context)
 
 
-def _close_failed(context: RunContext, error: BaseException) -> None:
-    """Write down that the run was stopped or failed, and why."""
+def _close_failed(context: RunContext, error: BaseException, parent: _Parent | None) -> None:
+    """Write down that the run was stopped or failed, and why; how to go on with a child is for its parent to say."""
     stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     status = "KILLED" if stopped else "FAILED"
     line = _describe(error)
     log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
     context.folder.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
-    if stopped and context.folder.last_checkpoint.is_file():
-        say(f"stopped; go on with: python -m vpexp {quote_word(f'resume={quote_value(context.folder.path)}')}")
+    if stopped and parent is None and context.folder.last_checkpoint.is_file():
+        say(f"stopped; go on with: {format_resume(context.folder.path)}")
     context.tracker.try_again()
     context.tracker.close(status, line)
     _upload_records(context)
@@ -152,9 +182,11 @@ def _limit_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, resume_id: str | None) -> MlflowRun:
-    if not cfg.tracking.enabled:
-        return MlflowRun()
+def _open_tracker(
+    cfg: DictConfig, folder: RunFolder, commit: str | None, resume_id: str | None, parent: _Parent | None
+) -> MlflowRun:
+    if not cfg.tracking.enabled or (parent and parent.tracker.run_id is None):
+        return MlflowRun()  # a store that was down when the parent began is not waited for again by each child
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     params = flatten({str(name): value for name, value in container.items() if name not in ("tracking", "paths")})
@@ -170,7 +202,12 @@ def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, resume
     }
     if cfg.checkpoint:
         tags |= _trace(Path(cfg.checkpoint))
-    name = cfg.tracking.run_name or f"{cfg.stage.name} {cfg.model.name} {name_data(cfg)}"
+    if parent:
+        tags |= {PARENT_TAG: str(parent.tracker.run_id), "step": folder.path.name}
+    step = folder.path.name if parent else cfg.stage.name
+    name = cfg.tracking.run_name or f"{cfg.model.name} {name_data(cfg)}"
+    if parent or not cfg.tracking.run_name:
+        name = f"{step} {name}"
     description = RunDescription(
         uri=cfg.tracking.uri,
         experiment=cfg.tracking.experiment,

@@ -4,18 +4,23 @@ Legend: N objects of one image, H W size of the picture.
 """
 
 import colorsys
-from collections.abc import Sequence
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from scipy import ndimage
 
 MAX_SIDE = 960
 MIN_SIDE = 512
 GAP = 12
+NAME_LENGTH = 200  # bytes of a picture's name, which file systems limit to 255
 CAPTION_HEIGHT = 28
+CAPTIONS = ("left caption", "right caption")  # names of the texts in the file
 OPACITY = 0.42
 BACKGROUND = (24, 24, 27)
 PROMPT_COLOR = (255, 255, 255)
@@ -58,13 +63,76 @@ def draw_comparison(
         left = place * (width + GAP)
         sheet.paste(side, (left, CAPTION_HEIGHT))
         writer.text((left + 6, 5), caption, fill=(235, 235, 235), font=font)
+    sheet.info |= dict(zip(CAPTIONS, captions, strict=True))
     return sheet
 
 
+def draw_prediction(
+    image_HW3: NDArray[np.uint8],
+    predicted: Iterable[NDArray[np.bool_]],
+    prompts: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    caption: str,
+) -> Image.Image:
+    """Draw what was predicted for an image without annotation, and the prompts.
+
+    Args:
+        image_HW3: RGB uint8.
+        predicted: bool masks of the image's size, taken one by one; a later one is painted over an earlier one.
+        prompts: for each prompt its points [P, 2] (pixels of the image) and labels [P].
+        caption: what stands above.
+    """
+    scale = _choose_scale(image_HW3.shape[0], image_HW3.shape[1])
+    picture = _paint(image_HW3, predicted, scale)
+    pen = ImageDraw.Draw(picture)
+    for coords_P2, labels_P in prompts:
+        _draw_prompt(pen, coords_P2, labels_P, scale)
+    font = ImageFont.load_default(15)
+    width = max(picture.width, 12 + round(font.getlength(caption)))  # a narrow image would cut the caption off
+    sheet = Image.new("RGB", (width, picture.height + CAPTION_HEIGHT), BACKGROUND)
+    sheet.paste(picture, (0, CAPTION_HEIGHT))
+    ImageDraw.Draw(sheet).text((6, 5), caption, fill=(235, 235, 235), font=font)
+    return sheet
+
+
+def name_picture(name: str, taken: set[str]) -> str:
+    """Name the picture of an image: letters, digits, dots and dashes only, unique, and short enough for a file.
+
+    Args:
+        name: the image's name without its suffix; folders (``left/a``) become a part of it.
+        taken: the names given so far; the new one is added.
+
+    Returns:
+        ``left_a``, or with a number where that is taken.
+    """
+    name = re.sub(r"[^\w.-]", "_", name).encode()[:NAME_LENGTH].decode(errors="ignore")
+    candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    chosen = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(chosen)
+    return chosen
+
+
+def split_comparison(path: Path) -> list[tuple[Image.Image, str]]:
+    """Take a saved comparison apart: its two sides, as RGB, without the captions drawn above, and what these say."""
+    with Image.open(path) as sheet:
+        width = (sheet.width - GAP) // 2
+        lefts = (0, width + GAP)
+        sides = [sheet.crop((left, CAPTION_HEIGHT, left + width, sheet.height)).convert("RGB") for left in lefts]
+        return [(side, str(sheet.info.get(key, ""))) for side, key in zip(sides, CAPTIONS, strict=True)]
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, its folder included."""
+    """Write a PNG, its folder included, never by half; the captions of a comparison go into it as text too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    texts = PngImagePlugin.PngInfo()
+    for key in CAPTIONS:
+        if key in picture.info:
+            texts.add_itxt(key, picture.info[key])
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        picture.save(draft, format="png", optimize=True, pnginfo=texts)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _choose_scale(height: int, width: int) -> float:
@@ -74,7 +142,7 @@ def _choose_scale(height: int, width: int) -> float:
     return float(max(1, round(MIN_SIDE / longest)))
 
 
-def _paint(image_HW3: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], scale: float) -> Image.Image:
+def _paint(image_HW3: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scale: float) -> Image.Image:
     size = (max(1, round(image_HW3.shape[1] * scale)), max(1, round(image_HW3.shape[0] * scale)))
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
     picture_HW3 = np.asarray(Image.fromarray(image_HW3).resize(size, how)).astype(np.float32)

@@ -42,7 +42,7 @@ def read_last_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_training(whole: Path, resumed: Path) -> None:
-    timing = ("data_time", "iter_time")
+    timing = ("data_time", "iter_time", "encoder_time", "decoder_time")
     rows = [
         [{k: v for k, v in row.items() if v and not k.endswith(timing)} for row in read_metrics(folder / "metrics.csv")]
         for folder in (whole, resumed)

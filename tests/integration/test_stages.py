@@ -31,7 +31,7 @@ COCO_METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
     *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
 )
-TIMES = ("iter_time", "data_time")
+TIMES = ("iter_time", "encoder_time", "decoder_time", "data_time", "load_time")
 OBJECTS = {"train": 53, "val": 31, "test": 33}
 
 

@@ -13,7 +13,10 @@ from vpexp.visuals import (
     PROMPT_COLOR,
     color_of,
     draw_comparison,
+    draw_prediction,
+    name_picture,
     save_picture,
+    split_comparison,
 )
 
 BOX_LABELS = np.array([2, 3], np.float32)
@@ -119,3 +122,75 @@ def test_save_picture__makes_its_folder(tmp_path):
     with Image.open(path) as picture:
         assert picture.size == (4, 3)
         assert picture.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_split_comparison__gives_both_sides_and_their_captions_back(tmp_path):
+    mask_HW = area((480, 640), 100, 100, 200, 300)
+    sheet = draw_comparison(np.full((480, 640, 3), 100, np.uint8), [mask_HW], [], [], ("wahr: ä", "F1 0.5"))
+    save_picture(sheet, tmp_path / "a.png")
+
+    (left, left_caption), (right, right_caption) = split_comparison(tmp_path / "a.png")
+
+    expected_left, expected_right = draw(annotated=[mask_HW])
+    np.testing.assert_array_equal(np.asarray(left), expected_left)
+    np.testing.assert_array_equal(np.asarray(right), expected_right)
+    assert (left_caption, right_caption) == ("wahr: ä", "F1 0.5")
+
+
+# ---------------------------------------------------------------- predictions without annotation
+
+
+def test_draw_prediction__masks_prompts_and_caption():
+    image_HW3 = np.full((480, 640, 3), 100, np.uint8)
+    masks = [area((480, 640), 100, 100, 300, 300), area((480, 640), 150, 150, 200, 200)]
+    box = (np.array([[100, 100], [300, 300]], np.float32), BOX_LABELS)
+    sheet = np.asarray(draw_prediction(image_HW3, (mask for mask in masks), iter([box]), "two masks"))
+    assert sheet.shape == (480 + CAPTION_HEIGHT, 640, 3)
+    picture = sheet[CAPTION_HEIGHT:]
+    assert picture[150, 150].tolist() == list(color_of(1))  # the later mask lies above the earlier one
+    assert picture[100, 100].tolist() == list(PROMPT_COLOR)
+    assert (picture[~masks[0]] == 100).all()
+    assert (sheet[:CAPTION_HEIGHT, :100] > 200).any()
+
+
+def test_draw_prediction__nothing_found_is_the_image():
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    sheet = np.asarray(draw_prediction(image_HW3, [], [], "0 masks"))
+    np.testing.assert_array_equal(sheet[CAPTION_HEIGHT:], image_HW3)
+
+
+def test_draw_prediction__narrow_image_has_its_whole_caption():
+    image_HW3 = np.full((900, 100, 3), 100, np.uint8)
+    caption = "23 masks from 23 prompts, mean predicted IoU 0.639"
+    narrow, wide = (
+        np.asarray(draw_prediction(image, [], [], caption))[:CAPTION_HEIGHT]
+        for image in (image_HW3, np.full((900, 900, 3), 100, np.uint8))
+    )
+    np.testing.assert_array_equal(narrow, wide[:, : narrow.shape[1]])
+    assert (wide[:, narrow.shape[1] :] == BACKGROUND).all()
+
+
+def test_name_picture__unique_and_plain():
+    taken = set()
+    names = [name_picture(name, taken) for name in ("left/a", "left_a", "left a", "grün.v2", "b")]
+    assert names == ["left_a", "left_a_2", "left_a_3", "grün.v2", "b"]
+    assert taken == set(names)
+
+
+def test_name_picture__short_enough_for_a_file(tmp_path):
+    name = name_picture("葡萄" * 200, set())
+    save_picture(Image.new("RGB", (4, 3)), tmp_path / f"test_{name}_99.png")
+    assert set(name) == {"葡", "萄"}
+
+
+def test_save_picture__is_never_there_by_half(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+
+    def stop(self, file, **_):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_picture(Image.new("RGB", (4, 3)), path)
+    assert list(tmp_path.iterdir()) == []

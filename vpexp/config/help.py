@@ -17,6 +17,7 @@ Examples
   python -m vpexp data=auto data.root=my/dataset                    fine-tune on your images, in any of four formats
   python -m vpexp model=sam_vit_b data=wgisd trainer.max_epochs=20  another model, another data set, shorter
   python -m vpexp stage=test                                        test what was trained last, on its own data
+  python -m vpexp stage=pipeline data=auto data.root=my/dataset     train, test, export, quantize, test: one table
   python -m vpexp -m optimizer.lr=1e-5,3e-5 data.batch_size=1,2     try all combinations
 
 Groups (group=option; the first line of its file says what an option is)

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
@@ -34,3 +35,8 @@ def quote_word(word: str) -> str:
     """Write a word so that a shell gives it back, in double quotes where that will do: ``"resume='my runs'"``."""
     quoted = shlex.quote(word)
     return quoted if quoted == word or set(word) & set('"$`\\!') else f'"{word}"'
+
+
+def format_resume(folder: Path) -> str:
+    """Write the command that goes on with the run in a folder."""
+    return f"python -m vpexp {quote_word(f'resume={quote_value(folder)}')}"

@@ -183,6 +183,12 @@ class PtqConfig:
     """transformer (attention kept precise), or null."""
     overflow_fix: str = "enable"
     """enable (weights use 7 bits, safe on CPUs without VNNI), first_layer or disable."""
+    smooth_quant: bool = True
+    """Move large values from activations into weights before rounding."""
+    bias_correction: str = "fast"
+    """fast, full (layer after layer, slow) or none."""
+    activation_range: str = "minmax"
+    """minmax (what all calibration images reach), or mean (the mean of each image's extremes: finer, but cuts off)."""
     subset_size: int = 64
     """Training images to calibrate on, at most."""
     max_drop: float | None = None
@@ -196,7 +202,7 @@ class PredictConfig:
     points_per_side: int = 16
     """prompts=grid: points along each side of the image."""
     min_score: float = 0.0
-    """Masks whose predicted IoU is lower are left out; for prompts=grid it is at least grid_min_score."""
+    """Masks whose predicted IoU is lower are left out; 0 keeps all. For prompts=grid it is at least grid_min_score."""
     grid_min_score: float = 0.7
     """prompts=grid: lowest predicted IoU of a mask that is kept."""
     grid_overlap: float = 0.7

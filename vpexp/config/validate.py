@@ -13,6 +13,7 @@ from vpexp.config.suggest import format_suggestion
 from vpexp.errors import ConfigError
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+QUANTIZED_PARTS = ("image_encoder", "decoder")
 FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "synthetic")
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
@@ -32,6 +33,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ptq.preset": ("mixed", "performance"),
     "ptq.model_type": ("transformer",),
     "ptq.overflow_fix": ("enable", "first_layer", "disable"),
+    "ptq.bias_correction": ("fast", "full", "none"),
+    "ptq.activation_range": ("minmax", "mean"),
 }
 
 LOWEST: dict[str, float] = {
@@ -61,11 +64,21 @@ LOWEST: dict[str, float] = {
     "ptq.subset_size": 1,
     "ptq.max_drop": 0,
     "predict.points_per_side": 1,
+    "predict.min_score": 0,
+    "predict.grid_min_score": 0,
+    "predict.grid_overlap": 0,
     "seed": 0,
 }
 
 
-HIGHEST: dict[str, float] = {"model.image_size": 4096, "data.synthetic.image_size": 4096}
+HIGHEST: dict[str, float] = {
+    "model.image_size": 4096,
+    "data.synthetic.image_size": 4096,
+    "predict.points_per_side": 256,
+    "predict.min_score": 1,
+    "predict.grid_min_score": 1,
+    "predict.grid_overlap": 1,
+}
 
 
 def validate(cfg: DictConfig) -> None:
@@ -109,6 +122,9 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_loss(flat)
     yield from _check_free_sections(flat, values["callbacks"])
     yield from _check_trainer(flat)
+    yield from _check_pipeline(flat)
+    yield from _check_ptq(values["ptq"]["parts"])
+    yield from _check_predict(flat)
 
 
 def _check_data(flat: dict[str, Any]) -> Iterator[str]:
@@ -124,7 +140,7 @@ def _check_model(flat: dict[str, Any], freeze: list[str]) -> Iterator[str]:
     for part in freeze:
         if part not in PARTS:
             yield f"model.freeze: there is no part '{part}' (there are: {', '.join(PARTS)}){format_suggestion(part, PARTS)}"
-    if flat["stage.name"] == "train" and set(freeze) == set(PARTS):
+    if flat["stage.name"] in ("train", "pipeline") and set(freeze) == set(PARTS):
         yield "model.freeze: all parts are frozen, so there is nothing to learn"
 
 
@@ -156,8 +172,37 @@ def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={value}: must be a number of batches from 1, or a share up to 1.0"
     if flat["checkpoint"] is not None and flat["resume"] is not None:
         yield "checkpoint and resume are both given: checkpoint starts from weights, resume continues a run; keep one"
-    if flat["resume"] is not None and flat["stage.name"] != "train":
-        yield f"resume continues a training, and stage is {flat['stage.name']}: write stage=train, or checkpoint=..."
+    if flat["resume"] is not None and flat["stage.name"] not in ("train", "pipeline"):
+        yield (
+            f"resume continues a training or a pipeline, and stage is {flat['stage.name']}: write stage=train, "
+            "stage=pipeline, or checkpoint=..."
+        )
+
+
+def _check_pipeline(flat: dict[str, Any]) -> Iterator[str]:
+    if flat["stage.name"] == "pipeline" and flat["export.format"] != "openvino":
+        yield (
+            f"export.format={flat['export.format']}: a pipeline always exports openvino, which is what is quantized; "
+            "stage.onnx=true adds ONNX"
+        )
+
+
+def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
+    if flat["stage.name"] != "predict":
+        return
+    if not flat["source"]:
+        yield "source is not given: write source=... (an image, a folder, or a pattern)"
+    if not flat["prompts"]:
+        yield "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)"
+
+
+def _check_ptq(parts: list[str]) -> Iterator[str]:
+    if not parts:
+        yield "ptq.parts is empty, so there is nothing to quantize"
+    for part in parts:
+        if part not in QUANTIZED_PARTS:
+            known = ", ".join(QUANTIZED_PARTS)
+            yield f"ptq.parts: there is no part '{part}' (there are: {known}){format_suggestion(part, QUANTIZED_PARTS)}"
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Folder:
             base = base.parent
         self.root = base
         self.only_file = path.relative_to(base).as_posix() if is_one_file else None
-        self.files = tuple(_walk(base))
+        self.files = tuple(list_files(base))
         if not self.files:
             raise DataError(f"{path}: the folder is empty; set data.root to the folder of the data set")
         self._directories = sorted({parent for name in self.files for parent in _parents(name)})
@@ -117,7 +117,7 @@ def _find_root(root: str | Path) -> tuple[Path, bool]:
     raise DataError(f"{path} is a file: give the folder of the data set")
 
 
-def _walk(root: Path) -> list[str]:
+def list_files(root: Path) -> list[str]:
     """List all files that are not hidden; links to folders are followed, but not in circles."""
     found: list[str] = []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]

@@ -18,10 +18,12 @@ def compute_resized_size(height: int, width: int, image_size: int) -> tuple[int,
     """Compute the size of an image whose longest side becomes ``image_size``.
 
     Returns:
-        (h, w) in pixels, each rounded half up as the official code does, at least 1.
+        (h, w) in pixels, each rounded half up as the official code does, at least 1. In whole numbers, as exported
+        graphs compute it.
     """
-    scale = image_size / max(height, width)
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+    longest = max(height, width)
+    resized_h, resized_w = ((2 * image_size * side + longest) // (2 * longest) for side in (height, width))
+    return max(resized_h, 1), max(resized_w, 1)
 
 
 def resize_image(image_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from vpexp.evaluation.average_precision import SUMMARY_NAMES
 
-ROWS = ("f1-score", "dice", "iou", "mean_iou", *SUMMARY_NAMES, "iter_time", "data_time")
-SECONDS = ("iter_time", "data_time")
+ROWS = ("f1-score", "dice", "iou", "mean_iou", *SUMMARY_NAMES, "iter_time", "encoder_time", "decoder_time", "data_time")
+SECONDS = ("iter_time", "encoder_time", "decoder_time", "data_time")
 NO_NUMBER = "-"
 
 

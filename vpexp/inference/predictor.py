@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from vpexp.data.prompts import Prompts, prompts_from_boxes
 
+# What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
+CHUNK_PIXELS = 32 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class ImageEmbedding:
@@ -66,6 +69,11 @@ class Predictor(Protocol):
     ) -> Prediction:
         """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
         ...
+
+
+def count_prompts_a_call(original_hw: tuple[int, int], image_size: int) -> int:
+    """Count the prompts that one call of the decoder takes, so that memory does not grow with their number."""
+    return max(1, CHUNK_PIXELS // max(original_hw[0] * original_hw[1], image_size**2))
 
 
 def check_image(image_HW3: NDArray[np.uint8]) -> None:

@@ -6,11 +6,8 @@ from numpy.typing import NDArray
 
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.prompts import Prompts
-from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image
+from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image, count_prompts_a_call
 from vpexp.models.sam import Sam, upscale_logits
-
-# What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
-CHUNK_PIXELS = 32 * 1024 * 1024
 
 
 class TorchPredictor:
@@ -43,7 +40,7 @@ class TorchPredictor:
         masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
         iou = np.zeros(len(prompts), dtype=np.float32)
         low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
-        chunk = max(1, CHUNK_PIXELS // max(height * width, self.image_size**2))
+        chunk = count_prompts_a_call(embedding.original_hw, self.image_size)
         for start in range(0, len(prompts), chunk):
             part = slice(start, start + chunk)
             labels_NP = torch.from_numpy(prompts.labels_NP[part]).to(self.device)

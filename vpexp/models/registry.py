@@ -152,3 +152,16 @@ def get_model_info(name: str) -> ModelInfo:
     closest = difflib.get_close_matches(name, _MODELS, n=1, cutoff=0.3)
     hint = f"did you mean '{closest[0]}'? " if closest else ""
     raise ConfigError(f"unknown model '{name}': {hint}known: {', '.join(_MODELS)}")
+
+
+def refuse_exported_model(image_size: int) -> Sam:
+    """Stand in for a builder where a configuration names no torch model (``model=openvino_model``).
+
+    Raises:
+        ConfigError: always, as there is nothing to build.
+    """
+    del image_size
+    raise ConfigError(
+        "model=openvino_model is an exported model, with no torch weights: it takes stage=test, predict or ptq, and "
+        "checkpoint=<its .xml or .onnx>"
+    )

@@ -44,6 +44,11 @@ class Sam(nn.Module):
         """Side of the image embedding, S/16."""
         return self.prompt_encoder.embedding_size
 
+    @property
+    def embedding_channels(self) -> int:
+        """Channels C of the image embedding."""
+        return self.prompt_encoder.no_mask_embed.embedding_dim
+
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Compute image embeddings [B, C, S/16, S/16] of float images: resized, normalised, then padded with zeros."""
         embeddings_BCHW: Tensor = self.image_encoder(images_B3SS)
@@ -65,6 +70,18 @@ class Sam(nn.Module):
         also gets the learnt "not a point" token, and a prompt with a box does not. ``mask_input_M1HW`` are logits
         [M, 1, S/4, S/4] of an earlier mask, M = 1 or N. N may be 0.
         """
+        dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
+        if mask_input_M1HW is None:
+            image_NCHW = (embeddings_BCHW + dense_MCHW)[image_index_N]
+        else:
+            image_NCHW = embeddings_BCHW[image_index_N] + dense_MCHW
+        return self.decode_points(image_NCHW, point_coords_NP2, point_labels_NP)
+
+    def decode_points(self, image_NCHW: Tensor, point_coords_NP2: Tensor, point_labels_NP: Tensor) -> DecodedMasks:
+        """Decode points and boxes on embeddings of each prompt's image, to which the embedded mask was added.
+
+        Args and result as for ``decode``.
+        """
         pad, use_mask = _plan_padding(point_labels_NP)
         if pad:
             # The token joins every prompt, and is masked out where a box is given.
@@ -75,11 +92,6 @@ class Sam(nn.Module):
         else:
             attended_NP = point_labels_NP != NOT_A_POINT
         prompts_NPC = self.prompt_encoder.embed_points(point_coords_NP2, point_labels_NP)
-        dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
-        if mask_input_M1HW is None:
-            image_NCHW = (embeddings_BCHW + dense_MCHW)[image_index_N]
-        else:
-            image_NCHW = embeddings_BCHW[image_index_N] + dense_MCHW
         logits_N1HW, iou_N = self.mask_decoder(
             image_NCHW,
             self.prompt_encoder.compute_image_positions(),

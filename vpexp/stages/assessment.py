@@ -1,7 +1,5 @@
 """Evaluate a model on a split of a data set, and tell: tables, overlays, records."""
 
-import itertools
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -24,7 +22,6 @@ from vpexp.stages.context import RunContext
 from vpexp.stages.data import build_prompt_recipe
 from vpexp.training.datamodule import build_evaluation_loader, with_objects
 
-NAME_LENGTH = 200  # of a picture's file name, which file systems limit to 255
 BLIND_DROP = 0.05  # an F1 drop below it means that another image's embedding does nearly as well
 
 
@@ -136,18 +133,9 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
         name = kept.sample.annotations.image_id
         if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
             name = name.removesuffix(PurePath(name).suffix)
-        name = make_unique(re.sub(r"[^\w.-]", "_", name)[:NAME_LENGTH], taken)
-        visuals.save_picture(picture, context.folder.overlays / f"{split}_{name}.png")
+        visuals.save_picture(picture, context.folder.overlays / f"{split}_{visuals.name_picture(name, taken)}.png")
     if result.kept:
         context.tracker.log_artifact(context.folder.overlays)
-
-
-def make_unique(name: str, taken: set[str]) -> str:
-    """Add a number to a name that is taken, and take it."""
-    candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
-    chosen = next(candidate for candidate in candidates if candidate not in taken)
-    taken.add(chosen)
-    return chosen
 
 
 def summarize(result: EvaluationResult, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:

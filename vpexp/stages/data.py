@@ -17,6 +17,19 @@ from vpexp.stages.context import RunContext, name_data
 
 def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
     """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``."""
+    dataset = read_configured_dataset(context, splits)
+    report_dataset(dataset)
+    record = {name: _describe(dataset, name) for name in dataset.splits}
+    data = {"format": dataset.format, "root": str(dataset.root), "categories": list(dataset.categories)}
+    context.folder.update_run_json(data=data, splits=record)
+    for name, description in record.items():
+        profile = description | {"categories": data["categories"]}
+        context.tracker.log_dataset(name_data(context.cfg), str(dataset.root), name, profile)
+    return dataset
+
+
+def read_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
+    """Read splits without a word."""
     cfg = context.cfg.data
     format_, root = cfg.format, cfg.root
     if format_ == "synthetic":
@@ -35,15 +48,7 @@ def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
         strict=cfg.strict,
         splits=splits,
     )
-    dataset = _limit(dataset, cfg.limit_images)
-    report_dataset(dataset)
-    record = {name: _describe(dataset, name) for name in dataset.splits}
-    data = {"format": dataset.format, "root": str(dataset.root), "categories": list(dataset.categories)}
-    context.folder.update_run_json(data=data, splits=record)
-    for name, description in record.items():
-        profile = description | {"categories": data["categories"]}
-        context.tracker.log_dataset(name_data(context.cfg), str(dataset.root), name, profile)
-    return dataset
+    return _limit(dataset, cfg.limit_images)
 
 
 def build_prompt_recipe(cfg: DictConfig) -> PromptRecipe:

@@ -1,22 +1,28 @@
 """``stage=test``: measure a model on a split, beside two baselines."""
 
+import time
 from pathlib import Path
 
 from vpexp.console import say
-from vpexp.inference.build import build_model
-from vpexp.inference.checkpoint import load_checkpoint_model, read_checkpoint
+from vpexp.inference.exported import find_exported, is_exported_reference
+from vpexp.inference.load import open_exported
+from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.models.sam import Sam
 from vpexp.stages.assessment import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.data import load_configured_dataset
+from vpexp.stages.weights import load_configured_model
+
+FLOAT_BYTES = 4
 
 
 def run(context: RunContext) -> StageResult:
-    """Test a checkpoint, or the model as it came."""
+    """Test a checkpoint, an exported model, or the model as it came."""
     cfg = context.cfg
     split = cfg.stage.split
-    predictor = TorchPredictor(_load(context).to(choose_device(cfg)))
+    started = time.perf_counter()
+    predictor, size_mb = _open_predictor(context)
+    load_time = time.perf_counter() - started
     dataset = load_configured_dataset(context, (split,))
     result = assess(
         context,
@@ -28,18 +34,22 @@ def run(context: RunContext) -> StageResult:
         overlays=cfg.stage.overlays,
     )
     tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
+    say(f"{size_mb:.1f} MB, loaded in {load_time:.2f} s")
     save_overlays(context, result, split)
     metrics, details = summarize(result, split)
+    metrics |= {f"{split}/load_time": load_time, f"{split}/size_mb": size_mb}
     record_unreadable(context, details)
     artifacts = {"overlays": context.folder.overlays} if result.kept else {}
     return StageResult(metrics, artifacts, context.folder.path, details)
 
 
-def _load(context: RunContext) -> Sam:
+def _open_predictor(context: RunContext) -> tuple[Predictor, float]:
+    """Open what is tested; also say its size in 10^6 bytes, of a torch model that of its float32 weights."""
     cfg = context.cfg
-    if cfg.checkpoint is None:
-        say(f"testing {cfg.model.name} as it came (model.weights={cfg.model.weights})")
-        return build_model(cfg.model, seed=cfg.seed, cache_dir=context.cache_dir)
-    checkpoint = read_checkpoint(Path(cfg.checkpoint))
-    say(f"testing {checkpoint.path}")
-    return load_checkpoint_model(checkpoint, cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=context.cache_dir)
+    if cfg.checkpoint is not None and is_exported_reference(Path(cfg.checkpoint)):
+        model = find_exported(Path(cfg.checkpoint))
+        say(f"testing {model.decoder}")
+        return open_exported(model, threads=cfg.trainer.threads), model.size_mb
+    sam, _ = load_configured_model(context, "testing")
+    size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
+    return TorchPredictor(sam.to(choose_device(cfg))), size_mb

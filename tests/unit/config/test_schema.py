@@ -110,7 +110,7 @@ def test_stage__test_starts_from_what_was_trained_last():
 def test_experiment__command_line_wins():
     cfg = compose_config(["experiment=quickstart", "trainer.max_epochs=2", "model=sam_debug"])
 
-    assert (cfg.trainer.max_epochs, cfg.model.name, cfg.stage.test) == (2, "sam_debug", True)
+    assert (cfg.trainer.max_epochs, cfg.model.name, cfg.stage.name) == (2, "sam_debug", "pipeline")
 
 
 def test_paths__cache_dir_follows_the_environment(monkeypatch):

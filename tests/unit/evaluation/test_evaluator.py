@@ -105,7 +105,7 @@ def test_evaluate__pixel_metrics_by_hand():
 def test_evaluate__names_all_metrics():
     names = set(run([WHOLE]).metrics)
     assert names == {
-        *("dice", "f1-score", "iou", "mean_iou", "iter_time", "data_time"),
+        *("dice", "f1-score", "iou", "mean_iou", "iter_time", "encoder_time", "decoder_time", "data_time"),
         *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
         *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
     }

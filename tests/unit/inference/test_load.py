@@ -6,6 +6,8 @@ import torch
 
 from vpexp.errors import CheckpointError
 from vpexp.inference.load import load_predictor
+from vpexp.inference.onnx_predictor import OnnxPredictor
+from vpexp.inference.openvino_predictor import OpenvinoPredictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.load import load_model
 from vpexp.models.registry import build_sam_debug
@@ -51,3 +53,26 @@ def test_load_predictor__nothing_there_is_told(tmp_path):
         load_predictor("latest", output_dir=tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         load_predictor(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(("which", "kind"), [("debug_ir", OpenvinoPredictor), ("debug_onnx", OnnxPredictor)])
+def test_load_predictor__exported_folder_or_file(which, kind, request, tmp_path, monkeypatch):
+    model = request.getfixturevalue(which)
+    (tmp_path / "model").symlink_to(model.folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in (model.folder, str(model.encoder), model.decoder, "~/model", f"~/model/{model.decoder.name}"):
+        predictor = load_predictor(source, threads=1)
+        assert type(predictor) is kind
+        assert predictor.model == model
+
+
+def test_load_predictor__exported_on_another_device(debug_ir, debug_onnx):
+    with pytest.raises(CheckpointError, match="device=cuda"):
+        load_predictor(debug_ir.folder, device="cuda")
+    with pytest.raises(CheckpointError, match="an ONNX model runs on the CPU"):
+        load_predictor(debug_onnx.folder, device="cuda")
+
+
+def test_load_predictor__exported_file_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_predictor(tmp_path / "exported_model_decoder.xml")

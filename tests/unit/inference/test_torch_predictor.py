@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image
-from vpexp.inference import torch_predictor as predictor_module
+from vpexp.inference import predictor as predictor_module
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.sam import upscale_logits

@@ -1,0 +1,63 @@
+"""The README's examples of clients, run as they stand."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.references.exports import draw_vineyard, export
+from vpexp.inference.load import load_predictor
+from vpexp.models.load import load_model
+
+README = Path(__file__).parents[2] / "README.md"
+BOXES_N4 = np.array([[30, 40, 120, 160], [200, 80, 250, 130]], np.float32)  # those of the README
+
+
+def find_example(first_word: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if first_word in block]
+    return block
+
+
+@pytest.fixture(scope="module")
+def photo_HW3(tmp_path_factory):
+    """A photo that is neither square nor of the model's size."""
+    (drawn,) = draw_vineyard(tmp_path_factory.mktemp("images"), image_size=400, count=1)
+    return drawn.image_HW3[:300]
+
+
+def test_onnxruntime_example__gives_the_masks_of_the_torch_model(tmp_path, monkeypatch, photo_HW3):
+    pytest.importorskip("onnxruntime")
+    sam = load_model("sam_micro")
+    folder = tmp_path / "outputs" / ".latest" / "export"
+    folder.mkdir(parents=True)
+    export(sam, "sam_micro", folder, "onnx")
+    Image.fromarray(photo_HW3).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+
+    exec(find_example("import onnxruntime").replace("photo.jpg", "photo.png"), names)  # jpg would change its pixels
+
+    predictor = load_predictor(sam)
+    expected = predictor.decode(predictor.embed(photo_HW3), boxes=BOXES_N4)
+    assert names["inside"].shape == expected.masks.shape
+    assert expected.masks.any(axis=(1, 2)).all()
+    assert np.count_nonzero(names["inside"] != expected.masks) == 0
+    np.testing.assert_allclose(names["scores"][:, 0], expected.iou, atol=1e-4)
+
+
+def test_model_api_example__gives_the_masks_of_the_torch_model(tmp_path, photo_HW3):
+    pytest.importorskip("model_api")
+    sam = load_model("sam_micro")
+    export(sam, "sam_micro", tmp_path, "openvino")
+    names = {"folder": str(tmp_path), "image": photo_HW3, "boxes": BOXES_N4}
+
+    exec(find_example("model_api"), names)
+
+    predictor = load_predictor(sam)
+    expected = predictor.decode(predictor.embed(photo_HW3), boxes=BOXES_N4)
+    masks = np.concatenate(names["result"].hard_predictions)
+    overlap = (masks & expected.masks).sum(axis=(1, 2)) / (masks | expected.masks).sum(axis=(1, 2))
+    assert overlap.min() >= 0.995

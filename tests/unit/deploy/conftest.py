@@ -1,0 +1,29 @@
+"""What the tests of quantization share: drawn training images, and what is drawn from them."""
+
+import pytest
+
+from vpexp.data.load import load_dataset
+from vpexp.data.prompts import PromptRecipe
+from vpexp.data.synthetic import write_synthetic_dataset
+from vpexp.deploy.calibration import read_calibration_set
+
+
+@pytest.fixture(scope="session")
+def training_images(tmp_path_factory):
+    """Six drawn images of 256 px with their objects."""
+    root = write_synthetic_dataset(
+        tmp_path_factory.mktemp("training"), scene="vineyard", image_size=256, train=6, val=1, test=1, seed=11
+    )
+    return load_dataset(format="coco", root=root, splits=("train",)).splits["train"].images
+
+
+@pytest.fixture(scope="session")
+def calibrate(training_images):
+    """Draw a calibration set: ``calibrate(image_size, count)``."""
+
+    def draw(image_size, count=6, seed=0, **recipe):
+        return read_calibration_set(
+            training_images, image_size=image_size, recipe=PromptRecipe(**recipe), count=count, seed=seed
+        )
+
+    return draw

@@ -1,0 +1,46 @@
+"""Which nodes quantization leaves alone, found in graphs as they are exported."""
+
+import openvino
+import pytest
+
+from vpexp.deploy.fit_image import PREFIX
+from vpexp.deploy.precise_nodes import find_precise_nodes
+
+
+@pytest.fixture(scope="module")
+def read_graph():
+    core = openvino.Core()
+    return core.read_model
+
+
+def find_types(graph):
+    types = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
+    return [types[name] for name in find_precise_nodes(graph)]
+
+
+def test_find_precise_nodes__decoder(debug_ir, read_graph):
+    graph = read_graph(debug_ir.decoder)
+    types = find_types(graph)
+    everywhere = [node.get_type_name() for node in graph.get_ordered_ops()]
+    for kind in ("Sin", "Cos", "Interpolate", "Convolution"):  # angles, enlarging, and the embedding of masks
+        assert types.count(kind) == everywhere.count(kind) > 0
+    for kind in ("MatMul", "ScaledDotProductAttention", "ConvolutionBackpropData"):
+        assert kind not in types
+        assert kind in everywhere
+
+
+def test_find_precise_nodes__encoder(micro_ir, read_graph):
+    graph = read_graph(micro_ir.encoder)
+    names = find_precise_nodes(graph)
+    fitting = {node.get_friendly_name() for node in graph.get_ordered_ops() if node.get_type_name() != "Constant"}
+    assert {name for name in fitting if name.startswith(PREFIX)} <= set(names)
+    rest = [kind for name, kind in zip(names, find_types(graph), strict=True) if not name.startswith(PREFIX)]
+    assert set(rest) == {"Convolution", "GroupConvolution"}
+    convolutions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    assert 0 < rest.count("Convolution") < len(convolutions)
+
+
+def test_find_precise_nodes__encoder_of_one_size(micro_ir, read_graph):
+    graph = read_graph(micro_ir.encoder)
+    graph.reshape([1, 3, 256, 256])
+    assert find_precise_nodes(graph)

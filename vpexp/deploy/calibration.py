@@ -1,0 +1,158 @@
+"""What quantization looks at: training images and prompts on them, as the two exported parts take them.
+
+Shapes: N prompts, P points a prompt, S model input size, h w size of the resized image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpexp.console import build_progress
+from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
+from vpexp.data.images import read_image
+from vpexp.data.prompts import PromptRecipe, Prompts, draw_training_prompts
+from vpexp.data.types import AnnotatedImage
+from vpexp.errors import DataError
+
+MAX_PROMPTS = 12  # of one decoder call: more of the same image add time, hardly another value
+
+PartInputs = dict[str, NDArray[np.generic]]
+"""The inputs of an exported part, by the names of its ports."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibrationImage:
+    """One image, resized, and the prompts that its objects are asked with.
+
+    Attributes:
+        image_id: name of the image.
+        image_hw3: uint8, resized but neither normalised nor padded: a quarter of the memory of the model's input.
+        calls: one entry a decoder call; coordinates are pixels of the resized image.
+    """
+
+    image_id: str
+    image_hw3: NDArray[np.uint8]
+    calls: tuple[Prompts, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibrationSet:
+    """The images that both parts are calibrated on.
+
+    Attributes:
+        images: those that could be read.
+        image_size: S.
+        unreadable: image name -> what was wrong, of those that were passed over.
+    """
+
+    images: tuple[CalibrationImage, ...]
+    image_size: int
+    unreadable: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def build_encoder_inputs(self, index: int) -> PartInputs:
+        """Build the image encoder's input of an image: ``images`` float32 [1, 3, S, S], normalised and padded."""
+        return {"images": normalize_and_pad(self.images[index].image_hw3, self.image_size)[None]}
+
+    def build_decoder_inputs(self, embeddings: Sequence[NDArray[np.float32]]) -> list[PartInputs]:
+        """Build the decoder's inputs of all calls on all images.
+
+        Args:
+            embeddings: of each image, float32 [1, 256, S/16, S/16].
+        """
+        # Not the original size: masks are only enlarged to it, behind everything that is quantized.
+        return [
+            build_decoder_inputs(
+                embedding, prompts, self.image_size, (image.image_hw3.shape[0], image.image_hw3.shape[1])
+            )
+            for image, embedding in zip(self.images, embeddings, strict=True)
+            for prompts in image.calls
+        ]
+
+
+def build_decoder_inputs(
+    embedding: NDArray[np.float32], prompts: Prompts, image_size: int, mask_hw: tuple[int, int]
+) -> PartInputs:
+    """Build the decoder's six inputs without a mask.
+
+    Args:
+        embedding: float32 [1, 256, S/16, S/16].
+        prompts: N prompts, pixels of the resized image.
+        image_size: S.
+        mask_hw: size of the masks that are asked for.
+    """
+    return {
+        "image_embeddings": embedding,
+        "point_coords": prompts.coords_NP2,
+        "point_labels": prompts.labels_NP,
+        "mask_input": np.zeros((1, 1, image_size // 4, image_size // 4), dtype=np.float32),
+        "has_mask_input": np.zeros((1, 1), dtype=np.float32),
+        "orig_size": np.array([mask_hw], dtype=np.int64),
+    }
+
+
+def read_calibration_set(
+    images: Sequence[AnnotatedImage], *, image_size: int, recipe: PromptRecipe, count: int, seed: int
+) -> CalibrationSet:
+    """Draw training images and prompts on them, with progress; the same seed and images give the same set.
+
+    Every image is asked by boxes and by points, whatever ``recipe.type`` is: a client of the exported model may send
+    either, and values that calibration never saw would be cut off.
+
+    Args:
+        images: the training split.
+        image_size: S.
+        recipe: jitter of the boxes.
+        count: at most so many images; damaged ones are replaced by others.
+        seed: decides the images and the prompts.
+
+    Raises:
+        DataError: no image has an object, or none can be read.
+    """
+    candidates = [image for image in images if len(image.masks)]
+    if not candidates:
+        raise DataError("the train split has no image with an object: nothing to calibrate on")
+    read: list[CalibrationImage] = []
+    unreadable: dict[str, str] = {}
+    with build_progress() as progress:
+        task = progress.add_task("reading images to calibrate on", total=min(count, len(candidates)))
+        for index in np.random.default_rng(seed).permutation(len(candidates)):
+            if len(read) == count:
+                break
+            image = candidates[index]
+            try:
+                image_HW3 = read_image(image.path, image.exif_transpose)
+            except DataError as error:
+                unreadable[image.image_id] = str(error)
+                continue
+            calls = _draw_calls(image, image_size, recipe, np.random.default_rng([seed, int(index)]))
+            read.append(CalibrationImage(image.image_id, resize_image(image_HW3, image_size), calls))
+            progress.advance(task)
+    if not read:
+        raise DataError(
+            f"none of the {len(candidates)} images of the train split can be read: {next(iter(unreadable.values()))}"
+        )
+    return CalibrationSet(tuple(read), image_size, unreadable)
+
+
+def _draw_calls(
+    image: AnnotatedImage, image_size: int, recipe: PromptRecipe, rng: np.random.Generator
+) -> tuple[Prompts, ...]:
+    """Draw what the decoder is asked of an image: all objects at once by boxes, and by points; one alone by each."""
+    original_hw = (image.height, image.width)
+    resized_hw = compute_resized_size(*original_hw, image_size)
+    chosen_N = np.sort(rng.permutation(len(image.masks))[:MAX_PROMPTS])
+    calls = []
+    for kind in ("box", "point"):
+        prompts = draw_training_prompts(image, chosen_N, replace(recipe, type=kind), rng)
+        prompts = Prompts(scale_points(prompts.coords_NP2, original_hw, resized_hw), prompts.labels_NP)
+        calls.append(prompts)
+        alone = prompts.select(slice(0, 1))
+        if kind == "point":  # as the Model API sends it: one point, no filling
+            alone = Prompts(alone.coords_NP2[:, :1], alone.labels_NP[:, :1])
+        calls.append(alone)
+    return tuple(calls)

@@ -1,0 +1,112 @@
+"""What quantization cost and gained: sizes and times before and after.
+
+Shapes: N prompts.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rich.table import Table
+
+from vpexp.deploy.calibration import CalibrationImage
+from vpexp.inference.exported import ExportedModel
+from vpexp.inference.predictor import Predictor
+
+REPEATS = 9
+WARM_UP = 2  # runs that are not counted
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        encoder_mb: size of the image encoder's files in 10^6 bytes.
+        decoder_mb: the same of the decoder.
+        encoder_ms: median milliseconds to embed an image.
+        decoder_ms: median milliseconds to decode all prompts of it in one call.
+    """
+
+    encoder_mb: float
+    decoder_mb: float
+    encoder_ms: float
+    decoder_ms: float
+
+    @property
+    def total_mb(self) -> float:
+        """Size of both parts."""
+        return self.encoder_mb + self.decoder_mb
+
+
+def measure_costs(
+    models: tuple[ExportedModel, ExportedModel],
+    predictors: tuple[Predictor, Predictor],
+    image: CalibrationImage,
+) -> tuple[Cost, Cost]:
+    """Measure two models in turns, so that what else the machine does falls on both.
+
+    Args:
+        models: files of the one and the other.
+        predictors: the same, opened.
+        image: what is embedded, and whose first call is decoded.
+    """
+    embeddings = [predictor.embed(image.image_hw3) for predictor in predictors]
+    encode = [partial(predictor.embed, image.image_hw3) for predictor in predictors]
+    decode = [
+        partial(predictor.decode_prompts, embedding, image.calls[0])
+        for predictor, embedding in zip(predictors, embeddings, strict=True)
+    ]
+    encoder_ms, decoder_ms = _time_in_turns(encode), _time_in_turns(decode)
+    first, second = (
+        Cost(*_measure_sizes(model), encoder, decoder)
+        for model, encoder, decoder in zip(models, encoder_ms, decoder_ms, strict=True)
+    )
+    return first, second
+
+
+def build_gain_table(before: Cost, after: Cost, names: tuple[str, str], prompts: int) -> Table:
+    """Build the table of sizes and times, the other model beside the first.
+
+    Args:
+        before: of the exported model.
+        after: of the quantized one.
+        names: what stands above the two columns.
+        prompts: how many were decoded in a call.
+    """
+    table = Table(title="what quantization gained", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in (*names, "ratio"):
+        table.add_column(name, justify="right")
+    rows = (
+        ("image encoder", "encoder_mb", "MB"),
+        ("decoder", "decoder_mb", "MB"),
+        ("both", "total_mb", "MB"),
+        ("image encoder", "encoder_ms", "ms"),
+        (f"decoder, {prompts} prompt{'' if prompts == 1 else 's'}", "decoder_ms", "ms"),
+    )
+    for title, field, unit in rows:
+        first, second = getattr(before, field), getattr(after, field)
+        table.add_row(title, f"{first:.2f} {unit}", f"{second:.2f} {unit}", f"{second / first:.2f}")
+    return table
+
+
+def _measure_sizes(model: ExportedModel) -> tuple[float, float]:
+    sizes = [
+        sum(file.stat().st_size for file in model.files if file.stem == part.stem)
+        for part in (model.encoder, model.decoder)
+    ]
+    return sizes[0] / 1e6, sizes[1] / 1e6
+
+
+def _time_in_turns(actions: Sequence[Callable[[], object]]) -> list[float]:
+    """Give the median milliseconds of each."""
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(WARM_UP + REPEATS):
+        for action, own in zip(actions, times, strict=True):
+            started = time.perf_counter()
+            action()
+            own.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(own[WARM_UP:]) for own in times]

@@ -1,0 +1,93 @@
+"""The two torch modules that are exported, with the inputs and outputs of the contract.
+
+Both only call what training and testing call, so that an exported model computes what was tested.
+
+Shapes: N prompts, P points a prompt, M masks given (1 or N), C channels, S model input size, h w = S/4, H W rows and columns
+of the embedding (S/16) or of the original image.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpexp.models.sam import Sam, upscale_logits
+
+
+class ExportableEncoder(nn.Module):
+    """``images`` [1, 3, S, S], normalised and padded, to ``image_embeddings`` [1, C, S/16, S/16]."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, images_13SS: Tensor) -> Tensor:
+        """Encode an image."""
+        return self.sam.encode_image(images_13SS)
+
+    def build_example(self) -> tuple[Tensor, ...]:
+        """Build inputs to trace with."""
+        size = self.sam.image_size
+        return (torch.zeros(1, 3, size, size),)
+
+
+class ExportableDecoder(nn.Module):
+    """All prompts of an image to masks of the original size; see ``forward``."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(  # noqa: PLR0917 (the graph has six inputs, in this order)
+        self,
+        image_embeddings_1CHW: Tensor,
+        point_coords_NP2: Tensor,
+        point_labels_NP: Tensor,
+        mask_input_M1hw: Tensor,
+        has_mask_input_M1: Tensor,
+        orig_size_12: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode prompts.
+
+        ``point_coords`` float32 are pixels of the resized image, ``point_labels`` float32 are 1 inside, 0 outside, 2
+        and 3 box corners, -1 no point. ``mask_input`` are logits of earlier masks, counted where ``has_mask_input`` is
+        1. ``orig_size`` int64 is height and width of the original image. Returns logits [N, 1, height, width], the
+        predicted IoU [N, 1], and logits [N, 1, S/4, S/4] in the padded square.
+        """
+        encoder = self.sam.prompt_encoder
+        has_mask_M111 = has_mask_input_M1[:, :, None, None]
+        dense_MCHW = has_mask_M111 * encoder.embed_masks(mask_input_M1hw)
+        dense_MCHW = dense_MCHW + (1 - has_mask_M111) * encoder.embed_masks(None)
+        image_NCHW = (image_embeddings_1CHW + dense_MCHW).expand(point_coords_NP2.shape[0], -1, -1, -1)
+        decoded = self.sam.decode_points(image_NCHW, point_coords_NP2, point_labels_NP)
+        low_res_N1hw = decoded.low_res_logits_N1HW
+        upscaled_NHW = upscale_logits(
+            low_res_N1hw,
+            image_size=self.sam.image_size,
+            resized_hw=_compute_resized_size(orig_size_12, self.sam.image_size),
+            original_hw=(orig_size_12[0, 0], orig_size_12[0, 1]),  # type: ignore[arg-type]  # traced: sizes are tensors
+        )
+        return upscaled_NHW[:, None], decoded.iou_N[:, None], low_res_N1hw
+
+    def build_example(self) -> tuple[Tensor, ...]:
+        """Build inputs to trace with: three boxes on an image that is not square."""
+        size = self.sam.image_size
+        return (
+            torch.zeros(1, self.sam.embedding_channels, self.sam.embedding_size, self.sam.embedding_size),
+            torch.tensor([[[0.0, 0.0], [size / 2, size / 2]]]).expand(3, -1, -1).contiguous(),
+            torch.tensor([[2.0, 3.0]]).expand(3, -1).contiguous(),
+            torch.zeros(1, 1, size // 4, size // 4),
+            torch.zeros(1, 1),
+            torch.tensor([[size - size // 4, size]]),
+        )
+
+
+def _compute_resized_size(orig_size_12: Tensor, image_size: int) -> Any:
+    """Compute height and width inside the square as ``compute_resized_size`` does, in whole numbers.
+
+    Integers, because a traced graph computes in float32, where halves would be lost.
+    """
+    longest = orig_size_12.max()
+    resized_12 = (2 * image_size * orig_size_12 + longest) // (2 * longest)
+    resized_12 = resized_12.clamp(min=1)
+    return resized_12[0, 0], resized_12[0, 1]

@@ -1,0 +1,109 @@
+"""Both parts of a model as OpenVINO IR, straight from torch."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vpexp.deploy.fit_image import accept_any_size
+from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder
+from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
+from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+from vpexp.models.sam import Sam
+
+MODEL_API_MASK_SIZE = 256  # the side of the empty mask that Model API sends, whatever the model's own
+
+
+def write_openvino(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str, str]) -> ExportedModel:
+    """Write a model as two IRs.
+
+    Args:
+        sam: in eval mode, float32, on the CPU.
+        folder: where the files go.
+        info: what goes into the metadata.
+        precisions: FP32 or FP16 of each part: how weights are stored; FP16 is computed in float32 too.
+    """
+    model = ExportedModel(
+        folder / f"{EXPORTED_NAME}_{ENCODER}.xml", folder / f"{EXPORTED_NAME}_{DECODER}.xml", "openvino"
+    )
+    for part, file, build in ((ENCODER, model.encoder, _build_encoder), (DECODER, model.decoder, _build_decoder)):
+        graph = build(sam)
+        save_graph(graph, file, build_model_info(info, part, precisions[part]), halve=precisions[part] == "FP16")
+    return model
+
+
+def save_graph(graph: Any, file: Path, model_info: dict[str, str], *, halve: bool = False) -> None:
+    """Write an ``openvino.Model`` with its metadata; ``halve`` stores weights as float16."""
+    import openvino
+
+    for key, value in model_info.items():
+        graph.set_rt_info(value, ["model_info", key])
+    openvino.save_model(graph, str(file), compress_to_fp16=halve)
+
+
+def name_ports(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Give every port exactly one tensor name: clients hand arrays on by name, and take the first."""
+    for ports, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
+            port.get_node().set_friendly_name(name)
+
+
+def _build_encoder(sam: Sam) -> Any:
+    size = sam.image_size
+    graph = _convert(ExportableEncoder(sam), [[1, 3, size, size]])
+    graph = accept_any_size(graph, size)
+    name_ports(graph, ENCODER_INPUTS, ENCODER_OUTPUTS)
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _build_decoder(sam: Sam) -> Any:
+    side, low = sam.embedding_size, sam.image_size // 4
+    shapes = [[1, sam.embedding_channels, side, side], [-1, -1, 2], [-1, -1], [-1, 1, low, low], [-1, 1], [1, 2]]
+    graph = _convert(ExportableDecoder(sam), shapes)
+    if low != MODEL_API_MASK_SIZE:
+        graph = _accept_any_mask(graph, low)
+    name_ports(graph, DECODER_INPUTS, DECODER_OUTPUTS)
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _convert(module: nn.Module, shapes: list[list[int]]) -> Any:
+    import openvino
+
+    example = module.build_example()  # type: ignore[operator]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of each Python number, all of them constants of the model
+        traced = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        graph = openvino.convert_model(traced, example_input=example, input=shapes)
+    for node in graph.get_ops():
+        if node.get_type_name() == "Interpolate":
+            # The converter's mode takes the first pixel instead of the middle where one row or column remains.
+            node.set_attribute("coordinate_transformation_mode", "half_pixel")
+    return graph
+
+
+def _accept_any_mask(graph: Any, low: int) -> Any:
+    """Let ``mask_input`` have any size; one of the model's own size passes unchanged."""
+    import openvino
+    from openvino import opset13 as ops
+
+    parameters = graph.get_parameters()
+    place = DECODER_INPUTS.index("mask_input")
+    masks = ops.parameter([-1, 1, -1, -1], np.float32, name="mask_input")
+    resized = ops.interpolate(
+        masks,
+        ops.constant([low, low], np.int64),
+        mode="linear_onnx",
+        shape_calculation_mode="sizes",
+        axes=ops.constant([2, 3], np.int64),
+    )
+    for target in parameters[place].output(0).get_target_inputs():
+        target.replace_source_output(resized.output(0))
+    parameters[place] = masks
+    return openvino.Model(graph.get_results(), parameters, "decoder")

@@ -1,0 +1,234 @@
+"""INT8 by NNCF: an exported OpenVINO model in, one that is smaller and faster out.
+
+Weights are always stored with eight bits. With the method ``int8`` what flows through the network is rounded too, in
+ranges that calibration found, so that the processor computes in whole numbers; with ``weights`` it stays as it was.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from vpexp.console import build_progress
+from vpexp.deploy.calibration import CalibrationSet, PartInputs
+from vpexp.deploy.openvino_format import name_ports, save_graph
+from vpexp.deploy.precise_nodes import find_precise_nodes
+from vpexp.inference.exported import DECODER, ENCODER, OPTIMIZED_NAME, ExportedModel
+from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+
+INT8, WEIGHTS, KEEP = "int8", "weights", "keep"
+"""What is done to a part: weights and activations, weights only, nothing; from the fastest to the most exact."""
+
+PRECISIONS = {INT8: "INT8", WEIGHTS: "INT8-weights"}
+"""What ``model_info`` calls it."""
+
+PORTS = {ENCODER: (ENCODER_INPUTS, ENCODER_OUTPUTS), DECODER: (DECODER_INPUTS, DECODER_OUTPUTS)}
+LARGE_TABLE = 4096  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationRecipe:
+    """How NNCF quantizes; meanings and choices as in the section ``ptq`` of the configuration."""
+
+    preset: str = "mixed"
+    model_type: str | None = "transformer"
+    overflow_fix: str = "enable"
+    smooth_quant: bool = True
+    bias_correction: str = "fast"
+    activation_range: str = "minmax"
+
+
+def quantize_model(
+    source: ExportedModel,
+    folder: Path,
+    calibration: CalibrationSet,
+    recipe: QuantizationRecipe,
+    methods: Mapping[str, str],
+) -> ExportedModel:
+    """Quantize both parts of an exported model; the same inputs give the same files, byte for byte.
+
+    The decoder is calibrated on the embeddings of the encoder as it was quantized, which is what it will be given.
+
+    Args:
+        source: OpenVINO IR.
+        folder: where ``optimized_model_*`` go.
+        calibration: what both parts are calibrated on.
+        recipe: how.
+        methods: ``int8``, ``weights`` or ``keep`` (copied as it is) for ``image_encoder`` and ``decoder``.
+    """
+    import openvino
+
+    target = ExportedModel(
+        folder / f"{OPTIMIZED_NAME}_{ENCODER}.xml", folder / f"{OPTIMIZED_NAME}_{DECODER}.xml", source.format
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    core = openvino.Core()
+    with _quiet_nncf(), build_progress() as progress:
+        inputs: Sequence[PartInputs] = _Inputs(calibration)
+        shared: dict[str, Any] = {"recipe": recipe, "progress": progress}
+        quantize_part(core, source.encoder, target.encoder, inputs=inputs, method=methods[ENCODER], **shared)
+        if methods[DECODER] == INT8:
+            inputs = calibration.build_decoder_inputs(_embed(core, target.encoder, calibration, progress))
+        quantize_part(core, source.decoder, target.decoder, inputs=inputs, method=methods[DECODER], **shared)
+    return target
+
+
+def quantize_part(
+    core: Any,
+    source: Path,
+    target: Path,
+    *,
+    inputs: Sequence[PartInputs],
+    recipe: QuantizationRecipe,
+    method: str,
+    progress: Progress,
+) -> None:
+    """Quantize one of the two files, keeping its ports and its metadata.
+
+    Args:
+        core: an ``openvino.Core``.
+        source: the ``.xml`` that is read.
+        target: the ``.xml`` that is written.
+        inputs: what the part is calibrated on; only ``int8`` looks at them.
+        recipe: how.
+        method: ``int8``, ``weights`` or ``keep``.
+        progress: where a bar is shown.
+    """
+    if method == KEEP:
+        for suffix in (".xml", ".bin"):
+            shutil.copyfile(source.with_suffix(suffix), target.with_suffix(suffix))
+        return
+    import nncf
+
+    part = ENCODER if source.stem.endswith(ENCODER) else DECODER
+    graph = core.read_model(source)
+    model_info = {key: str(value.value) for key, value in graph.get_rt_info()["model_info"].items()}
+    ignored = nncf.IgnoredScope(names=find_precise_nodes(graph), validate=False)
+    if method == WEIGHTS:
+        quantized = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=ignored)
+    else:
+        tracked = _Tracked(inputs, progress, f"quantizing the {part.replace('_', ' ')}")
+        quantized = nncf.quantize(
+            graph, nncf.Dataset(tracked), subset_size=len(tracked), ignored_scope=ignored, **_build_arguments(recipe)
+        )
+    _halve_large_tables(quantized)
+    name_ports(quantized, *PORTS[part])
+    save_graph(quantized, target, model_info | {"precision": PRECISIONS[method]})
+
+
+def _build_arguments(recipe: QuantizationRecipe) -> dict[str, Any]:
+    """Translate a recipe into arguments of ``nncf.quantize``."""
+    import nncf
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    overflow_fixes = {
+        "enable": OverflowFix.ENABLE,
+        "first_layer": OverflowFix.FIRST_LAYER,
+        "disable": OverflowFix.DISABLE,
+    }
+    ranges = {"minmax": RangeEstimatorParametersSet.MINMAX, "mean": RangeEstimatorParametersSet.MEAN_MINMAX}
+    advanced = AdvancedQuantizationParameters(
+        overflow_fix=overflow_fixes[recipe.overflow_fix],
+        disable_bias_correction=recipe.bias_correction == "none",
+        activations_range_estimator_params=ranges[recipe.activation_range],
+    )
+    if not recipe.smooth_quant:
+        advanced.smooth_quant_alphas = AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+    return {
+        "preset": nncf.QuantizationPreset(recipe.preset),
+        "model_type": nncf.ModelType.TRANSFORMER if recipe.model_type else None,
+        "fast_bias_correction": recipe.bias_correction != "full",
+        "advanced_parameters": advanced,
+    }
+
+
+def _embed(core: Any, encoder: Path, calibration: CalibrationSet, progress: Progress) -> list[NDArray[np.float32]]:
+    """Compute the embeddings of all calibration images, float32 [1, 256, S/16, S/16] each."""
+    graph = core.read_model(encoder)
+    graph.reshape([1, 3, calibration.image_size, calibration.image_size])
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    tracked = _Tracked(_Inputs(calibration), progress, "encoding images for the decoder")
+    return [compiled(inputs)["image_embeddings"].copy() for inputs in tracked]
+
+
+def _halve_large_tables(graph: Any) -> None:
+    """Store the biases of attention, which quantization leaves alone, as float16: they are half of a small encoder.
+
+    They are added to the attention's scores, where the rounding of float16 is far below that of INT8.
+    """
+    from openvino import opset13 as ops
+
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention":
+            continue
+        for port in node.inputs():
+            source = port.get_source_output().get_node()
+            is_table = source.get_type_name() == "Constant" and source.get_element_type().get_type_name() == "f32"
+            if is_table and source.data.nbytes >= LARGE_TABLE:
+                halved = ops.constant(source.data.astype(np.float16))
+                halved.set_friendly_name(f"{source.get_friendly_name()}/halved")
+                port.replace_source_output(ops.convert(halved, "f32").output(0))
+
+
+class _Inputs(Sequence[PartInputs]):
+    """The encoder's inputs, made when they are asked for: together they would fill the memory."""
+
+    def __init__(self, calibration: CalibrationSet) -> None:
+        self.calibration = calibration
+
+    def __len__(self) -> int:
+        return len(self.calibration)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.calibration.build_encoder_inputs(index)
+
+
+class _Tracked:
+    """Inputs that move a progress bar when they are looked at; NNCF goes through them several times."""
+
+    def __init__(self, inputs: Sequence[PartInputs], progress: Progress, description: str) -> None:
+        self.inputs = inputs
+        self.progress = progress
+        self.description = description
+        self.passes = 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator[PartInputs]:
+        self.passes += 1
+        again = f", pass {self.passes}" if self.passes > 1 else ""
+        task = self.progress.add_task(f"{self.description}{again}", total=len(self.inputs))
+        try:
+            for inputs in self.inputs:
+                yield inputs
+                self.progress.advance(task)
+        finally:
+            self.progress.remove_task(task)
+
+
+@contextmanager
+def _quiet_nncf() -> Iterator[None]:
+    """Keep NNCF's notes and bars from the terminal: it prints on rich's own console, which is not ours."""
+    import nncf
+    import rich
+
+    nncf.set_log_level(logging.ERROR)
+    console = rich.get_console()
+    quiet, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = quiet

@@ -1,0 +1,87 @@
+"""What exported models share, whatever runs them: numpy in, numpy out. Legend as in ``predictor.py``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
+from vpexp.data.prompts import Prompts
+from vpexp.inference.exported import ExportedModel, ModelMetadata
+from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image, count_prompts_a_call
+
+ENCODER_INPUTS = ("images",)
+ENCODER_OUTPUTS = ("image_embeddings",)
+DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_size")
+DECODER_OUTPUTS = ("upscaled_masks", "iou_predictions", "low_res_masks")
+
+Arrays = dict[str, NDArray[Any]]
+RunGraph = Callable[[Arrays], Arrays]
+
+
+class GraphPredictor:
+    """Prepares what the two graphs take, and reads what they give.
+
+    Args:
+        model: the files.
+        metadata: what they say of themselves.
+        run_encoder: from ``ENCODER_INPUTS`` to ``ENCODER_OUTPUTS``.
+        run_decoder: from ``DECODER_INPUTS`` to ``DECODER_OUTPUTS``.
+    """
+
+    def __init__(
+        self, model: ExportedModel, metadata: ModelMetadata, run_encoder: RunGraph, run_decoder: RunGraph
+    ) -> None:
+        self.model = model
+        self.metadata = metadata
+        self.image_size = metadata.image_size
+        self._run_encoder = run_encoder
+        self._run_decoder = run_decoder
+
+    def embed(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
+        """Encode an RGB image: uint8 [H, W, 3], any size; ValueError for anything else."""
+        check_image(image_HW3)
+        original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
+        input_3SS = normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size)
+        features = self._run_encoder({"images": input_3SS[None]})["image_embeddings"]
+        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
+
+    def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
+        """Decode prompts in chunks that bound memory."""
+        height, width = embedding.original_hw
+        low_res_size = self.image_size // 4
+        masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
+        iou = np.zeros(len(prompts), dtype=np.float32)
+        low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
+        chunk = count_prompts_a_call(embedding.original_hw, self.image_size)
+        for start in range(0, len(prompts), chunk):
+            part = slice(start, start + chunk)
+            outputs = self._run_decoder(self.build_decoder_inputs(embedding, prompts.select(part)))
+            masks[part] = outputs["upscaled_masks"][:, 0] > 0
+            iou[part] = outputs["iou_predictions"][:, 0]
+            low_res[part] = outputs["low_res_masks"][:, 0]
+        return Prediction(masks, iou, low_res)
+
+    def build_decoder_inputs(self, embedding: ImageEmbedding, prompts: Prompts) -> Arrays:
+        """Build the decoder's inputs for prompts in pixels of the original image, without an earlier mask."""
+        size = self.image_size // 4
+        return {
+            "image_embeddings": embedding.features,
+            "point_coords": scale_points(prompts.coords_NP2, embedding.original_hw, embedding.resized_hw),
+            "point_labels": prompts.labels_NP.astype(np.float32),
+            "mask_input": np.zeros((1, 1, size, size), dtype=np.float32),
+            "has_mask_input": np.zeros((1, 1), dtype=np.float32),
+            "orig_size": np.array([embedding.original_hw], dtype=np.int64),
+        }
+
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        *,
+        boxes: NDArray[np.float32] | None = None,
+        points: NDArray[np.float32] | None = None,
+        point_labels: NDArray[np.float32] | None = None,
+    ) -> Prediction:
+        """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
+        return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels))

@@ -1,0 +1,78 @@
+"""Prompts of one image in, compressed masks out; memory does not grow with the number of prompts.
+
+Legend: N prompts, H W size of the image, s side of the low-resolution logits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vpexp.data.masks import encode_mask
+from vpexp.data.prompts import Prompts
+from vpexp.data.types import Rle
+from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
+
+# Masks that are held at the image's size at once, in pixels.
+CHUNK_PIXELS = 64 * 1024 * 1024
+CHUNK_PROMPTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMask:
+    """A mask that a prompt gave.
+
+    Attributes:
+        rle: the mask, compressed; it has at least one pixel.
+        score: its predicted IoU.
+        prompt: which prompt gave it.
+    """
+
+    rle: Rle
+    score: float
+    prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """What the prompts of one image gave.
+
+    Attributes:
+        masks: in the order of the prompts.
+        empty: how many prompts gave no pixel.
+        weak: how many masks were left out for their score.
+    """
+
+    masks: list[FoundMask]
+    empty: int = 0
+    weak: int = 0
+
+
+def segment(predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts, *, min_score: float) -> Segmentation:
+    """Decode prompts in chunks, and keep the masks that have a pixel and score well enough.
+
+    Args:
+        predictor: any backend.
+        embedding: of the image.
+        prompts: pixels of the image.
+        min_score: lowest predicted IoU; one below 0, which a model may predict, counts as 0. A score that is no number
+            is never well enough.
+    """
+    masks: list[FoundMask] = []
+    empty = weak = 0
+    for start, prediction in _decode_in_chunks(predictor, embedding, prompts):
+        for offset, (mask_HW, score) in enumerate(zip(prediction.masks, prediction.iou.tolist(), strict=True)):
+            if not max(score, 0.0) >= min_score:
+                weak += 1
+            elif not mask_HW.any():
+                empty += 1
+            else:
+                masks.append(FoundMask(encode_mask(mask_HW), score, start + offset))
+    return Segmentation(masks, empty, weak)
+
+
+def _decode_in_chunks(
+    predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts
+) -> Iterator[tuple[int, Prediction]]:
+    height, width = embedding.original_hw
+    chunk = min(CHUNK_PROMPTS, max(1, CHUNK_PIXELS // (height * width)))
+    for start in range(0, len(prompts), chunk):
+        yield start, predictor.decode_prompts(embedding, prompts.select(slice(start, start + chunk)))

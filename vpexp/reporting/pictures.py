@@ -1,0 +1,67 @@
+"""The same images as every form of the model saw them, small enough to travel inside a page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vpexp.visuals import split_comparison
+
+ANNOTATED = "annotated"
+LONGEST_SIDE = 400
+QUALITY = 82
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A small JPEG and the line below it."""
+
+    jpeg: bytes
+    size: tuple[int, int]
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """One image: as annotated, and as predicted by each form of the model.
+
+    Attributes:
+        name: the image's name.
+        pictures: by column, ``annotated`` first.
+    """
+
+    name: str
+    pictures: Mapping[str, Picture]
+
+
+def read_pictures(overlays: Mapping[str, Path], prefix: str = "") -> list[PictureRow]:
+    """Read the overlays that several tests left, image by image.
+
+    Args:
+        overlays: the folder of overlays by column; one that is not there is passed over.
+        prefix: what the file names begin with, and the names shown do not.
+    """
+    folders = {column: folder for column, folder in overlays.items() if folder.is_dir()}
+    names = dict.fromkeys(path.name for folder in folders.values() for path in sorted(folder.glob("*.png")))
+    rows = []
+    for name in names:
+        pictures: dict[str, Picture] = {}
+        for column, folder in folders.items():
+            if not (folder / name).is_file():
+                continue
+            annotated, predicted = split_comparison(folder / name)
+            pictures.setdefault(ANNOTATED, shrink(*annotated))
+            pictures[column] = shrink(*predicted)
+        rows.append(PictureRow(name.removesuffix(".png").removeprefix(prefix), pictures))
+    return rows
+
+
+def shrink(picture: Image.Image, caption: str) -> Picture:
+    """Make a picture small: as JPEG, its longest side no longer than ``LONGEST_SIDE``."""
+    small = picture.copy()
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
+    file = BytesIO()
+    small.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return Picture(file.getvalue(), small.size, caption)

@@ -1,0 +1,98 @@
+"""``stage=export``: a trained model as OpenVINO IR, ONNX, or weights in the official layout."""
+
+import shutil
+import time
+from pathlib import Path
+
+from vpexp.console import say
+from vpexp.deploy.metadata import ExportInfo
+from vpexp.deploy.official_format import write_official
+from vpexp.deploy.parity import Parity, check_parity, measure_parity
+from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
+from vpexp.inference.load import open_exported
+from vpexp.inference.torch_predictor import TorchPredictor
+from vpexp.models.sam import Sam
+from vpexp.models.weights import compute_state_hash
+from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.trial_image import find_trial_image
+from vpexp.stages.weights import load_configured_model
+
+NAMES = {"openvino": "OpenVINO IR", "onnx": "ONNX model"}
+
+
+def run(context: RunContext) -> StageResult:
+    """Export what was trained, and check that it still answers the same."""
+    cfg = context.cfg
+    started = time.perf_counter()
+    sam, checkpoint = load_configured_model(context, "exporting")
+    # What is written lies aside until it has passed the check.
+    draft = context.folder.path / ".draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        if cfg.export.format == "sam":
+            return _export_weights(context, sam, draft)
+        info = ExportInfo(
+            model_name=cfg.model.name,
+            image_size=sam.image_size,
+            labels=checkpoint.categories if checkpoint else (),
+            source_hash=compute_state_hash(sam),
+        )
+        written = _write(context, sam, draft, info)
+        parity = _check(context, sam, written)
+        model = _publish(written, context.folder.path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    say(f"{NAMES[model.format]}, {model.size_mb:.1f} MB: {model.folder}")
+    for file in model.files:
+        context.tracker.log_artifact(file, "model")
+    metrics = {
+        "export/size_mb": model.size_mb,
+        "export/flipped_per_10000": parity.flipped * 1e4,
+        "export/logits_difference": parity.logits,
+        "export/seconds": time.perf_counter() - started,
+    }
+    return StageResult(metrics, {ENCODER: model.encoder, DECODER: model.decoder}, context.folder.path)
+
+
+def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
+    path = write_official(sam, draft, halve=context.cfg.export.precision == "FP16")
+    final = context.folder.path / path.name
+    path.replace(final)
+    say(f"weights in the official layout: {final}")
+    context.tracker.log_artifact(final, "model")
+    return StageResult({"export/size_mb": final.stat().st_size / 1e6}, {"weights": final}, context.folder.path)
+
+
+def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> ExportedModel:
+    settings = context.cfg.export
+    precisions = {ENCODER: settings.precision, DECODER: settings.decoder_precision}
+    say(f"writing {NAMES[settings.format]}: image encoder {precisions[ENCODER]}, decoder {precisions[DECODER]}")
+    if settings.format == "onnx":
+        from vpexp.deploy.onnx_format import write_onnx
+
+        return write_onnx(sam, folder, info, precisions=precisions)
+    from vpexp.deploy.openvino_format import write_openvino
+
+    return write_openvino(sam, folder, info, precisions=precisions)
+
+
+def _check(context: RunContext, sam: Sam, written: ExportedModel) -> Parity:
+    """Run both forms on an image; ExportError where they differ."""
+    trial = find_trial_image(context)
+    predictor = open_exported(written, threads=context.cfg.trainer.threads)
+    parity = measure_parity(TorchPredictor(sam), predictor, trial.image_HW3, trial.prompts)
+    settings = context.cfg.export
+    precision = "FP16" if "FP16" in (settings.precision, settings.decoder_precision) else "FP32"
+    check_parity(parity, precision, NAMES[written.format])
+    say(
+        f"checked against the trained model with {parity.prompts} prompts on {trial.name}: of 10,000 mask pixels "
+        f"{parity.flipped * 1e4:.2f} flip; logits differ by {parity.logits:.1e} standard deviations at most"
+    )
+    return parity
+
+
+def _publish(written: ExportedModel, folder: Path) -> ExportedModel:
+    for file in written.files:
+        file.replace(folder / file.name)
+    return ExportedModel(folder / written.encoder.name, folder / written.decoder.name, written.format)

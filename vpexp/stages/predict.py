@@ -1,0 +1,260 @@
+"""``stage=predict``: masks for images without annotation, from boxes and points or from a grid of points."""
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.markup import escape
+from rich.table import Table
+
+from vpexp import visuals
+from vpexp.console import build_progress, console, say
+from vpexp.data.images import ImageFileError, read_image
+from vpexp.data.ledger import SkipLedger, order_by_count
+from vpexp.data.masks import compute_area, decode_rle
+from vpexp.data.prompts import Prompts
+from vpexp.data.sources import find_images
+from vpexp.errors import DataError
+from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
+from vpexp.inference.grid import build_grid, keep_best
+from vpexp.inference.predictor import Predictor
+from vpexp.inference.segment import FoundMask, Segmentation, segment
+from vpexp.inference.tasks import PredictionPlan, PredictionTask, plan_grid, plan_prompts
+from vpexp.stages.context import RunContext, StageResult
+
+GRID = "grid"
+EXPORTED_SUFFIXES = (".xml", ".onnx")
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What came of the images."""
+
+    prompts: int = 0
+    empty: int = 0
+    weak: int = 0
+    overlapping: int = 0
+    scores: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return len(self.seconds)
+
+    def add(self, prompts: int, segmentation: Segmentation, seconds: float) -> None:
+        self.prompts += prompts
+        self.empty += segmentation.empty
+        self.weak += segmentation.weak
+        self.overlapping += prompts - len(segmentation.masks) - segmentation.empty - segmentation.weak
+        self.scores.extend(mask.score for mask in segmentation.masks)
+        self.seconds.append(seconds)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers by name."""
+        return {
+            "predict/images": float(self.images),
+            "predict/prompts": float(self.prompts),
+            "predict/masks": float(len(self.scores)),
+            "predict/mean_score": float(np.mean(self.scores)) if self.scores else math.nan,
+            "predict/seconds_per_image": float(np.median(self.seconds)) if self.seconds else math.nan,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that a prediction carries along."""
+
+    context: RunContext
+    plan: PredictionPlan
+    writer: CocoResultWriter
+    ledger: SkipLedger
+    tally: _Tally
+
+    def describe(self) -> dict[str, Any]:
+        """Say in numbers what came of the images."""
+        tally = self.tally
+        return {
+            "images": tally.images,
+            "prompts": tally.prompts,
+            "masks": len(tally.scores),
+            "left_out": {"empty": tally.empty, "low score": tally.weak, "overlapping": tally.overlapping},
+            "without_prompts": self.plan.without_prompts,
+            "skipped": dict(self.ledger.counts),
+            "examples": dict(self.ledger.examples),
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def run(context: RunContext) -> StageResult:
+    """Predict the masks of all images that ``source`` and ``prompts`` name.
+
+    Raises:
+        ConfigError, DataError: source or prompts are not there, are malformed, or fit no image; no image can be read.
+    """
+    cfg = context.cfg
+    ledger = SkipLedger(strict=cfg.data.strict)
+    plan = _plan(context, ledger)
+    predictor = _load(context)
+    writer = CocoResultWriter(context.folder.path, plan.categories)
+    job = _Job(context, plan, writer, ledger, _Tally())
+    try:
+        with writer:
+            _predict_all(job, predictor)
+    except BaseException as error:
+        if job.tally.images and isinstance(error, KeyboardInterrupt | SystemExit):
+            say(
+                f"stopped after {job.tally.images} of {len(plan.tasks)} images; their masks are in {writer.predictions}"
+            )
+        with contextlib.suppress(OSError):
+            _record(job)
+        raise
+    _record(job)
+    if not job.tally.images:
+        reason, example = next(iter(ledger.examples.items()))
+        raise DataError(f"source={cfg.source}: no image with prompts can be read; the first: {example} ({reason})")
+    _tell(job)
+    artifacts = {"predictions": writer.predictions, "images": writer.image_list}
+    if context.folder.overlays.is_dir():
+        artifacts["overlays"] = context.folder.overlays
+    return StageResult(job.tally.metrics, artifacts, context.folder.path, {"predict": job.describe()})
+
+
+def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
+    cfg = context.cfg
+    images = find_images(cfg.source, leave_out=context.output_dir)
+    if cfg.prompts == GRID:
+        return plan_grid(images)
+    plan = plan_prompts(images, Path(cfg.prompts).expanduser(), ledger)
+    for line in plan.warnings:
+        say(line, style="yellow")
+    return plan
+
+
+def _load(context: RunContext) -> Predictor:
+    """Load what predicts; torch is imported only for torch's own models."""
+    cfg = context.cfg
+    if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in EXPORTED_SUFFIXES:
+        from vpexp.inference.load import load_predictor
+
+        say(f"predicting with {cfg.checkpoint}")
+        return load_predictor(cfg.checkpoint, threads=cfg.trainer.threads)
+    from vpexp.inference.torch_predictor import TorchPredictor
+    from vpexp.stages.assessment import choose_device
+    from vpexp.stages.weights import load_configured_model
+
+    sam, _ = load_configured_model(context, "predicting with")
+    return TorchPredictor(sam.to(choose_device(cfg)))
+
+
+def _predict_all(job: _Job, predictor: Predictor) -> None:
+    cfg, tasks = job.context.cfg, job.plan.tasks
+    drawn = np.linspace(0, len(tasks) - 1, min(cfg.stage.overlays, len(tasks))).round().astype(int).tolist()
+    taken: set[str] = set()
+    with build_progress() as progress:
+        for place, task in enumerate(progress.track(tasks, description="predicting")):
+            try:
+                image_HW3 = read_image(task.image.path)
+            except ImageFileError as error:
+                job.ledger.skip(error.reason, str(task.image.path))
+                continue
+            started = time.perf_counter()
+            prompts, segmentation = _segment(cfg.predict, predictor, image_HW3, task)
+            seconds = time.perf_counter() - started
+            _write(job.writer, task, image_HW3.shape, prompts, segmentation.masks)
+            job.tally.add(len(prompts), segmentation, seconds)
+            if place in drawn:
+                name = visuals.name_picture(task.image.name.removesuffix(task.image.path.suffix), taken)
+                picture = _draw(image_HW3, prompts, segmentation.masks, is_grid=task.prompts is None)
+                visuals.save_picture(picture, job.context.folder.overlays / f"{name}.png")
+
+
+def _segment(
+    cfg: DictConfig, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask
+) -> tuple[Prompts, Segmentation]:
+    """Predict on one image: with its own prompts, or with a grid of points of whose masks the best are kept."""
+    embedding = predictor.embed(image_HW3)
+    if task.prompts is not None:
+        prompts = task.prompts.prompts
+        return prompts, segment(predictor, embedding, prompts, min_score=cfg.min_score)
+    height, width, _ = image_HW3.shape
+    prompts = build_grid(height, width, cfg.points_per_side)
+    min_score = max(cfg.min_score, cfg.grid_min_score)
+    found = segment(predictor, embedding, prompts, min_score=min_score)
+    return prompts, Segmentation(keep_best(found.masks, cfg.grid_overlap), found.empty, found.weak)
+
+
+def _write(
+    writer: CocoResultWriter,
+    task: PredictionTask,
+    shape: tuple[int, ...],
+    prompts: Prompts,
+    masks: Sequence[FoundMask],
+) -> None:
+    image = {"id": task.image.number, "file_name": task.image.name, "width": shape[1], "height": shape[0]}
+    results = []
+    for mask in masks:
+        label = task.prompts.labels[mask.prompt] if task.prompts else next(iter(writer.category_ids))
+        result = build_result(mask.rle, mask.score, image=image, category_id=writer.category_ids[label])
+        results.append(result | {"prompt": describe_prompt(prompts, mask.prompt)})
+    writer.add(image, results)
+
+
+def _draw(image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequence[FoundMask], *, is_grid: bool) -> Any:
+    """Draw the largest masks first, so that what lies inside of them is seen; of a grid only the points that gave one."""
+    by_area = sorted(masks, key=lambda mask: -compute_area(mask.rle))
+    shown = [mask.prompt for mask in masks] if is_grid else range(len(prompts))
+    mean = f", mean predicted IoU {np.mean([mask.score for mask in masks]):.3f}" if masks else ""
+    return visuals.draw_prediction(
+        image_HW3,
+        (decode_rle(mask.rle) for mask in by_area),
+        ((prompts.coords_NP2[index], prompts.labels_NP[index]) for index in shown),
+        f"{len(masks)} masks from {len(prompts)} {'points' if is_grid else 'prompts'}{mean}",
+    )
+
+
+def _record(job: _Job) -> None:
+    """Write into ``run.json`` what came of the images, and upload what was made; of a stopped run, what there is."""
+    context = job.context
+    about = {"source": str(context.cfg.source), "prompts_from": str(context.cfg.prompts)}
+    context.folder.update_run_json(predict=about | job.describe())
+    for path in (job.writer.predictions, job.writer.image_list, context.folder.overlays):
+        context.tracker.log_artifact(path)
+
+
+def _tell(job: _Job) -> None:
+    cfg, tally, ledger = job.context.cfg, job.tally, job.ledger
+    title = f"{cfg.model.name} on {PurePath(cfg.source).name or cfg.source}"
+    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    metrics = tally.metrics
+    for name in ("images", "prompts", "masks"):
+        table.add_row(name, f"{metrics[f'predict/{name}']:.0f}")
+    if tally.scores:
+        table.add_row("mean predicted IoU", f"{metrics['predict/mean_score']:.4f}")
+    table.add_row("time an image", f"{metrics['predict/seconds_per_image']:.3f} s")
+    console.print(table)
+    if job.plan.without_prompts:
+        say(f"images without prompts in {cfg.prompts}, passed over: {job.plan.without_prompts}")
+    left_out = {
+        "empty": tally.empty,
+        "below the lowest score": tally.weak,
+        "overlapping a better one": tally.overlapping,
+    }
+    if any(left_out.values()):
+        say(f"masks left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items() if count)}")
+    if tally.weak and not tally.scores:
+        key = "predict.grid_min_score" if cfg.prompts == GRID else "predict.min_score"
+        say(f"no mask scored well enough: lower {key}, or fine-tune the model on images like these", style="yellow")
+    if ledger.counts:
+        reasons = [f"{count} x {reason} ({ledger.examples[reason]})" for reason, count in order_by_count(ledger.counts)]
+        say(f"images passed over: {', '.join(reasons)}", style="yellow")
+    say(f"masks: {job.writer.predictions}")
