@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts
 from vpexp.inference.exported import ExportedModel
 
-LABELS = ("grape bunch", 'a "quoted" <b> & \'c\'', "Größe 葡萄")
+LABELS = ("grape bunch", "a \"quoted\" <b> & 'c'", "Größe 葡萄")
 FULL = {"image_encoder": "FP32", "decoder": "FP32"}
 
 
@@ -38,7 +38,7 @@ def build_debug_sam():
     return randomize(build_sam_debug(64), seed=3)
 
 
-def export(sam, name, folder, format_, precisions=FULL, labels=LABELS) -> ExportedModel:
+def export(sam, name, folder, format_, *, precisions=FULL, labels=LABELS) -> ExportedModel:
     """Write a model as ``stage=export`` does."""
     from vpexp.deploy.metadata import ExportInfo
     from vpexp.deploy.onnx_format import write_onnx
@@ -50,14 +50,12 @@ def export(sam, name, folder, format_, precisions=FULL, labels=LABELS) -> Export
     return write(sam, folder, info, precisions=precisions)
 
 
-def draw_vineyard(root: Path, *, image_size=256, count=3, seed=5) -> list[DrawnImage]:
+def draw_vineyard(root: Path, *, image_size=256, count=2, seed=5) -> list[DrawnImage]:
     """Draw bunches of grapes."""
     from vpexp.data.load import load_dataset
     from vpexp.data.synthetic import write_synthetic_dataset
 
-    root = write_synthetic_dataset(
-        root, scene="vineyard", image_size=image_size, train=1, val=1, test=count, seed=seed
-    )
+    root = write_synthetic_dataset(root, scene="vineyard", image_size=image_size, train=1, val=1, test=count, seed=seed)
     return take_images(load_dataset(format="coco", root=root, splits=("test",)).splits["test"].images)
 
 
@@ -67,7 +65,9 @@ def take_images(images) -> list[DrawnImage]:
 
     read = EvaluationSet(images, PromptRecipe())
     return [
-        DrawnImage(read[index].image_HW3, *(build_evaluation_prompts(image, PromptRecipe(kind)) for kind in ("box", "point")))
+        DrawnImage(
+            read[index].image_HW3, *(build_evaluation_prompts(image, PromptRecipe(kind)) for kind in ("box", "point"))
+        )
         for index, image in enumerate(images)
     ]
 

@@ -175,6 +175,77 @@ def test_run__configuration_given_stays_as_it_was(stage, tmp_path, monkeypatch):
     assert saved.tracking.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
 
 
+def with_child(work, name: str = "step"):
+    """A stage that runs another inside it, whose work is given."""
+
+    def run_both(context: RunContext) -> StageResult:
+        if context.folder.path.name == name:
+            return work(context)
+        cfg = context.cfg.copy()
+        cfg.stage.split = "val"
+        return context.run_child(cfg, name)
+
+    return run_both
+
+
+def test_run_child__is_a_whole_run_in_its_parents_folder(stage, tmp_path):
+    def work(context: RunContext) -> StageResult:
+        logging.getLogger("some.library").info("a note")
+        return StageResult({"val/iou": 0.5}, folder=context.folder.path)
+
+    stage(with_child(work))
+    result = start(tmp_path)
+
+    parent = get_only_run(tmp_path)
+    child = RunFolder(parent.path / "step")
+    assert result.folder == child.path
+    assert (parent.read_run_json()["status"], child.read_run_json()["status"]) == ("FINISHED", "FINISHED")
+    assert (load_config(parent.config).stage.split, load_config(child.config).stage.split) == ("test", "val")
+    assert child.metrics_json.is_file()
+    for folder in (parent, child):
+        assert folder.log.read_text().count("INFO some.library: a note") == 1
+    assert f"run folder: {parent.path}\n" not in child.log.read_text()
+    assert find_latest(tmp_path / "out", "train") == parent, "the parent ended last"
+
+
+def test_run_child__sigterm_kills_both_and_the_child_does_not_say_how_to_go_on(stage, tmp_path, capsys):
+    def work(context: RunContext) -> StageResult:
+        context.folder.checkpoints.mkdir()
+        context.folder.last_checkpoint.touch()
+        signal.raise_signal(signal.SIGTERM)
+        return StageResult()
+
+    before = signal.getsignal(signal.SIGTERM)
+    stage(with_child(work))
+    with pytest.raises(SystemExit) as caught:
+        start(tmp_path)
+
+    parent = get_only_run(tmp_path)
+    assert caught.value.code == 143
+    for folder in (parent, RunFolder(parent.path / "step")):
+        assert (folder.read_run_json()["status"], folder.read_run_json()["error"]) == ("KILLED", "stopped by SIGTERM")
+    assert "go on with" not in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_run_child__keeps_its_parents_sections_whatever_its_checkpoint_says(stage, tmp_path, run_debug):
+    trained = run_debug(tmp_path / "trained", "tracking=none", "prompt=point").folder
+
+    def run_both(context: RunContext) -> StageResult:
+        if context.folder.path.name == "step":
+            return StageResult()
+        cfg = context.cfg.copy()
+        cfg.stage.name, cfg.checkpoint = "test", str(trained)
+        return context.run_child(cfg, "step")
+
+    stage(run_both)
+    start(tmp_path, "prompt=loose_box")
+
+    child = load_config(get_only_run(tmp_path).path / "step" / "config.yaml")
+    assert (child.prompt.type, child.prompt.jitter) == ("box", 0.4)
+    assert child.checkpoint.endswith(".ckpt")
+
+
 def test_run__mistake_opens_no_run(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown key 'data\.foo'"):
         start(tmp_path, "+data.foo=1")

@@ -70,19 +70,20 @@ def quantize_within(
         tell: is given each trial when it is done.
     """
     reference = measure(source)
-    trials: list[Trial] = []
+    done: dict[tuple[str, ...], tuple[ExportedModel, Trial]] = {}
 
     def try_out(chosen: Mapping[str, str]) -> tuple[ExportedModel, Trial]:
-        model = build(chosen)
-        score = measure(model)
-        trials.append(Trial(dict(chosen), score, reference - score))
-        tell(trials[-1])
-        return model, trials[-1]
+        key = tuple(chosen[part] for part in (ENCODER, DECODER))
+        if key not in done:
+            model = build(chosen)
+            score = measure(model)
+            done[key] = model, Trial(dict(chosen), score, reference - score)
+            tell(done[key][1])
+        return done[key]
 
-    def measure_drop(part: str, method: str) -> float:
-        alone = dict.fromkeys(methods, KEEP) | {part: method}
-        known = next((trial for trial in trials if trial.methods == alone), None)
-        return (known or try_out(alone)[1]).drop
+    def measure_drop(part: str) -> float:
+        alone = dict.fromkeys(methods, KEEP) | {part: current[part]}
+        return try_out(alone)[1].drop
 
     current = dict(methods)
     model, trial = try_out(current)
@@ -90,7 +91,7 @@ def quantize_within(
         movable = [part for part in (ENCODER, DECODER) if current[part] in SAFER]
         if not movable:
             break  # both parts are copies: a score that moves by itself is not ours to mend
-        worst = movable[0] if len(movable) == 1 else max(movable, key=lambda part: measure_drop(part, current[part]))
+        worst = movable[0] if len(movable) == 1 else max(movable, key=measure_drop)
         current[worst] = SAFER[current[worst]]
         model, trial = try_out(current)
-    return ControlledModel(model, current, reference, trial.score, trials)
+    return ControlledModel(model, current, reference, trial.score, [trial for _, trial in done.values()])

@@ -70,7 +70,8 @@ def _resize(images: Any, resized_2: Any) -> Any:
 
     mean = ops.constant(np.array(MEAN, np.float32).reshape(1, 3, 1, 1))
     std = ops.constant(np.array(STD, np.float32).reshape(1, 3, 1, 1))
-    pixels = ops.add(ops.multiply(images, std), mean)
+    # Whole numbers again, or what lies halfway between two of them would be rounded either way.
+    pixels = ops.round(ops.add(ops.multiply(images, std), mean), "half_away_from_zero")
     rows_1, columns_1 = ops.split(resized_2, ops.constant(0, np.int64), 2).outputs()
     for length_1, axis in ((columns_1, 3), (rows_1, 2)):  # Pillow's order
         pixels = ops.interpolate(

@@ -5,6 +5,7 @@ ranges that calibration found, so that the processor computes in whole numbers; 
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ PRECISIONS = {INT8: "INT8", WEIGHTS: "INT8-weights"}
 
 PORTS = {ENCODER: (ENCODER_INPUTS, ENCODER_OUTPUTS), DECODER: (DECODER_INPUTS, DECODER_OUTPUTS)}
 LARGE_TABLE = 4096  # bytes
+COUNTED_NAME = re.compile(r"[A-Za-z]+_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def quantize_part(
             graph, nncf.Dataset(tracked), subset_size=len(tracked), ignored_scope=ignored, **_build_arguments(recipe)
         )
     _halve_large_tables(quantized)
+    _number_nodes(quantized)
     name_ports(quantized, *PORTS[part])
     save_graph(quantized, target, model_info | {"precision": PRECISIONS[method]})
 
@@ -180,6 +183,13 @@ def _halve_large_tables(graph: Any) -> None:
                 halved = ops.constant(source.data.astype(np.float16))
                 halved.set_friendly_name(f"{source.get_friendly_name()}/halved")
                 port.replace_source_output(ops.convert(halved, "f32").output(0))
+
+
+def _number_nodes(graph: Any) -> None:
+    """Name the nodes that OpenVINO named by a counter of the whole process by their place: same model, same file."""
+    for place, node in enumerate(graph.get_ordered_ops()):
+        if COUNTED_NAME.fullmatch(node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{place}")
 
 
 class _Inputs(Sequence[PartInputs]):

@@ -177,7 +177,7 @@ def _read_ir_info(file: Path) -> dict[str, str]:
     """Read ``rt_info/model_info`` of an IR; OpenVINO itself is not needed for it."""
     try:
         root = ET.parse(file).getroot()  # noqa: S314 (a model is code that will run: as trusted as its user)
-    except (ET.ParseError, UnicodeDecodeError, OSError) as error:
+    except (ET.ParseError, LookupError, OSError, ValueError) as error:  # of an encoding too
         raise CheckpointError(f"{file} cannot be read as an OpenVINO IR: {error}") from error
     section = root.find("rt_info/model_info")
     return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}

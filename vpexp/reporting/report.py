@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpexp.reporting.comparison import COLUMNS, Comparison, compute_changes, format_markdown, read_column, write_text
+from vpexp.reporting.comparison import (
+    COLUMNS,
+    ROWS,
+    Comparison,
+    compute_changes,
+    format_markdown,
+    read_column,
+    write_text,
+)
 from vpexp.reporting.notes import (
     describe_control,
     describe_differences,
@@ -17,6 +25,8 @@ from vpexp.reporting.notes import (
 from vpexp.reporting.page import build_page
 from vpexp.reporting.pictures import read_pictures
 from vpexp.runfolder import RunFolder, write_json
+
+REPORTED_SECTIONS = ("model", "data", "prompt", "loss", "optimizer", "scheduler", "trainer", "export", "ptq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +85,17 @@ def gather_report(
         blind_drop: a smaller loss of F1 with another image's embedding means that the image is hardly looked at.
     """
     split = str(cfg["stage"]["split"])
-    tests = {step.tested: step.folder for step in finished.values() if step.tested}
-    tests = {column: tests[column] for column in COLUMNS if column in tests}
+    tests = _order({step.tested: step.folder for step in finished.values() if step.tested})
     if not tests:
         return None
-    written = {column: _read_metrics(folder) for column, folder in tests.items()}
-    exported = {step.exported: step.folder for step in finished.values() if step.exported}
-    exports = {column: _read_metrics(exported[column])["metrics"] for column in COLUMNS if column in exported}
+    measured = {column: _read_metrics(folder) for column, folder in tests.items()}
+    exported = _order({step.exported: step.folder for step in finished.values() if step.exported})
+    exports = {column: _read_metrics(folder)["metrics"] for column, folder in exported.items()}
     quantization = _read_metrics(finished["ptq"].folder)["metrics"] if "ptq" in finished else {}
-    columns = {column: read_column(content["metrics"], split) for column, content in written.items()}
-    control = read_control(written["torch"]["metrics"], split) if "torch" in written else {}
+    control = read_control(measured["torch"]["metrics"], split) if "torch" in measured else {}
     records = {name: step.folder.read_run_json() for name, step in finished.items()}
-    counts = next(iter(written.values()))["details"][split]
+    columns = {column: read_column(content["metrics"], split) for column, content in measured.items()}
+    counts = next(iter(measured.values()))["details"][split]
     title = f"{cfg['model']['name']} on {data_name}/{split}: {counts['images']} images, {counts['objects']} objects"
     sections = (
         describe_differences(columns, exports, quantization),
@@ -94,22 +103,24 @@ def gather_report(
         describe_training(cfg, records),
         describe_steps(steps),
     )
-    comparison = Comparison(title, columns, tuple(section for section in sections if section))
     details = {
         "title": title,
         "images": counts["images"],
         "objects": counts["objects"],
-        "changes": compute_changes(columns, next(iter(columns.values()))),
+        "changes": compute_changes(columns, [row.name for row in ROWS]),
         "control": control,
         "exports": exports,
         "quantization": quantization,
         "steps": steps,
         "data": {name: {key: record.get(key) for key in ("data", "splits")} for name, record in records.items()},
-        "config": {
-            name: cfg[name] for name in ("model", "data", "prompt", "optimizer", "scheduler", "loss", "trainer")
-        },
+        "config": {name: cfg[name] for name in REPORTED_SECTIONS},
     }
+    comparison = Comparison(title, columns, tuple(section for section in sections if section))
     return Report(comparison, details, {column: folder.overlays for column, folder in tests.items()}, split)
+
+
+def _order(folders: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
+    return {column: folders[column] for column in COLUMNS if column in folders}
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Path]:

@@ -32,7 +32,7 @@ from vpexp.errors import ConfigError
         ("data=cocoo", "data has no option 'cocoo'; did you mean 'coco'? (there are: auto, coco,"),
         ("stage=fly", "stage has no option 'fly' (there are: export, models, pipeline, predict, ptq, test, train)"),
         ("data=3", "data=3: choose an option of data (auto, coco,"),
-        ("model=null", "model=null: choose an option of model (sam_debug,"),
+        ("model=null", "model=null: choose an option of model (openvino_model, sam_debug,"),
         ("+data=voc", "data is chosen twice: write data=... once, without '+'"),
         ("data.batch_size==", "cannot read 'data.batch_size=='"),
         ("data.root=a=b", "a value with special characters needs quotes: 'data.root=\"a=b\"'"),

@@ -1,9 +1,10 @@
 import shlex
+from pathlib import Path
 
 import pytest
 
 from vpexp.config import compose_config
-from vpexp.config.quoting import quote_value, quote_word
+from vpexp.config.quoting import format_resume, quote_value, quote_word
 
 TEXTS = [
     "a b",
@@ -51,3 +52,11 @@ def test_quote_word__comes_back_through_a_shell(word):
 def test_quote_word__spaces_take_double_quotes():
     assert quote_word("resume='/my runs'") == "\"resume='/my runs'\""
     assert quote_word("resume=/runs") == "resume=/runs"
+
+
+@pytest.mark.parametrize("folder", ["/outputs/train/2026", "/my runs/it's"])
+def test_format_resume__is_a_command_that_gives_the_folder_back(folder):
+    words = shlex.split(format_resume(Path(folder)))
+
+    assert words[:3] == ["python", "-m", "vpexp"]
+    assert compose_config(words[3:]).resume == folder

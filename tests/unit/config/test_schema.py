@@ -7,7 +7,7 @@ from vpexp.config.folders import find_conf_folder, list_groups
 from vpexp.config.suggest import list_keys
 
 SURFACE = {
-    "stage": ["name", "test", "split", "controls", "overlays"],
+    "stage": ["name", "test", "onnx", "split", "controls", "overlays"],
     "model": ["name", "_target_", "image_size", "weights", "freeze"],
     "data": [
         *("name", "format", "root", "train_split", "val_split", "test_split", "val_fraction", "instances", "strict"),
@@ -23,16 +23,32 @@ SURFACE = {
         *("accumulate_grad_batches", "log_every_n_steps", "deterministic", "limit_train_batches"),
         *("limit_val_batches", "threads"),
     ],
+    "export": ["format", "precision", "decoder_precision"],
+    "ptq": [
+        "parts",
+        "method",
+        "preset",
+        "model_type",
+        "overflow_fix",
+        "smooth_quant",
+        "bias_correction",
+        "activation_range",
+        "subset_size",
+        "max_drop",
+    ],
+    "predict": ["points_per_side", "min_score", "grid_min_score", "grid_overlap"],
     "tracking": ["enabled", "uri", "experiment", "run_name", "tags"],
     "paths": ["output_dir", "cache_dir"],
     "seed": [],
     "checkpoint": [],
     "resume": [],
+    "source": [],
+    "prompts": [],
 }
 
 OPTIONS = {
-    "stage": ["models", "test", "train"],
-    "model": ["sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
+    "stage": ["export", "models", "pipeline", "predict", "ptq", "test", "train"],
+    "model": ["openvino_model", "sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
     "data": [
         *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),
     ],
@@ -42,10 +58,16 @@ OPTIONS = {
     "scheduler": ["constant", "cosine", "linear", "linear_warmup"],
     "callbacks": ["default", "none"],
     "trainer": ["default", "gpu"],
+    "export": ["default", "fp16"],
+    "ptq": ["default", "fast", "safe"],
     "tracking": ["default", "none"],
     "paths": ["default"],
     "experiment": ["debug", "quickstart"],
 }
+
+
+NEEDED = {("data", ""): ["data.root=somewhere"], ("stage", "predict"): ["source=photos", "prompts=grid"]}
+"""What an option does not go without."""
 
 
 def test_surface__keys_are_frozen():
@@ -65,7 +87,7 @@ def test_surface__options_are_frozen():
     [(group, option) for group, options in list_groups([find_conf_folder()]).items() for option in options],
 )
 def test_group__every_option_composes_and_is_valid(group, option):
-    asked = [f"{group}={option}", *(["data.root=somewhere"] if group == "data" else [])]
+    asked = [f"{group}={option}", *NEEDED.get((group, option), NEEDED.get((group, ""), []))]
 
     cfg = compose_config(asked)
 

@@ -44,7 +44,10 @@ from vpexp.errors import ConfigError
         (["stage=pipeline", "model.freeze=[image_encoder,prompt_encoder,mask_decoder]"], "nothing to learn"),
         (["stage=predict"], "source is not given: write source=... (an image, a folder, or a pattern)"),
         (["stage=predict", "source="], "source is not given"),
-        (["stage=predict", "source=a"], "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)"),
+        (
+            ["stage=predict", "source=a"],
+            "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)",
+        ),
         (["predict.grid_overlap=1.5"], "predict.grid_overlap=1.5: must be at most 1"),
         (["predict.min_score=-0.1"], "predict.min_score=-0.1: must be at least 0"),
         (["predict.points_per_side=1000"], "predict.points_per_side=1000: must be at most 256"),

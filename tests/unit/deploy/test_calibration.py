@@ -42,7 +42,7 @@ def test_read_calibration_set__points_are_pixels_of_the_resized_image(calibrate)
     for image in calibrate(64).images:
         for call in image.calls:
             assert call.coords_NP2.dtype == np.float32
-            assert 0 <= call.coords_NP2.min()
+            assert call.coords_NP2.min() >= 0
             assert call.coords_NP2.max() <= 64
 
 

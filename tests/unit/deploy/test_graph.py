@@ -1,5 +1,6 @@
 """The modules that are exported compute what training and testing compute, traced and with prompts of any number."""
 
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -21,7 +22,8 @@ SIDES = st.integers(1, 12_000)
 @pytest.fixture(scope="module")
 def traced(debug_sam):
     decoder = ExportableDecoder(debug_sam).eval()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python numbers that become constants
         return torch.jit.trace(decoder, decoder.build_example(), check_trace=False)
 
 
@@ -50,7 +52,7 @@ def draw_prompts(kind, count):
     return coords, torch.tensor([rows[index % len(rows)] for index in range(count)], dtype=torch.float32)
 
 
-def decode_as_testing_does(sam, embedding, coords, labels, original_hw, mask_input=None):
+def decode_as_testing_does(sam, embedding, coords, labels, *, original_hw, mask_input=None):
     decoded = sam.decode(embedding, torch.zeros(len(labels), dtype=torch.int64), coords, labels, mask_input)
     logits = upscale_logits(
         decoded.low_res_logits_N1HW,
@@ -64,7 +66,9 @@ def decode_as_testing_does(sam, embedding, coords, labels, original_hw, mask_inp
 def assert_same(got, expected):
     for name, ours, theirs in zip(("upscaled_masks", "iou_predictions", "low_res_masks"), got, expected, strict=True):
         assert ours.shape == theirs.shape, name
-        torch.testing.assert_close(ours, theirs, atol=2e-5 * max(1.0, float(theirs.std())), rtol=1e-5, msg=name)
+        torch.testing.assert_close(
+            ours, theirs, atol=2e-5 * max(1.0, float(theirs.std(correction=0))), rtol=1e-5, msg=name
+        )
 
 
 @pytest.mark.parametrize("kind", ["box", "point", "filled", "mixed"])
@@ -79,7 +83,7 @@ def test_decoder__traced_equals_what_testing_computes(debug_sam, traced, embeddi
     )
 
     assert got[0].shape == (count, 1, *original_hw)
-    assert_same(got, decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw))
+    assert_same(got, decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw=original_hw))
 
 
 @pytest.mark.parametrize("masks", [1, 4])
@@ -92,8 +96,8 @@ def test_decoder__earlier_mask(debug_sam, traced, embedding, masks):
     given_ = traced(*inputs, torch.ones(masks, 1), torch.tensor([[48, 64]]))
     ignored = traced(*inputs, torch.zeros(masks, 1), torch.tensor([[48, 64]]))
 
-    expected = decode_as_testing_does(debug_sam, embedding, coords, labels, (48, 64), mask_input)
-    without = decode_as_testing_does(debug_sam, embedding, coords, labels, (48, 64))
+    expected = decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw=(48, 64), mask_input=mask_input)
+    without = decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw=(48, 64))
     assert_same(given_, expected)
     assert_same(ignored, without)
     assert (expected[2] - without[2]).abs().max() > 1e-2 * without[2].std()  # the mask makes a difference
@@ -107,9 +111,12 @@ def test_decoder__masks_for_some_prompts_only(debug_sam, traced, embedding):
 
     got = traced(embedding, coords, labels, mask_input, has_mask, torch.tensor([[48, 64]]))
 
-    expected = decode_as_testing_does(debug_sam, embedding, coords, labels, (48, 64), mask_input)
-    without = decode_as_testing_does(debug_sam, embedding, coords, labels, (48, 64))
-    assert_same(got, [torch.where(has_mask.view(4, *[1] * (a.ndim - 1)) > 0, a, b) for a, b in zip(expected, without, strict=True)])
+    expected = decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw=(48, 64), mask_input=mask_input)
+    without = decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw=(48, 64))
+    assert_same(
+        got,
+        [torch.where(has_mask.view(4, *[1] * (a.ndim - 1)) > 0, a, b) for a, b in zip(expected, without, strict=True)],
+    )
 
 
 @torch.no_grad()

@@ -13,9 +13,7 @@ def build(labels=("berry",), part="decoder", precision="FP32"):
     return build_model_info(ExportInfo("sam_micro", 256, labels, "abc"), part, precision)
 
 
-@pytest.mark.parametrize(
-    ("part", "model_type"), [("image_encoder", "sam_image_encoder"), ("decoder", "sam_decoder")]
-)
+@pytest.mark.parametrize(("part", "model_type"), [("image_encoder", "sam_image_encoder"), ("decoder", "sam_decoder")])
 def test_build_model_info__every_key_is_text(part, model_type):
     info = build(part=part, precision="FP16")
 
@@ -33,7 +31,14 @@ def test_build_model_info__every_key_is_text(part, model_type):
 
 @pytest.mark.parametrize(
     "labels",
-    [(), ("berry",), ("grape bunch", "leaf"), ('a "b" <c> & \'d\'', "tab\there"), ("Größe", "葡萄", "🍇"), (" x ", "y")],
+    [
+        (),
+        ("berry",),
+        ("grape bunch", "leaf"),
+        ("a \"b\" <c> & 'd'", "tab\there"),
+        ("Größe", "葡萄", "🍇"),
+        (" x ", "y"),
+    ],
 )
 def test_build_model_info__labels(labels):
     info = build(labels)

@@ -93,7 +93,7 @@ def test_write_onnx__metadata(graphs, debug_onnx, debug_sam):
     ("prompts", "points", "masks", "has_mask"),
     [(1, 1, 1, 0), (1, 2, 1, 0), (3, 2, 1, 0), (12, 5, 1, 0), (1, 2, 1, 1), (4, 3, 1, 1), (4, 3, 4, 1), (4, 3, 4, 0)],
 )
-def test_decoder__equals_torch(debug_sam, decode, prompts, points, masks, has_mask):
+def test_decoder__equals_torch(debug_sam, decode, *, prompts, points, masks, has_mask):
     inputs = draw_inputs(prompts, points, masks, has_mask=has_mask)
     with torch.no_grad():
         expected = [tensor.numpy() for tensor in ExportableDecoder(debug_sam)(*map(torch.from_numpy, inputs))]
@@ -118,7 +118,7 @@ def find_weight_types(graph):
 
 
 def test_write_onnx__fp16_halves_the_encoder_only(debug_sam, debug_onnx, tmp_path):
-    half = export(debug_sam, "sam_debug", tmp_path, "onnx", {"image_encoder": "FP16", "decoder": "FP32"})
+    half = export(debug_sam, "sam_debug", tmp_path, "onnx", precisions={"image_encoder": "FP16", "decoder": "FP32"})
 
     assert find_weight_types(onnx.load(half.encoder)) == {"FLOAT16"}
     assert find_weight_types(onnx.load(half.decoder)) == {"FLOAT"}
@@ -126,7 +126,8 @@ def test_write_onnx__fp16_halves_the_encoder_only(debug_sam, debug_onnx, tmp_pat
     assert read_metadata(half).precision == "FP16+FP32"
     images = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
     full, halved = (
-        onnxruntime.InferenceSession(str(model.encoder)).run(None, {"images": images})[0] for model in (debug_onnx, half)
+        onnxruntime.InferenceSession(str(model.encoder)).run(None, {"images": images})[0]
+        for model in (debug_onnx, half)
     )
     assert halved.dtype == np.float32
     assert 0 < np.abs(full - halved).max() < 0.05 * full.std()
@@ -138,7 +139,7 @@ def test_write_onnx__weights_beyond_half_precision_stay_whole(debug_sam, tmp_pat
     with torch.no_grad():
         sam.mask_decoder.iou_prediction_head.layers[0].weight[0, 0] = 1e5
     halved = {"image_encoder": "FP16", "decoder": "FP16"}
-    graph = onnx.load(export(sam, "sam_debug", tmp_path, "onnx", halved).decoder)
+    graph = onnx.load(export(sam, "sam_debug", tmp_path, "onnx", precisions=halved).decoder)
     assert all(np.isfinite(numpy_helper.to_array(weight)).all() for weight in graph.graph.initializer)
 
 

@@ -105,7 +105,7 @@ def test_write_openvino__metadata_read_by_openvino(graphs, debug_ir, debug_sam):
         assert read("task_type") == "visual_prompting"
         assert read("image_size") == "64"
         assert read("mean_values") == "123.675 116.28 103.53"
-        assert read("labels").split() == ["grape_bunch", 'a_"quoted"_<b>_&_\'c\'', "Größe_葡萄"]
+        assert read("labels").split() == ["grape_bunch", "a_\"quoted\"_<b>_&_'c'", "Größe_葡萄"]
     metadata = read_metadata(debug_ir)
     assert metadata.labels == LABELS
     assert (metadata.image_size, metadata.model_name, metadata.precision) == (64, "sam_debug", "FP32")
@@ -126,7 +126,7 @@ def test_save_graph__odd_labels(tmp_path, labels):
     ("prompts", "points", "masks", "has_mask"),
     [(1, 1, 1, 0), (1, 2, 1, 0), (3, 2, 1, 0), (12, 5, 1, 0), (1, 2, 1, 1), (4, 3, 1, 1), (4, 3, 4, 1), (4, 3, 4, 0)],
 )
-def test_decoder__equals_torch(debug_sam, decode, prompts, points, masks, has_mask):
+def test_decoder__equals_torch(debug_sam, decode, *, prompts, points, masks, has_mask):
     inputs = draw_inputs(prompts, points, masks, has_mask=has_mask)
     for name, got, expected in zip(DECODER_OUTPUTS, decode(inputs), decode_by_torch(debug_sam, inputs), strict=True):
         assert got.shape == expected.shape, name
@@ -193,7 +193,7 @@ def find_weight_types(file):
 
 def test_write_openvino__fp16_halves_the_encoder_only(debug_sam, debug_ir, tmp_path):
     before = compute_state_hash(debug_sam)
-    half = export(debug_sam, "sam_debug", tmp_path, "openvino", {"image_encoder": "FP16", "decoder": "FP32"})
+    half = export(debug_sam, "sam_debug", tmp_path, "openvino", precisions={"image_encoder": "FP16", "decoder": "FP32"})
 
     assert "f32" not in find_weight_types(half.encoder)
     assert find_weight_types(half.encoder)["f16"] == find_weight_types(debug_ir.encoder)["f32"] / 2

@@ -61,7 +61,10 @@ def test_measure_parity__counts(measure, micro_sam):
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda sam: sam.mask_decoder.mask_tokens.weight.copy_(sam.mask_decoder.mask_tokens.weight.roll(1, 0)), id="swapped-token"),
+        pytest.param(
+            lambda sam: sam.mask_decoder.mask_tokens.weight.copy_(sam.mask_decoder.mask_tokens.weight.roll(1, 0)),
+            id="swapped-token",
+        ),
         pytest.param(lambda sam: sam.mask_decoder.output_upscaling[0].weight.mul_(1.02), id="decoder-weights"),
         pytest.param(lambda sam: sam.image_encoder.neck[-1].weight.mul_(1.05), id="encoder-weights"),
         pytest.param(lambda sam: sam.prompt_encoder.not_a_point_embed.weight.add_(0.1), id="padding-token"),
@@ -71,7 +74,9 @@ def test_measure_parity__counts(measure, micro_sam):
 )
 def test_check_parity__refuses_changed_weights_and_says_how_far(measure, micro_sam, change):
     parity = measure(change_weights(micro_sam, change))
-    with pytest.raises(ExportError, match=r"the IR differs .* was not written: of 10,000 mask pixels \d+\.\d flip") as error:
+    with pytest.raises(
+        ExportError, match=r"the IR differs .* was not written: of 10,000 mask pixels \d+\.\d flip"
+    ) as error:
         check_parity(parity, "FP32", "IR")
     assert "\n" not in str(error.value)
 
@@ -88,7 +93,9 @@ def test_check_parity__nan_where_masks_are_empty_does_not_pass(measure, micro_sa
         check_parity(parity, "FP32", "model")
     later = measure_parity(
         TorchPredictor(micro_sam),
-        ChangedPredictor(micro_sam, lambda p: replace(p, low_res=np.where(p.low_res > p.low_res.mean(), p.low_res, np.nan))),
+        ChangedPredictor(
+            micro_sam, lambda p: replace(p, low_res=np.where(p.low_res > p.low_res.mean(), p.low_res, np.nan))
+        ),
         drawn.image_HW3,
         [drawn.boxes, drawn.points],
     )

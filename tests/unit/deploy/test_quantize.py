@@ -20,18 +20,23 @@ def debug_int8(debug_ir, calibrate, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def micro_int8(micro_ir, calibrate, tmp_path_factory):
-    return quantize_model(micro_ir, tmp_path_factory.mktemp("int8"), calibrate(256, 6), QuantizationRecipe(), BOTH)
+    return quantize_model(micro_ir, tmp_path_factory.mktemp("int8"), calibrate(256, 4), QuantizationRecipe(), BOTH)
 
 
 @pytest.fixture(scope="module")
 def micro_weights(micro_ir, calibrate, tmp_path_factory):
     methods = dict.fromkeys(BOTH, WEIGHTS)
-    return quantize_model(micro_ir, tmp_path_factory.mktemp("weights"), calibrate(256, 1), QuantizationRecipe(), methods)
+    return quantize_model(
+        micro_ir, tmp_path_factory.mktemp("weights"), calibrate(256, 1), QuantizationRecipe(), methods
+    )
 
 
 def read_ports(file):
     graph = openvino.Core().read_model(file)
-    return [(port.get_names(), str(port.get_partial_shape()), str(port.get_element_type())) for port in (*graph.inputs, *graph.outputs)]
+    return [
+        (port.get_names(), str(port.get_partial_shape()), str(port.get_element_type()))
+        for port in (*graph.inputs, *graph.outputs)
+    ]
 
 
 def compute_overlap(expected, got):
@@ -42,7 +47,7 @@ def compute_overlap(expected, got):
 
 
 def compare(reference, model, vineyard):
-    """Mean IoU with the masks of the exported model, for boxes and for points."""
+    """Find the mean IoU with the masks of the exported model, for boxes and for points."""
     first, second = OpenvinoPredictor(reference, threads=1), OpenvinoPredictor(model, threads=1)
     overlaps = []
     for prompts in ("boxes", "points"):
@@ -144,7 +149,7 @@ def test_quantize_model__an_earlier_mask_is_understood(micro_ir, micro_int8, vin
         inputs["has_mask_input"] = np.ones((len(drawn.points), 1), np.float32)
         compiled = openvino.Core().compile_model(model.decoder, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         found.append(compiled(inputs)["upscaled_masks"] > 0)
-    assert (found[0] & found[1]).sum() / (found[0] | found[1]).sum() > 0.95
+    assert (found[0] & found[1]).sum() / (found[0] | found[1]).sum() > 0.9
 
 
 def test_quantize_model__weights_only(micro_ir, micro_weights, vineyard):
@@ -155,31 +160,28 @@ def test_quantize_model__weights_only(micro_ir, micro_weights, vineyard):
     assert "FakeQuantize" not in kinds
 
 
-def test_quantize_model__one_part_only(debug_ir, calibrate, tmp_path):
-    made = quantize_model(
-        debug_ir, tmp_path, calibrate(64, 2), QuantizationRecipe(), {"image_encoder": KEEP, "decoder": INT8}
-    )
-    assert made.encoder.read_bytes() == debug_ir.encoder.read_bytes()
-    assert made.encoder.with_suffix(".bin").read_bytes() == debug_ir.encoder.with_suffix(".bin").read_bytes()
+def test_quantize_model__one_part_only_without_a_word(debug_ir, calibrate, tmp_path, capfd):
+    calibration = calibrate(64, 1)
+    capfd.readouterr()
+    methods = {"image_encoder": KEEP, "decoder": INT8}
+    made = quantize_model(debug_ir, tmp_path, calibration, QuantizationRecipe(), methods)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")  # NNCF's notes and bars stay away
+    for suffix in (".xml", ".bin"):
+        kept, exported = made.encoder.with_suffix(suffix), debug_ir.encoder.with_suffix(suffix)
+        assert kept.read_bytes() == exported.read_bytes()
     assert read_metadata(made).precision == "FP32+INT8"
 
 
 @pytest.mark.parametrize(
     "recipe",
     [
-        QuantizationRecipe(preset="performance", overflow_fix="disable"),
-        QuantizationRecipe(model_type=None, overflow_fix="first_layer", smooth_quant=False),
-        QuantizationRecipe(bias_correction="none", activation_range="mean"),
+        QuantizationRecipe(preset="performance", overflow_fix="disable", bias_correction="none"),
+        QuantizationRecipe(model_type=None, overflow_fix="first_layer", smooth_quant=False, activation_range="mean"),
     ],
 )
-def test_quantize_model__every_choice_works(debug_ir, calibrate, tmp_path, recipe):
-    made = quantize_model(debug_ir, tmp_path, calibrate(64, 1), recipe, BOTH)
-    assert read_metadata(made).precision == "INT8"
-
-
-def test_quantize_model__says_nothing(debug_ir, calibrate, tmp_path, capfd):
-    calibration = calibrate(64, 1)
-    capfd.readouterr()
-    quantize_model(debug_ir, tmp_path, calibration, QuantizationRecipe(), {"image_encoder": KEEP, "decoder": INT8})
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+def test_quantize_model__other_recipes_make_other_models(debug_ir, debug_int8, calibrate, tmp_path, recipe):
+    methods = {"image_encoder": INT8, "decoder": KEEP}
+    made = quantize_model(debug_ir, tmp_path, calibrate(64, 3), recipe, methods)
+    assert read_metadata(made).precision == "INT8+FP32"
+    assert made.encoder.with_suffix(".bin").read_bytes() != debug_int8.encoder.with_suffix(".bin").read_bytes()

@@ -34,7 +34,9 @@ def ir(debug_ir, tmp_path):
 
 def test_find_exported__folder_or_any_file(tmp_path):
     folder = write_files(tmp_path)
-    expected = ExportedModel(folder / "exported_model_image_encoder.xml", folder / "exported_model_decoder.xml", "openvino")
+    expected = ExportedModel(
+        folder / "exported_model_image_encoder.xml", folder / "exported_model_decoder.xml", "openvino"
+    )
     for path in (folder, *folder.iterdir()):
         assert find_exported(path) == expected
     assert (expected.folder, expected.is_quantized, expected.size_mb) == (folder, False, 0.004)
@@ -176,7 +178,13 @@ def test_read_metadata__parts_of_different_exports(ir, micro_ir):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("image_size", "large"), ("label_names", "a b"), ("label_names", "5"), ("label_names", "null"), ("source_hash", None)],
+    [
+        ("image_size", "large"),
+        ("label_names", "a b"),
+        ("label_names", "5"),
+        ("label_names", "null"),
+        ("source_hash", None),
+    ],
 )
 def test_read_metadata__changed_entry_is_named(ir, key, value):
     lines = ir.decoder.read_text().splitlines()

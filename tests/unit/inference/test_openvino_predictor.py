@@ -42,7 +42,9 @@ def test_openvino_predictor__runs_in_float32_on_the_threads_asked_for(debug_ir, 
     for model in compiled:
         assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
         assert model.get_property("INFERENCE_NUM_THREADS") == 1
-        precisions = {node.get_rt_info()["runtimePrecision"].astype(str) for node in model.get_runtime_model().get_ops()}
+        precisions = {
+            node.get_rt_info()["runtimePrecision"].astype(str) for node in model.get_runtime_model().get_ops()
+        }
         assert not {"bf16", "f16"} & precisions
     assert compiled[0].inputs[0].get_shape() == openvino.Shape([1, 3, 64, 64])
 
