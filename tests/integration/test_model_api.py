@@ -3,11 +3,11 @@
 import logging
 
 import numpy as np
-import openvino
 import pytest
 
 from tests.references.exports import LABELS, crop, draw_vineyard
 from vpexp.inference.load import open_exported
+from vpexp.inference.openvino_core import get_core
 
 pytest.importorskip("model_api", reason="openvino-model-api is not installed")
 
@@ -28,7 +28,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def prompter(micro_ir):
     """In float32: Model API's own default takes bfloat16 on processors that have it, which moves outlines."""
-    core = openvino.Core()
+    core = get_core()
 
     def adapt(file):
         return OpenvinoAdapter(core, str(file), plugin_config={"INFERENCE_PRECISION_HINT": "f32"})

@@ -189,7 +189,7 @@ class PtqConfig:
     """fast, full (layer after layer, slow) or none."""
     activation_range: str = "minmax"
     """minmax (what all calibration images reach), or mean (the mean of each image's extremes: finer, but cuts off)."""
-    subset_size: int = 64
+    subset_size: int = 32
     """Training images to calibrate on, at most."""
     max_drop: float | None = None
     """Largest loss of f1-score on the val split; parts become safer until it holds. null: no limit."""

@@ -21,7 +21,8 @@ def find_precise_nodes(graph: Any) -> list[str]:
       image, they hold hardly any weights, and most of what INT8 does to the embedding happens in them.
     - What makes the angles of the positional encoding: they are large, and rounding turns points to other places.
     - What only an earlier mask passes through: it is hardly ever given, so calibration knows nothing of its range.
-    - What follows the low-resolution masks: they are only enlarged, and the outline lies where logits are near 0.
+    - The decoder from its transposed convolutions on: a twentieth of its weights, and the outline of a mask lies where
+      the logits that they make are near 0.
 
     Args:
         graph: an ``openvino.Model``, of the image encoder or the decoder.
@@ -31,9 +32,8 @@ def find_precise_nodes(graph: Any) -> list[str]:
     precise |= _find_first_convolutions(graph)
     precise |= _find_above(node for node in nodes if node.get_type_name() in ANGLES)
     precise |= _find_mask_branch(graph)
-    precise |= _find_below(
-        output.get_node().input_value(0).get_node() for output in graph.outputs if "low_res_masks" in output.get_names()
-    )
+    upscaling = [node for node in nodes if node.get_type_name() == "ConvolutionBackpropData"]
+    precise |= {node.get_friendly_name() for node in upscaling} | _find_below(upscaling)
     ends = ("Constant", "Parameter", "Result")
     names = [node.get_friendly_name() for node in nodes if node.get_type_name() not in ends]
     return [name for name in names if name in precise]

@@ -23,6 +23,7 @@ from vpexp.deploy.openvino_format import name_ports, save_graph
 from vpexp.deploy.precise_nodes import find_precise_nodes
 from vpexp.inference.exported import DECODER, ENCODER, OPTIMIZED_NAME, ExportedModel
 from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+from vpexp.inference.openvino_core import lend_core
 
 INT8, WEIGHTS, KEEP = "int8", "weights", "keep"
 """What is done to a part: weights and activations, weights only, nothing; from the fastest to the most exact."""
@@ -65,14 +66,11 @@ def quantize_model(
         recipe: how.
         methods: ``int8``, ``weights`` or ``keep`` (copied as it is) for ``image_encoder`` and ``decoder``.
     """
-    import openvino
-
     target = ExportedModel(
         folder / f"{OPTIMIZED_NAME}_{ENCODER}.xml", folder / f"{OPTIMIZED_NAME}_{DECODER}.xml", source.format
     )
     folder.mkdir(parents=True, exist_ok=True)
-    core = openvino.Core()
-    with _quiet_nncf(), build_progress() as progress:
+    with _quiet_nncf(), lend_core() as core, build_progress() as progress:
         inputs: Sequence[PartInputs] = _Inputs(calibration)
         shared: dict[str, Any] = {"recipe": recipe, "progress": progress}
         quantize_part(core, source.encoder, target.encoder, inputs=inputs, method=methods[ENCODER], **shared)

@@ -14,6 +14,7 @@ from vpexp.inference.graph_predictor import (
     Arrays,
     GraphPredictor,
 )
+from vpexp.inference.openvino_core import get_core
 
 
 class OpenvinoPredictor(GraphPredictor):
@@ -31,10 +32,8 @@ class OpenvinoPredictor(GraphPredictor):
     """
 
     def __init__(self, model: ExportedModel, *, threads: int | None = None, device: str = "CPU") -> None:
-        import openvino
-
         metadata = read_metadata(model)
-        core = openvino.Core()
+        core = get_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads

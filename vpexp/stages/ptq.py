@@ -122,7 +122,7 @@ def _measure(context: RunContext, dataset: AnnotatedDataset, model: ExportedMode
 
 
 def _tell_trial(trial: Trial) -> None:
-    say(f"f1-score {trial.score:.4f} on val, {trial.drop:.4f} lost: {_describe_methods(trial.methods)}")
+    say(f"f1-score {trial.score:.4f} on val, {-trial.drop:+.4f} against before: {_describe_methods(trial.methods)}")
 
 
 def _describe_methods(methods: Mapping[str, str]) -> str:

@@ -143,29 +143,3 @@ def test_folder__name_that_cannot_be(root):
 def test_image_finder__name_that_cannot_be(tmp_path, name):
     touch(tmp_path, "annotations/a.json")
     assert ImageFinder(Folder(tmp_path), "annotations/a.json", ["train"]).find(name) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "advice"),
-    [
-        ("set.zip", r"set\.zip is a file: unpack it and give the folder"),
-        ("set.tar.gz", r"set\.tar\.gz is a file: unpack it and give the folder"),
-        ("Annotations/a.xml", r"a\.xml is a file: give the folder of the data set"),
-    ],
-)
-def test_folder__of_a_file_that_is_no_json(tmp_path, name, advice):
-    touch(tmp_path, name)
-    with pytest.raises(DataError, match=advice):
-        Folder(tmp_path / name)
-
-
-@pytest.mark.parametrize("root", ["~nobody_of_this_name/x", "x" * 5000, "/" + "x" * 300])
-def test_folder__name_that_cannot_be(root):
-    with pytest.raises(DataError, match=r"no such folder"):
-        Folder(root)
-
-
-@pytest.mark.parametrize("name", ["x" * 5000 + ".png", "\ud800.png", "a\0.png"])
-def test_image_finder__name_that_cannot_be(tmp_path, name):
-    touch(tmp_path, "annotations/a.json")
-    assert ImageFinder(Folder(tmp_path), "annotations/a.json", ["train"]).find(name) is None

@@ -37,12 +37,3 @@ def test_skip_ledger__example_that_is_not_utf_8():
     with pytest.raises(DataError, match="udcff") as caught:
         SkipLedger(strict=True).skip("box only, no mask", "a\udcff.png")
     assert str(caught.value).encode("utf-8")
-
-
-def test_skip_ledger__example_that_is_not_utf_8():
-    ledger = SkipLedger()
-    ledger.skip("crowd region", "a\udcff.png and \ud800")
-    assert ledger.examples == {"crowd region": "a\\udcff.png and \\ud800"}
-    with pytest.raises(DataError, match="udcff") as caught:
-        SkipLedger(strict=True).skip("box only, no mask", "a\udcff.png")
-    assert str(caught.value).encode("utf-8")

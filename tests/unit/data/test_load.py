@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-from PIL import Image
 
 from vpexp.data.load import load_dataset
 from vpexp.errors import DataError
@@ -254,50 +253,6 @@ def test_load_dataset__only_an_unreadable_file(coco, name):
     with pytest.raises(
         DataError, match=r"; not read as annotations: annotations/instances_train\.json \(the file is empty"
     ):
-        load(coco.root, format=name)
-
-
-def test_load_dataset__orientation_that_no_size_settles(coco):
-    for image_id, (orientation, size) in enumerate([(3, (20, 10)), (6, (10, 10)), (6, (20, 10)), (1, (10, 10))], 1):
-        coco.image(f"{image_id}.jpg", width=size[0], height=size[1], save=False)
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        (coco.root / "images").mkdir(exist_ok=True)
-        Image.new("RGB", size).save(coco.root / f"images/{image_id}.jpg", exif=exif)
-        coco.object(image_id=image_id)
-    assert (
-        "2 of the images have an EXIF orientation that their annotation's size cannot settle: turned as viewers show them"
-        in load(coco.save()).notes
-    )
-
-
-def test_load_dataset__unreadable_file_of_a_split(coco):
-    fill(coco, 4).save("annotations/instances_train.json")
-    (coco.root / "annotations/instances_val.json").write_text("")
-    with pytest.raises(DataError, match=r"instances_val\.json: no annotations for val: the file is empty; mend or remove"):
-        load(coco.root)
-    with pytest.raises(DataError, match=r"instances_val\.json"):
-        load(coco.root, splits=("test",))
-    notes = load(coco.root, splits=("train",)).notes
-    assert "not read as annotations: annotations/instances_val.json (the file is empty)" in notes
-
-
-def test_load_dataset__unreadable_file_beside_a_good_one(coco):
-    for split in ("train", "val"):
-        fill(coco, 1, prefix=split).save(f"annotations/{split}.json")
-    (coco.root / "annotations/val_info.json").write_text('{"author": "?"}')
-    notes = load(coco.root).notes
-    assert (
-        "not read as annotations: annotations/val_info.json (it holds neither 'images' nor 'items', but author)" in notes
-    )
-
-
-@pytest.mark.parametrize("name", ["auto", "coco", "datumaro"])
-def test_load_dataset__only_an_unreadable_file(coco, name):
-    coco.image()
-    (coco.root / "annotations").mkdir()
-    (coco.root / "annotations/instances_train.json").write_text("")
-    with pytest.raises(DataError, match=r"; not read as annotations: annotations/instances_train\.json \(the file is empty"):
         load(coco.root, format=name)
 
 

@@ -164,8 +164,3 @@ def test_merge_rles__unites():
 def test_check_polygon__number_beyond_floats():
     with pytest.raises(MaskError, match="values that are no numbers"):
         check_polygon([0, 0, 5, 0, 5, 10**400], 10, 10)
-
-
-def test_check_polygon__number_beyond_floats():
-    with pytest.raises(MaskError, match="values that are no numbers"):
-        check_polygon([0, 0, 5, 0, 5, 10**400], 10, 10)

@@ -39,11 +39,3 @@ def test_report_dataset__names_that_are_not_utf_8(output):
     text = output.getvalue()
     assert text.encode("utf-8")
     assert text.count("\\udcff") == 3
-
-
-def test_report_dataset__names_that_are_not_utf_8(output):
-    splits = {"train": Split("train", "tr\udcff", (), {"crowd region": 1}, {"crowd region": "\ud800.png"})}
-    report_dataset(AnnotatedDataset("coco", Path("my\udcff"), ("a",), splits, ("such as \udcff.png",)))
-    text = output.getvalue()
-    assert text.encode("utf-8")
-    assert text.count("\\udcff") == 3

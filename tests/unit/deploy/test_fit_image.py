@@ -8,6 +8,7 @@ from PIL import Image
 
 from vpexp.data.geometry import MEAN, STD, compute_resized_size, normalize_and_pad, resize_image
 from vpexp.deploy.fit_image import PREFIX, accept_any_size
+from vpexp.inference.openvino_core import get_core
 
 SIZE = 64
 FITTING = [(64, 64), (50, 64), (64, 41), (1, 64), (64, 1)]  # only padding is missing
@@ -30,7 +31,7 @@ def fitting():
 
 @pytest.fixture(scope="module")
 def fit(fitting):
-    compiled = openvino.Core().compile_model(fitting, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = get_core().compile_model(fitting, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images_13HW: compiled(images_13HW)[0]
 
 

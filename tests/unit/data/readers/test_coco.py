@@ -387,30 +387,3 @@ def test_coco_reader__odd_digits_in_ids(coco, read_subset, image_id):
     coco.object(image_id=image_id)
     subset, _ = read_subset(CocoReader, coco.save())
     assert len(subset.images) == 1
-
-
-def test_coco_reader__one_file_under_two_ids(coco):
-    coco.image()
-    coco.image()
-    coco.object()
-    coco.object(image_id=2)
-    reader = CocoReader(Folder(coco.save()))
-    assert len(reader.read_subset("train", SkipLedger()).images) == 2
-    assert reader.notes == ["instances_train.json: 1 of the images are files that another image names too"]
-
-
-@pytest.mark.parametrize("name", ["\ud800.png", "x" * 5000])
-def test_coco_reader__name_that_no_file_can_have(coco, read_subset, name):
-    coco.image(name, save=False)
-    coco.object()
-    _, ledger = read_subset(CocoReader, coco.save())
-    assert ledger.counts == {"image file is missing": 1}
-    assert ledger.examples["image file is missing"].encode("utf-8")
-
-
-@pytest.mark.parametrize("image_id", ["²", "².0", "9" * 5000, "7.0"])
-def test_coco_reader__odd_digits_in_ids(coco, read_subset, image_id):
-    coco.image(image_id=image_id)
-    coco.object(image_id=image_id)
-    subset, _ = read_subset(CocoReader, coco.save())
-    assert len(subset.images) == 1

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from vpexp.data.folder import Folder
-from vpexp.data.folder import Folder
 from vpexp.data.readers.json_files import classify_json, find_unreadable, load_json, name_subset, name_subsets
 from vpexp.errors import DataError
 
@@ -86,43 +85,6 @@ def test_name_subsets__same_names_are_told_apart():
         "b/instances_train": files[1],
         "val": files[2],
     }
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
-def test_load_json__other_encodings(tmp_path, encoding):
-    path = tmp_path / "a.json"
-    path.write_text('{"images": [], "name": "Ä"}', encoding=encoding)
-    assert load_json(path) == {"images": [], "name": "Ä"}
-    assert classify_json(path) == "coco"
-
-
-def test_load_json__number_of_too_many_digits(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"id": %s}' % ("9" * 5000))
-    with pytest.raises(DataError, match=r"a\.json: no readable JSON"):
-        load_json(path)
-
-
-def test_find_unreadable__by_name_or_place(tmp_path):
-    files = {
-        "annotations/instances_val.json": "",
-        "annotations/list.json": "[1]",
-        "annotations/meta.json": '{"label_map": {}}',
-        "annotations/instances_train.json": '{"images": []}',
-        "train/_annotations.coco.json": "{",
-        "other/notes.json": "",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    unreadable = find_unreadable(Folder(tmp_path))
-    assert unreadable == {
-        "annotations/instances_val.json": "the file is empty",
-        "annotations/list.json": "expected a JSON object, found a list",
-        "annotations/meta.json": "it holds neither 'images' nor 'items', but label_map",
-        "train/_annotations.coco.json": unreadable["train/_annotations.coco.json"],
-    }
-    assert "no readable JSON" in unreadable["train/_annotations.coco.json"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])

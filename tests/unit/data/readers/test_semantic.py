@@ -218,14 +218,3 @@ def test_semantic_reader__blurred_or_jpeg_masks_without_meta_file(tmp_path, read
         read_subset(components, tmp_path / "blurred", "default")
     with pytest.raises(DataError, match=r"masks/a\.jpg: mask values look blurred or compressed"):
         read_subset(components, tmp_path / "jpeg", "default")
-
-
-def test_semantic_reader__blurred_or_jpeg_masks_without_meta_file(tmp_path, read_subset):
-    big_HW = np.kron(np.where(CLASSES_HW == 1, 255, 0), np.ones((4, 4))).astype(np.uint8)
-    blurred = Image.fromarray(big_HW).filter(ImageFilter.GaussianBlur(2))
-    write_pair(tmp_path / "blurred", classes=blurred)
-    write_pair(tmp_path / "jpeg", classes=Image.fromarray(big_HW), mask="masks/{}.jpg")
-    with pytest.raises(DataError, match=r"masks: mask values look blurred or compressed; save masks as lossless PNG"):
-        read_subset(components, tmp_path / "blurred", "blurred")
-    with pytest.raises(DataError, match=r"masks/a\.jpg: mask values look blurred or compressed"):
-        read_subset(components, tmp_path / "jpeg", "jpeg")

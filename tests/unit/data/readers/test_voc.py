@@ -235,11 +235,3 @@ def test_voc_reader__listed_image_without_any_file(voc, read_subset):
     subset, ledger = read_subset(components, voc.save())
     assert len(subset.images) == 1
     assert ledger.counts == {"image file is missing": 1}
-
-
-def test_voc_reader__listed_image_without_any_file(voc, read_subset):
-    voc.image()
-    voc.ids.append("gone")
-    subset, ledger = read_subset(components, voc.save())
-    assert len(subset.images) == 1
-    assert ledger.counts == {"image file is missing": 1}

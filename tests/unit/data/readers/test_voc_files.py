@@ -96,17 +96,3 @@ def test_read_xml_objects__unknown_encoding(tmp_path, encoding):
     path = write(tmp_path, "a.xml", f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
     with pytest.raises(DataError, match=r"a\.xml: "):
         read_xml_objects(path)
-
-
-@pytest.mark.parametrize("line", ['""', "/", "JPEGImages", "''  1"])
-def test_list_sets__line_without_a_name(tmp_path, line):
-    write(tmp_path, "JPEGImages/a.jpg")
-    write(tmp_path, "ImageSets/Segmentation/train.txt", f"{line}\na")
-    assert list_sets(tmp_path) == {"train": [line, "a"]}
-
-
-@pytest.mark.parametrize("encoding", ["nonsense-8", "big5-hkscs", "utf-7"])
-def test_read_xml_objects__unknown_encoding(tmp_path, encoding):
-    path = write(tmp_path, "a.xml", f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
-    with pytest.raises(DataError, match=r"a\.xml: "):
-        read_xml_objects(path)

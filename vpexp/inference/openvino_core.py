@@ -1,0 +1,34 @@
+"""The one ``openvino.Core`` of the process.
+
+Each Core gives the thread that uses its CPU plugin a stack for signal handlers, and takes it away when it goes. Where
+two of them do not go in the reverse order of their coming, the stack that is put back is one that is gone, and the
+next signal (a data worker that ends, Ctrl-C) kills the process. So there is one Core, and it stays.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+
+@cache
+def get_core() -> Any:
+    """Get the process's ``openvino.Core``; its CPU plugin is loaded."""
+    import openvino
+
+    core = openvino.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin before anybody else's
+    return core
+
+
+@contextmanager
+def lend_core() -> Iterator[Any]:
+    """Let libraries that make a Core of their own (NNCF makes one a model) get this one while the context lasts."""
+    import openvino
+
+    core, made_by_library = get_core(), openvino.Core
+    openvino.Core = lambda *_: core
+    try:
+        yield core
+    finally:
+        openvino.Core = made_by_library
