@@ -23,12 +23,15 @@ def get_core() -> Any:
 
 @contextmanager
 def lend_core() -> Iterator[Any]:
-    """Let libraries that make a Core of their own (NNCF makes one a model) get this one while the context lasts."""
+    """Let a library that makes Cores of its own (NNCF: one for each model it compiles) get this one meanwhile."""
     import openvino
 
-    core, made_by_library = get_core(), openvino.Core
+    core, usual = get_core(), (openvino.Core, openvino.compile_model)
     openvino.Core = lambda *_: core
+    openvino.compile_model = lambda model, device_name="CPU", config=None: core.compile_model(
+        model, device_name, config or {}
+    )
     try:
         yield core
     finally:
-        openvino.Core = made_by_library
+        openvino.Core, openvino.compile_model = usual
