@@ -58,8 +58,7 @@ class ExportableDecoder(nn.Module):
         has_mask_M111 = has_mask_input_M1[:, :, None, None]
         dense_MCHW = has_mask_M111 * encoder.embed_masks(mask_input_M1hw)
         dense_MCHW = dense_MCHW + (1 - has_mask_M111) * encoder.embed_masks(None)
-        image_NCHW = (image_embeddings_1CHW + dense_MCHW).expand(point_coords_NP2.shape[0], -1, -1, -1)
-        decoded = self.sam.decode_points(image_NCHW, point_coords_NP2, point_labels_NP)
+        decoded = self.sam.decode_points(image_embeddings_1CHW + dense_MCHW, point_coords_NP2, point_labels_NP)
         low_res_N1hw = decoded.low_res_logits_N1HW
         upscaled_NHW = upscale_logits(
             low_res_N1hw,

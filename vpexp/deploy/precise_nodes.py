@@ -11,6 +11,7 @@ from vpexp.deploy.fit_image import PREFIX
 ANGLES = ("Sin", "Cos")
 ATTENTION = ("ScaledDotProductAttention", "Softmax")
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
+HEAD_AXES = 4
 
 
 def find_precise_nodes(graph: Any) -> list[str]:
@@ -20,9 +21,11 @@ def find_precise_nodes(graph: Any) -> list[str]:
     - The encoder's convolutions before its first attention: they see pixels, whose range differs much from image to
       image, they hold hardly any weights, and most of what INT8 does to the embedding happens in them.
     - What makes the angles of the positional encoding: they are large, and rounding turns points to other places.
+    - What is computed from weights alone: it is computed once, when the model is loaded.
+    - Products of heads with heads: small, and OpenVINO 2026.4 cannot compile some of them with rounded inputs.
     - What only an earlier mask passes through: it is hardly ever given, so calibration knows nothing of its range.
-    - The decoder from its transposed convolutions on: a twentieth of its weights, and the outline of a mask lies where
-      the logits that they make are near 0.
+    - What only the mask is computed from, that is the upscaling and its kernel: a tenth of the decoder's weights, and the
+      outline of a mask lies where the logits that they make are near 0.
 
     Args:
         graph: an ``openvino.Model``, of the image encoder or the decoder.
@@ -31,9 +34,10 @@ def find_precise_nodes(graph: Any) -> list[str]:
     precise = {node.get_friendly_name() for node in nodes if node.get_friendly_name().startswith(PREFIX)}
     precise |= _find_first_convolutions(graph)
     precise |= _find_above(node for node in nodes if node.get_type_name() in ANGLES)
+    precise |= _find_constant(graph)
+    precise |= _find_head_products(graph)
     precise |= _find_mask_branch(graph)
-    upscaling = [node for node in nodes if node.get_type_name() == "ConvolutionBackpropData"]
-    precise |= {node.get_friendly_name() for node in upscaling} | _find_below(upscaling)
+    precise |= _find_mask_head(graph)
     ends = ("Constant", "Parameter", "Result")
     names = [node.get_friendly_name() for node in nodes if node.get_type_name() not in ends]
     return [name for name in names if name in precise]
@@ -51,12 +55,45 @@ def _find_first_convolutions(graph: Any) -> set[str]:
     }
 
 
+def _find_constant(graph: Any) -> set[str]:
+    """Find the operations that no input of the graph has a part in."""
+    return {node.get_friendly_name() for node in graph.get_ordered_ops()} - _find_dependent(graph)
+
+
+def _find_head_products(graph: Any) -> set[str]:
+    """Find the products of two tensors of four axes (prompt, head, token, channel) that both depend on the inputs."""
+    dependent = _find_dependent(graph)
+    return {
+        node.get_friendly_name()
+        for node in graph.get_ordered_ops()
+        if node.get_type_name() == "MatMul"
+        and all(
+            port.get_partial_shape().rank.get_length() == HEAD_AXES
+            and port.get_source_output().get_node().get_friendly_name() in dependent
+            for port in node.inputs()
+        )
+    }
+
+
+def _find_dependent(graph: Any) -> set[str]:
+    """Name all nodes that an input of the graph has a part in."""
+    return _find_below(port.get_node() for port in graph.inputs)
+
+
 def _find_mask_branch(graph: Any) -> set[str]:
     """Find what depends on ``mask_input`` before the image comes in."""
     ports = {name: port.get_node() for port in graph.inputs for name in port.get_names()}
     if "mask_input" not in ports:
         return set()
     return _find_below([ports["mask_input"]]) - _find_below([ports["image_embeddings"]])
+
+
+def _find_mask_head(graph: Any) -> set[str]:
+    """Find what masks are computed from, and the predicted IoU is not."""
+    ports = {name: port.get_node() for port in graph.outputs for name in port.get_names()}
+    if "iou_predictions" not in ports:
+        return set()
+    return _find_above([ports["upscaled_masks"], ports["low_res_masks"]]) - _find_above([ports["iou_predictions"]])
 
 
 def _find_above(nodes: Iterable[Any]) -> set[str]:

@@ -2,14 +2,18 @@
 
 Source: Kirillov et al. 2023 "Segment Anything", appendix A. Parameter names are those of the official checkpoints.
 The four mask tokens all pass through the transformer, but only token 0, the one that answers unambiguous prompts,
-is turned into a mask: the official ``multimask_output=False``.
+is turned into a mask: the official ``multimask_output=False``. What is computed equals the official decoder up to rounding, in
+about half of its time: see ``cross_attention.py``, and ``MaskDecoder._upscale``.
 
-Shapes: N prompts, T tokens of an embedded prompt, C channels, H W = S/16 rows and columns of the image embedding.
+Shapes: N prompts, M images, T tokens of an embedded prompt, C channels, H W = S/16 rows and columns of the image embedding,
+L = H * W.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpexp.models.cross_attention import SharedImage
 from vpexp.models.layers import MLP, LayerNorm2d
 from vpexp.models.transformer import TwoWayTransformer
 
@@ -44,29 +48,65 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(channels, channels, MASK_TOKENS, depth=3)
 
     def forward(
-        self, image_NCHW: Tensor, image_positions_1CHW: Tensor, prompts_NTC: Tensor, prompt_mask_NT: Tensor | None
+        self,
+        image_MCHW: Tensor,
+        image_positions_1CHW: Tensor,
+        prompts_NTC: Tensor,
+        prompt_mask_NT: Tensor | None,
+        image_index_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode prompts.
 
-        ``image_NCHW`` is the embedding of each prompt's image with the embedded mask input added; ``prompt_mask_NT``
-        is bool, False where an entry of ``prompts_NTC`` must not be attended to, None where all may.
-        Returns logits [N, 1, 4H, 4W] and the predicted IoU [N].
+        Args:
+            image_MCHW: embeddings of the images with the embedded mask input added. Without ``image_index_N`` M is 1,
+                an image that all prompts share, or N.
+            image_positions_1CHW: the encoded position of each cell of the embedding.
+            prompts_NTC: embedded points and boxes; N may be 0.
+            prompt_mask_NT: bool, False where an entry of ``prompts_NTC`` must not be attended to; None: all may.
+            image_index_N: int64, the image of each prompt, where there are several.
+
+        Returns:
+            Logits [N, 1, 4H, 4W] and the predicted IoU [N].
         """
-        prompts, channels, height, width = image_NCHW.shape
+        prompts = prompts_NTC.shape[0]
+        height, width = (int(side) for side in image_MCHW.shape[2:])  # numbers, in an exported graph too
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(prompts, -1, -1), prompts_NTC], dim=1)
+        tokens_NTC = torch.cat([output_tokens.expand(prompts, -1, -1), prompts_NTC], dim=1)
         token_mask = None
         if prompt_mask_NT is not None:
             always = prompt_mask_NT.new_ones((prompts, output_tokens.shape[0]))
             token_mask = torch.cat([always, prompt_mask_NT], dim=1)
 
-        tokens, image_NLC = self.transformer(
-            image_NCHW.flatten(2).transpose(1, 2), image_positions_1CHW.flatten(2).transpose(1, 2), tokens, token_mask
-        )
+        image_MLC = image_MCHW.flatten(2).transpose(1, 2).contiguous()
+        positions_1LC = image_positions_1CHW.flatten(2).transpose(1, 2).contiguous()
+        image = SharedImage(image_MLC, image_MLC + positions_1LC, image_index_N)
+        tokens_NTC, image_NLC = self.transformer(image, positions_1LC, tokens_NTC, token_mask)
 
-        image_NCHW = image_NLC.transpose(1, 2).reshape(prompts, channels, height, width)
-        upscaled = self.output_upscaling(image_NCHW)
-        kernel_N1C = self.output_hypernetworks_mlps[0](tokens[:, 1])[:, None]
-        logits_N1HW = (kernel_N1C @ upscaled.flatten(2)).reshape(prompts, 1, 4 * height, 4 * width)
-        iou_N = self.iou_prediction_head(tokens[:, 0])[:, 0]
-        return logits_N1HW, iou_N
+        kernel_NK = self.output_hypernetworks_mlps[0](tokens_NTC[:, 1])
+        iou_N = self.iou_prediction_head(tokens_NTC[:, 0])[:, 0]
+        return self._upscale(image_NLC, kernel_NK, height, width), iou_N
+
+    def _upscale(self, image_NLC: Tensor, kernel_NK: Tensor, height: int, width: int) -> Tensor:
+        """Upscale the image twice by 2 and multiply it with each prompt's kernel; returns [N, 1, 4H, 4W].
+
+        A transposed convolution whose stride is its kernel size is a product with a matrix at each cell: cells stay cells, each
+        gets the channels of its 2 x 2 and at last 4 x 4 pixels, and pixels take their place once, when one channel is left.
+        """
+        first, norm, second = self.output_upscaling[0], self.output_upscaling[1], self.output_upscaling[3]
+        assert isinstance(norm, LayerNorm2d)
+        cells_NLX = F.linear(image_NLC, *_flatten_kernel(first))
+        quarters_NQX = torch.unflatten(cells_NLX, -1, (4, -1)).flatten(1, 2)
+        quarters_NQX = F.gelu(F.layer_norm(quarters_NQX, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        pixels_NQX = F.gelu(F.linear(quarters_NQX, *_flatten_kernel(second)))
+        # The kernel in each of four blocks: one product, whose gradient is a product too and not an outer one.
+        blocks_NX4 = torch.eye(4, dtype=kernel_NK.dtype, device=kernel_NK.device)[:, None] * kernel_NK[:, None, :, None]
+        logits_NQ4 = pixels_NQX @ blocks_NX4.flatten(1, 2)
+        places = torch.unflatten(torch.unflatten(logits_NQ4, 1, (height, width, 2, 2)), -1, (2, 2))
+        return places.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)[:, None]
+
+
+def _flatten_kernel(convolution: nn.Module) -> tuple[Tensor, Tensor]:
+    """Turn a 2 x 2 transposed convolution into a linear map to (row, column, channel): its weight and bias."""
+    assert isinstance(convolution, nn.ConvTranspose2d)
+    assert convolution.bias is not None
+    return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2), convolution.bias.repeat(4)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpexp.models.cross_attention import is_exporting
 from vpexp.models.mask_decoder import MaskDecoder
 from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
 
@@ -71,16 +72,22 @@ class Sam(nn.Module):
         [M, 1, S/4, S/4] of an earlier mask, M = 1 or N. N may be 0.
         """
         dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
-        if mask_input_M1HW is None:
-            image_NCHW = (embeddings_BCHW + dense_MCHW)[image_index_N]
-        else:
-            image_NCHW = embeddings_BCHW[image_index_N] + dense_MCHW
-        return self.decode_points(image_NCHW, point_coords_NP2, point_labels_NP)
+        if dense_MCHW.shape[0] == 1:
+            index = image_index_N if embeddings_BCHW.shape[0] > 1 else None
+            return self.decode_points(embeddings_BCHW + dense_MCHW, point_coords_NP2, point_labels_NP, index)
+        return self.decode_points(embeddings_BCHW[image_index_N] + dense_MCHW, point_coords_NP2, point_labels_NP)
 
-    def decode_points(self, image_NCHW: Tensor, point_coords_NP2: Tensor, point_labels_NP: Tensor) -> DecodedMasks:
-        """Decode points and boxes on embeddings of each prompt's image, to which the embedded mask was added.
+    def decode_points(
+        self,
+        image_MCHW: Tensor,
+        point_coords_NP2: Tensor,
+        point_labels_NP: Tensor,
+        image_index_N: Tensor | None = None,
+    ) -> DecodedMasks:
+        """Decode points and boxes on embeddings to which the embedded mask was added.
 
-        Args and result as for ``decode``.
+        Without ``image_index_N`` there is one image that all prompts share, or one for each prompt. The other arguments and
+        the result are those of ``decode``.
         """
         pad, use_mask = _plan_padding(point_labels_NP)
         if pad:
@@ -93,10 +100,11 @@ class Sam(nn.Module):
             attended_NP = point_labels_NP != NOT_A_POINT
         prompts_NPC = self.prompt_encoder.embed_points(point_coords_NP2, point_labels_NP)
         logits_N1HW, iou_N = self.mask_decoder(
-            image_NCHW,
+            image_MCHW,
             self.prompt_encoder.compute_image_positions(),
             prompts_NPC,
             attended_NP if use_mask else None,
+            image_index_N,
         )
         return DecodedMasks(logits_N1HW, iou_N)
 
@@ -107,7 +115,7 @@ def _plan_padding(point_labels_NP: Tensor) -> tuple[bool, bool]:
     Attention without a mask is faster, so batches of boxes only, or of points only, take the short way. A graph that
     is being exported must serve both, and may not look at the labels.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if is_exporting():
         return True, True
     has_box_N = (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1)
     has_filling = bool((point_labels_NP == NOT_A_POINT).any())
