@@ -57,8 +57,7 @@ class EncoderChoice:
         self._on_trial = backend == "auto" and build_openvino is not None
         self._seconds: dict[str, list[float]] = {}
         self._torch = self._current = torch_encoder
-        if backend == "openvino":
-            self._current = self._build_openvino()
+        self._build_first = backend == "openvino"
 
     @property
     def batch_size(self) -> int:
@@ -67,6 +66,8 @@ class EncoderChoice:
 
     def encode(self, images_B3SS: NDArray[np.float32], *, remaining: int) -> NDArray[np.float32]:
         """Encode some images; ``remaining`` says how many come after them."""
+        if self._build_first:
+            self._build_first, self._current = False, self._build_openvino()
         encoder = self._current
         started = time.perf_counter()
         embeddings_BCHW = encoder.encode(images_B3SS)
