@@ -93,10 +93,14 @@ def _identify(places: Sequence[tuple[Path, bool]], readers: int) -> dict[tuple[P
             return None
 
     keys: dict[tuple[Path, bool], str] = {}
-    with build_progress() as progress, ThreadPoolExecutor(readers) as threads:
-        task = progress.add_task("looking for embeddings", total=len(places))
-        for place, key in zip(places, threads.map(identify, places), strict=True):
-            if key is not None:
-                keys[place] = key
-            progress.advance(task)
+    threads = ThreadPoolExecutor(readers)
+    try:
+        with build_progress() as progress:
+            task = progress.add_task("looking for embeddings", total=len(places))
+            for place, key in zip(places, threads.map(identify, places), strict=True):
+                if key is not None:
+                    keys[place] = key
+                progress.advance(task)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the files that remain
     return keys

@@ -122,7 +122,7 @@ class EmbeddingStore:
             with contextlib.suppress(OSError):
                 path.unlink()
         except (OSError, ValueError) as error:  # ValueError: mmap's word for a file that shrank meanwhile
-            if not isinstance(error, FileNotFoundError):
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 log.warning("%s cannot be read (%s): encoded again", path, error)
         return None
 

@@ -40,12 +40,24 @@ class EncoderPasses:
 def encode_images(sam: Sam, images_M3SS: Tensor) -> Tensor:
     """Encode images in the encoder's own precision, whatever mixed precision the training uses: [M, C, H, W].
 
-    On a CPU one by one, as the store is filled, so that the same image gives the same bits.
+    On a CPU one by one, as the store is filled, and laid out as what is read from it: so the same image gives the same
+    bits, and so does what is computed from them.
     """
     with torch.autocast(images_M3SS.device.type, enabled=False):
-        if images_M3SS.device.type != "cpu":
-            return sam.encode_image(images_M3SS)
-        return torch.cat([sam.encode_image(image_3SS[None]) for image_3SS in images_M3SS])
+        if images_M3SS.device.type == "cpu":
+            return torch.cat([sam.encode_image(image_3SS[None]) for image_3SS in images_M3SS]).contiguous()
+        return _encode_together(sam, images_M3SS).contiguous()
+
+
+def _encode_together(sam: Sam, images_M3SS: Tensor) -> Tensor:
+    """Encode images in one pass, or in as many as the device's memory takes."""
+    try:
+        return sam.encode_image(images_M3SS)
+    except torch.OutOfMemoryError:
+        if len(images_M3SS) == 1:
+            raise
+    halves = images_M3SS.tensor_split(2)
+    return torch.cat([_encode_together(sam, half_M3SS) for half_M3SS in halves])
 
 
 class EmbeddingCache:
@@ -89,7 +101,7 @@ class EmbeddingCache:
 
     def remember(self, sample: EvaluationSample, embedding: ImageEmbedding) -> ImageEmbedding:
         """Round what had to be encoded as stored embeddings are, and store it."""
-        rounded_1CHW = embedding.features.to(DTYPES[self.stored.store.precision])
+        rounded_1CHW = embedding.features.to(DTYPES[self.stored.store.precision]).contiguous()
         self.encoded += 1
         if not torch.is_autocast_enabled(rounded_1CHW.device.type):
             self._put(self.stored.find_key(sample.annotations), rounded_1CHW[0].cpu().numpy())

@@ -48,8 +48,13 @@ class EncoderUse:
         return self.cache.stored if self.cache else None
 
     def record(self, context: RunContext) -> None:
-        """Write the number of images encoded so far into ``run.json``."""
-        context.folder.update_run_json(encoder_passes=self.before + self.passes.images)
+        """Write the number of images encoded so far, this run's own passes and those of training steps, down."""
+        passes = self.before + self.passes.images
+        details = context.folder.read_run_json()["cache"]
+        if self.cache:
+            details["encoded_later"] = self.cache.encoded
+        context.folder.update_run_json(encoder_passes=passes, cache=details)
+        context.tracker.log_metrics({"cache/encoder_passes": float(passes)})
 
 
 def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset, splits: Sequence[str]) -> EncoderUse:

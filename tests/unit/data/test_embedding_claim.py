@@ -1,10 +1,10 @@
 """Claims: one writer at a time, whatever happens to the others."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_claim__release_lets_the_next_one_in(entry):
 
 def test_claim__holds_no_file_open_in_the_end(entry):
     def count():
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     before = count()
     claim = claim_entry(entry)
@@ -59,7 +59,6 @@ import sys, time
 from pathlib import Path
 from vpexp.data.embedding_claim import claim_entry
 claim = claim_entry(Path(sys.argv[1]))
-import os
 os.write(claim._descriptor, b"half of an entry that is much longer than the one after it")
 print("claimed", flush=True)
 time.sleep(60)

@@ -9,7 +9,7 @@ from vpexp.data.embedding_store import EmbeddingStore, StoredEmbeddings, compute
 from vpexp.data.prompts import PromptRecipe
 from vpexp.data.samples import EvaluationSet, TrainingSet, collate_training
 from vpexp.evaluation.evaluator import evaluate
-from vpexp.inference.embedding_cache import EmbeddingCache, EncoderPasses, encode_images
+from vpexp.inference.embedding_cache import EmbeddingCache, EncoderPasses, _encode_together, encode_images
 from vpexp.inference.torch_predictor import TorchPredictor
 
 SIZE = 64
@@ -162,3 +162,18 @@ def test_evaluation_set__damaged_pixels_do_not_matter_once_stored_but_are_notice
         image.path.write_bytes(b"no image")
     kinds = [type(samples[i]).__name__ for i in range(4)]
     assert kinds == ["UnreadableImage", "EvaluationSample", "UnreadableImage", "UnreadableImage"]
+
+
+def test_encode_together__in_parts_where_memory_is_short(debug_sam, images, monkeypatch):
+    images_B3SS = build_batch(images).images_B3SS
+    expected, encode, tried = debug_sam.encode_image(images_B3SS), debug_sam.encode_image, []
+
+    def encode_one(images_M3SS):
+        tried.append(len(images_M3SS))
+        if len(images_M3SS) > 1:
+            raise torch.OutOfMemoryError
+        return encode(images_M3SS)
+
+    monkeypatch.setattr(debug_sam, "encode_image", encode_one)
+    torch.testing.assert_close(_encode_together(debug_sam, images_B3SS), expected)
+    assert tried == [4, 2, 1, 1, 2, 1, 1]

@@ -35,7 +35,9 @@ def _cheap_conversion(monkeypatch):
     monkeypatch.setattr(encoder_choice, "CONVERSION_SECONDS", 0.01)
 
 
-@pytest.mark.parametrize(("torch_seconds", "other_seconds", "winner"), [(0.02, 0.005, "openvino"), (0.02, 0.04, "torch")])
+@pytest.mark.parametrize(
+    ("torch_seconds", "other_seconds", "winner"), [(0.02, 0.005, "openvino"), (0.02, 0.04, "torch")]
+)
 def test_auto__the_faster_one_goes_on(torch_seconds, other_seconds, winner):
     torch, other = Runtime("torch", torch_seconds), Runtime("openvino", other_seconds, 0.5)
     choice = EncoderChoice(torch.build(), other.build)
@@ -98,5 +100,7 @@ def test_backend__openvino_that_cannot_convert_is_an_error():
         raise RuntimeError("unknown\noperator")
 
     choice = EncoderChoice(Runtime("torch").build(), fail, backend="openvino")
-    with pytest.raises(ConfigError, match=r"cannot be converted \(RuntimeError: unknown operator\); set cache.backend=torch"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be converted \(RuntimeError: unknown operator\); set cache.backend=torch"
+    ):
         encode_all(choice, 1)
