@@ -55,7 +55,7 @@ def test_claim__holds_no_file_open_in_the_end(entry):
 
 
 HOLD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from vpexp.data.embedding_claim import claim_entry
 claim = claim_entry(Path(sys.argv[1]))
