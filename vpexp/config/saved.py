@@ -14,7 +14,8 @@ from vpexp.config.schema import SCHEMA_NAME, Config
 from vpexp.errors import ConfigError
 
 # The seed is among them because it decides which images are set aside for val where a data set has no such split.
-INHERITED = ("model", "data", "prompt", "seed")
+# The cache is, because a test reads the embeddings that the training made: those of the same precision.
+INHERITED = ("model", "data", "prompt", "cache", "seed")
 
 HEADER = """\
 # The whole configuration of a run. The same run again:
@@ -56,7 +57,7 @@ def load_config(path: str | Path) -> DictConfig:
 
 
 def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Take model, data, prompt and seed from the run that made a checkpoint, except what the user asked for.
+    """Take model, data, prompt, cache and seed from the run that made a checkpoint, except what the user asked for.
 
     Args:
         cfg: what was composed now.

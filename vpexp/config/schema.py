@@ -158,6 +158,20 @@ class TrainerConfig:
 
 
 @dataclass
+class CacheConfig:
+    """The embeddings of a frozen image encoder, kept below ``paths.cache_dir``, so that each image is encoded once."""
+
+    enabled: bool = True
+    """false encodes each image whenever it is used."""
+    max_gb: float = 20.0
+    """What the embeddings of all encoders may take, in 10^9 bytes; what was not used for longest goes first."""
+    precision: str = "float16"
+    """float16 (2.1 MB an image at 1024 px), or float32."""
+    backend: str = "auto"
+    """What encodes on a CPU: torch, openvino (converting takes some ten seconds), or auto: the faster one."""
+
+
+@dataclass
 class ExportConfig:
     """What a trained model is written as."""
 
@@ -232,7 +246,7 @@ class PathsConfig:
     output_dir: str = "outputs"
     """Run folders, the latest links and the MLflow database."""
     cache_dir: str = "${oc.env:VPEXP_CACHE_DIR,'~/.cache/vpexp'}"
-    """Downloaded weights and drawn images."""
+    """Downloaded weights, drawn images, and embeddings."""
 
 
 @dataclass
@@ -248,6 +262,7 @@ class Config:
     scheduler: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)

@@ -26,6 +26,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompt.type": ("box", "point", "both"),
     "loss.resolution": ("input", "low"),
     "trainer.precision": PRECISIONS,
+    "cache.precision": ("float16", "float32"),
+    "cache.backend": ("auto", "torch", "openvino"),
     "export.format": ("openvino", "onnx", "sam"),
     "export.precision": ("FP32", "FP16"),
     "export.decoder_precision": ("FP32", "FP16"),
@@ -122,6 +124,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_loss(flat)
     yield from _check_free_sections(flat, values["callbacks"])
     yield from _check_trainer(flat)
+    yield from _check_cache(flat)
     yield from _check_pipeline(flat)
     yield from _check_ptq(values["ptq"]["parts"])
     yield from _check_predict(flat)
@@ -177,6 +180,11 @@ def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:
             f"resume continues a training or a pipeline, and stage is {flat['stage.name']}: write stage=train, "
             "stage=pipeline, or checkpoint=..."
         )
+
+
+def _check_cache(flat: dict[str, Any]) -> Iterator[str]:
+    if not flat["cache.max_gb"] > 0:
+        yield f"cache.max_gb={flat['cache.max_gb']}: must be above 0; cache=none switches the cache off"
 
 
 def _check_pipeline(flat: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+PREPROCESSING_VERSION = 1
+"""Raised with every change of what images become here or in ``images.py``: embeddings made before are not used then."""
 MEAN = (123.675, 116.28, 103.53)
 """Mean of ImageNet's pixels, RGB, 0..255."""
 STD = (58.395, 57.12, 57.375)

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,7 +59,7 @@ class ImageHeader:
         return self.height, self.width
 
 
-def read_image(path: str | Path, exif_transpose: bool = True) -> NDArray[np.uint8]:
+def read_image(path: str | Path, exif_transpose: bool = True, *, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read an image file as RGB.
 
     Grey, palette, CMYK and bilevel images are converted; alpha is dropped, not blended. Images of one channel with
@@ -67,6 +68,7 @@ def read_image(path: str | Path, exif_transpose: bool = True) -> NDArray[np.uint
     Args:
         path: The image file.
         exif_transpose: Turn the pixels as the file's EXIF orientation says, as image viewers do.
+        content: The file's bytes, where they have been read already.
 
     Returns:
         uint8 [H, W, 3], RGB, 0..255.
@@ -75,7 +77,7 @@ def read_image(path: str | Path, exif_transpose: bool = True) -> NDArray[np.uint
         ImageFileError: The file is missing, is no image, or is damaged.
     """
     path = Path(path)
-    with _explain_errors(path), Image.open(path) as image:
+    with _explain_errors(path), Image.open(path if content is None else BytesIO(content)) as image:
         image.load()
         if exif_transpose and _read_orientation(image) != 1:
             return _convert_to_rgb(ImageOps.exif_transpose(image))

@@ -1,10 +1,12 @@
 """From annotated images to what a training step or an evaluation takes.
 
-Legend: B images, N prompts of the whole batch, P points a prompt, S model size, R loss resolution (S or S/4).
+Legend: B images, N prompts of the whole batch, P points a prompt, S model size, R loss resolution (S or S/4),
+K images with a stored embedding, C channels, H W original size, or rows and columns of an embedding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vpexp.data.embedding_store import StoredEmbeddings
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
@@ -25,11 +28,19 @@ HALF_COVERED = 128  # of 255
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSample:
-    """One image as it is, its annotations, and one prompt an object."""
+    """One image as it is, its annotations, and one prompt an object.
 
-    image_HW3: NDArray[np.uint8]
+    Attributes:
+        image_HW3: RGB uint8; None where the embedding is stored and the pixels were not read.
+        annotations: its objects.
+        prompts: one an object, pixels of the original image.
+        embedding_CHW: the stored embedding; None where there is none.
+    """
+
+    image_HW3: NDArray[np.uint8] | None
     annotations: AnnotatedImage
     prompts: Prompts
+    embedding_CHW: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +53,19 @@ class UnreadableImage:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """One image at model size with the drawn prompts of its objects; fields as in ``Batch``."""
+    """One image at model size with the drawn prompts of its objects; fields as in ``Batch``.
+
+    Either ``image_3SS`` or ``embedding_CHW`` is None.
+    """
 
     image_id: str
-    image_3SS: Tensor
+    image_3SS: Tensor | None
     coords_NP2: Tensor
     labels_NP: Tensor
     targets_NRR: Tensor
     resized_hw: tuple[int, int]
+    embedding_CHW: NDArray[Any] | None = None
+    embedding_key: str | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +73,8 @@ class Batch:
     """All prompts of all images of a step on one flat axis.
 
     Attributes:
-        images_B3SS: float32, normalised, padded right and bottom with zeros.
+        images_B3SS: float32, normalised, padded right and bottom with zeros; only the images that are to be encoded:
+            with an embedding cache, those whose embedding is not stored.
         image_index_N: int64, the image of each prompt.
         coords_NP2: float32, pixels of the resized image.
         labels_NP: float32, SAM's point labels (``Prompts``).
@@ -65,6 +82,9 @@ class Batch:
         resized_B2: int64, height and width of each image inside the padded square.
         image_ids: names, for messages.
         unreadable: images left out because their pixels are damaged.
+        embeddings_KCHW: float16 or float32, the stored embeddings; None where no image's is.
+        stored_places: which images of the step these belong to; the others are in ``images_B3SS``, in order.
+        embedding_keys: by which the embedding of each image of the step is stored; None: it is not to be.
     """
 
     images_B3SS: Tensor
@@ -75,6 +95,9 @@ class Batch:
     resized_B2: Tensor
     image_ids: list[str]
     unreadable: list[UnreadableImage]
+    embeddings_KCHW: Tensor | None = None
+    stored_places: list[int] = field(default_factory=list)
+    embedding_keys: list[str | None] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the tensors to a device."""
@@ -87,6 +110,9 @@ class Batch:
             self.resized_B2.to(device, non_blocking=True),
             self.image_ids,
             self.unreadable,
+            None if self.embeddings_KCHW is None else self.embeddings_KCHW.to(device, non_blocking=True),
+            self.stored_places,
+            self.embedding_keys,
         )
 
 
@@ -123,43 +149,59 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
 
     Indexed by ``(epoch, index)``: what is drawn depends on the seed, the epoch and the image alone, never on the worker
     or on what was read before, so that a resumed run draws what an uninterrupted one would.
+
+    With ``embeddings``, pixels are read only of images whose embedding is missing or damaged.
     """
 
     def __init__(
-        self, images: Sequence[AnnotatedImage], *, image_size: int, recipe: PromptRecipe, stride: int, seed: int
+        self,
+        images: Sequence[AnnotatedImage],
+        *,
+        image_size: int,
+        recipe: PromptRecipe,
+        stride: int,
+        seed: int,
+        embeddings: StoredEmbeddings | None = None,
     ) -> None:
         self.images = images
         self.image_size = image_size
         self.recipe = recipe
         self.stride = stride
         self.seed = seed
+        self.embeddings = embeddings
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> TrainingSample | UnreadableImage:
-        """Read an image and draw its prompts."""
+        """Read an image, or its embedding, and draw its prompts."""
         epoch, index = key
         annotations = self.images[index]
         rng = np.random.default_rng([self.seed, epoch, index])
+        embedding_CHW = self.embeddings.read(annotations) if self.embeddings else None
         try:
-            image_HW3 = read_image(annotations.path, annotations.exif_transpose)
+            image_3SS = self._read_pixels(annotations) if embedding_CHW is None else None
         except DataError as error:
             return UnreadableImage(annotations.image_id, str(error))
         chosen_N = self._choose_objects(len(annotations.masks), rng)
         prompts = draw_training_prompts(annotations, chosen_N, self.recipe, rng)
         original_hw = (annotations.height, annotations.width)
         resized_hw = compute_resized_size(*original_hw, self.image_size)
-        image_3SS = normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size)
         targets = [rasterize_target(annotations.masks[i], resized_hw, self.image_size, self.stride) for i in chosen_N]
         return TrainingSample(
             annotations.image_id,
-            torch.from_numpy(image_3SS),
+            image_3SS,
             torch.from_numpy(scale_points(prompts.coords_NP2, original_hw, resized_hw).astype(np.float32)),
             torch.from_numpy(prompts.labels_NP),
             torch.from_numpy(np.stack(targets)),
             resized_hw,
+            embedding_CHW,
+            self.embeddings.find_key(annotations) if self.embeddings else None,
         )
+
+    def _read_pixels(self, annotations: AnnotatedImage) -> Tensor:
+        image_HW3 = read_image(annotations.path, annotations.exif_transpose)
+        return torch.from_numpy(normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size))
 
     def _choose_objects(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         limit = self.recipe.max_per_image
@@ -169,23 +211,43 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
 
 
 class EvaluationSet(Dataset[EvaluationSample | UnreadableImage]):
-    """The images of a split, unchanged, with fixed prompts for all objects."""
+    """The images of a split, unchanged, with fixed prompts for all objects.
 
-    def __init__(self, images: Sequence[AnnotatedImage], recipe: PromptRecipe) -> None:
+    Args:
+        images: of the split.
+        recipe: how prompts are made.
+        embeddings: read instead of the pixels where they are stored.
+        read_first: so many images are read all the same, with their embeddings, for the encoder to be timed on.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[AnnotatedImage],
+        recipe: PromptRecipe,
+        *,
+        embeddings: StoredEmbeddings | None = None,
+        read_first: int = 0,
+    ) -> None:
         self.images = images
         self.recipe = recipe
+        self.embeddings = embeddings
+        self.read_first = read_first
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> EvaluationSample | UnreadableImage:
-        """Read an image."""
+        """Read an image, or its embedding."""
         annotations = self.images[index]
-        try:
-            image_HW3 = read_image(annotations.path, annotations.exif_transpose)
-        except DataError as error:
-            return UnreadableImage(annotations.image_id, str(error))
-        return EvaluationSample(image_HW3, annotations, build_evaluation_prompts(annotations, self.recipe))
+        embedding_CHW = self.embeddings.read(annotations) if self.embeddings else None
+        image_HW3 = None
+        if embedding_CHW is None or index < self.read_first:
+            try:
+                image_HW3 = read_image(annotations.path, annotations.exif_transpose)
+            except DataError as error:
+                return UnreadableImage(annotations.image_id, str(error))
+        prompts = build_evaluation_prompts(annotations, self.recipe)
+        return EvaluationSample(image_HW3, annotations, prompts, embedding_CHW)
 
 
 def collate_training(items: Sequence[TrainingSample | UnreadableImage]) -> Batch | list[UnreadableImage]:
@@ -195,8 +257,10 @@ def collate_training(items: Sequence[TrainingSample | UnreadableImage]) -> Batch
     if not samples:
         return unreadable
     counts = torch.tensor([len(sample.labels_NP) for sample in samples])
+    pixels = [sample.image_3SS for sample in samples if sample.image_3SS is not None]
+    stored = [sample.embedding_CHW for sample in samples if sample.embedding_CHW is not None]
     return Batch(
-        images_B3SS=torch.stack([sample.image_3SS for sample in samples]),
+        images_B3SS=torch.stack(pixels) if pixels else torch.zeros(0, 3, 0, 0),
         image_index_N=torch.repeat_interleave(torch.arange(len(samples)), counts),
         coords_NP2=torch.cat([sample.coords_NP2 for sample in samples]),
         labels_NP=torch.cat([sample.labels_NP for sample in samples]),
@@ -204,6 +268,9 @@ def collate_training(items: Sequence[TrainingSample | UnreadableImage]) -> Batch
         resized_B2=torch.tensor([sample.resized_hw for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         unreadable=unreadable,
+        embeddings_KCHW=torch.from_numpy(np.stack(stored)) if stored else None,
+        stored_places=[place for place, sample in enumerate(samples) if sample.embedding_CHW is not None],
+        embedding_keys=[sample.embedding_key for sample in samples],
     )
 
 

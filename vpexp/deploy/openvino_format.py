@@ -53,10 +53,13 @@ def name_ports(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) ->
             port.get_node().set_friendly_name(name)
 
 
+def convert_encoder(sam: Sam) -> Any:
+    """Convert the encoder to an ``openvino.Model`` of one input, images of the model's own size, and one output."""
+    return _convert(ExportableEncoder(sam), [[1, 3, sam.image_size, sam.image_size]])
+
+
 def _build_encoder(sam: Sam) -> Any:
-    size = sam.image_size
-    graph = _convert(ExportableEncoder(sam), [[1, 3, size, size]])
-    graph = accept_any_size(graph, size)
+    graph = accept_any_size(convert_encoder(sam), sam.image_size)
     name_ports(graph, ENCODER_INPUTS, ENCODER_OUTPUTS)
     graph.validate_nodes_and_infer_types()
     return graph

@@ -47,6 +47,11 @@ class GraphPredictor:
         features = self._run_encoder({"images": input_3SS[None]})["image_embeddings"]
         return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
 
+    def restore(self, embedding_CHW: NDArray[Any], original_hw: tuple[int, int]) -> ImageEmbedding:
+        """Take up an embedding [C, S/16, S/16] that this model's encoder made before."""
+        features = np.array(embedding_CHW, dtype=np.float32)[None]
+        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
+
     def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
         """Decode prompts in chunks that bound memory."""
         height, width = embedding.original_hw

@@ -55,6 +55,10 @@ class Predictor(Protocol):
         """Encode an RGB image of any size."""
         ...
 
+    def restore(self, embedding_CHW: NDArray[Any], original_hw: tuple[int, int]) -> ImageEmbedding:
+        """Take up an embedding [C, S/16, S/16] that this model's encoder made before."""
+        ...
+
     def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
         """Decode prompts given in SAM's point form."""
         ...

@@ -1,5 +1,7 @@
 """The torch form of the predictor. Legend as in ``predictor.py``."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,6 +31,12 @@ class TorchPredictor:
         original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
         input_3SS = normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size)
         features = self.sam.encode_image(torch.from_numpy(input_3SS)[None].to(self.device))
+        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
+
+    def restore(self, embedding_CHW: NDArray[Any], original_hw: tuple[int, int]) -> ImageEmbedding:
+        """Take up an embedding [C, S/16, S/16] that this model's encoder made before."""
+        parameter = next(self.sam.mask_decoder.parameters())
+        features = torch.from_numpy(np.array(embedding_CHW))[None].to(parameter.device).to(parameter.dtype)
         return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
 
     @torch.no_grad()

@@ -10,13 +10,14 @@ from omegaconf import DictConfig
 
 from vpexp import visuals
 from vpexp.console import console, say
-from vpexp.data.images import IMAGE_SUFFIXES
+from vpexp.data.images import IMAGE_SUFFIXES, read_image
 from vpexp.data.masks import decode_rle
 from vpexp.data.samples import EvaluationSet
 from vpexp.data.types import AnnotatedDataset
 from vpexp.errors import DataError
 from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, evaluate
 from vpexp.evaluation.report import build_class_table, build_metrics_table
+from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.predictor import Predictor
 from vpexp.stages.context import RunContext
 from vpexp.stages.data import build_prompt_recipe
@@ -42,6 +43,8 @@ def assess(
     description: str,
     baselines: bool = False,
     overlays: int = 0,
+    cache: EmbeddingCache | None = None,
+    timed_images: int = 0,
 ) -> EvaluationResult:
     """Evaluate a predictor on a split.
 
@@ -53,12 +56,19 @@ def assess(
         description: for the progress bar.
         baselines: also score the filled box and the wrong-image control.
         overlays: how many images, spread evenly over the split, are kept for pictures.
+        cache: of the predictor's encoder; None encodes all images.
+        timed_images: so many are encoded all the same, for the time it takes.
 
     Raises:
         DataError: the split has no object to evaluate, or none of its images can be read.
     """
     cfg = context.cfg
-    images = EvaluationSet(with_objects(dataset.splits[split].images), build_prompt_recipe(cfg.prompt))
+    images = EvaluationSet(
+        with_objects(dataset.splits[split].images),
+        build_prompt_recipe(cfg.prompt),
+        embeddings=cache.stored if cache else None,
+        read_first=timed_images,
+    )
     if not len(images):
         raise DataError(f"the {split} split of {dataset.root} has no object with a mask: nothing to evaluate")
     keep = np.linspace(0, len(images) - 1, min(overlays, len(images))).round().astype(int).tolist()
@@ -70,6 +80,7 @@ def assess(
         description=description,
         baselines=baselines,
         keep=keep,
+        remember=cache.remember if cache else None,
     )
     if not result.images:
         raise DataError(
@@ -129,7 +140,11 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
     """Write the kept predictions as pictures and log them."""
     taken: set[str] = set()
     for kept in result.kept:
-        picture = _draw(kept)
+        try:
+            picture = _draw(kept)
+        except DataError as error:  # its embedding was stored, and its file is gone by now
+            say(f"no picture: {error}", style="yellow")
+            continue
         name = kept.sample.annotations.image_id
         if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
             name = name.removesuffix(PurePath(name).suffix)
@@ -166,4 +181,7 @@ def _draw(kept: KeptPrediction) -> Any:
     prompts = list(zip(sample.prompts.coords_NP2, sample.prompts.labels_NP, strict=True))
     f1 = 2 * overlap / total if total else 0.0
     captions = (f"annotated: {len(annotated)} objects", f"predicted from the prompts: F1 {f1:.3f}")
-    return visuals.draw_comparison(sample.image_HW3, annotated, predicted, prompts, captions)
+    image_HW3 = sample.image_HW3
+    if image_HW3 is None:
+        image_HW3 = read_image(sample.annotations.path, sample.annotations.exif_transpose)
+    return visuals.draw_comparison(image_HW3, annotated, predicted, prompts, captions)

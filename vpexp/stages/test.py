@@ -11,9 +11,11 @@ from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.stages.assessment import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.data import load_configured_dataset
+from vpexp.stages.embeddings import prepare_embeddings
 from vpexp.stages.weights import load_configured_model
 
 FLOAT_BYTES = 4
+TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is a number of this test
 
 
 def run(context: RunContext) -> StageResult:
@@ -24,6 +26,9 @@ def run(context: RunContext) -> StageResult:
     predictor, size_mb = _open_predictor(context)
     load_time = time.perf_counter() - started
     dataset = load_configured_dataset(context, (split,))
+    encoder = None
+    if isinstance(predictor, TorchPredictor):  # exported models are tested whole
+        encoder = prepare_embeddings(context, predictor.sam, dataset, (split,))
     result = assess(
         context,
         predictor,
@@ -32,10 +37,14 @@ def run(context: RunContext) -> StageResult:
         description=f"testing on {split}",
         baselines=cfg.stage.controls,
         overlays=cfg.stage.overlays,
+        cache=encoder.cache if encoder else None,
+        timed_images=TIMED_IMAGES,
     )
     tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
     say(f"{size_mb:.1f} MB, loaded in {load_time:.2f} s")
     save_overlays(context, result, split)
+    if encoder:
+        encoder.record(context)
     metrics, details = summarize(result, split)
     metrics |= {f"{split}/load_time": load_time, f"{split}/size_mb": size_mb}
     record_unreadable(context, details)

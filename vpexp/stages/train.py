@@ -15,6 +15,7 @@ from vpexp.errors import DataError
 from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.inference.build import build_model
 from vpexp.inference.checkpoint import apply_checkpoint, build_identity, find_checkpoint, read_checkpoint
+from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.stages.assessment import (
@@ -28,6 +29,7 @@ from vpexp.stages.assessment import (
 )
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.embeddings import prepare_embeddings
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
     STRIDES,
@@ -61,10 +63,16 @@ def run(context: RunContext) -> StageResult:
     sam, brought = _build_start_model(context)
     dataset = load_configured_dataset(context, ("train", "val", "test") if cfg.stage.test else ("train", "val"))
     loop = _build_loop(context, sam, dataset, brought)
-    before = _read_before(context) if cfg.resume else _measure_before(context, sam, dataset)
-    best = _fit(context, loop)
-    apply_checkpoint(sam, read_checkpoint(best))
-    after = _assess_splits(context, sam, dataset, "after")
+    encoder = prepare_embeddings(context, sam, dataset, list(dataset.splits))
+    loop.module.embedding_cache = encoder.cache
+    loop.data.use_embeddings(encoder.stored)
+    try:
+        before = _read_before(context) if cfg.resume else _measure_before(context, sam, dataset, encoder.cache)
+        best = _fit(context, loop)
+        apply_checkpoint(sam, read_checkpoint(best))
+        after = _assess_splits(context, sam, dataset, "after", encoder.cache)
+    finally:
+        encoder.record(context)
     return _conclude(context, before, after, best, loop.module.unreadable)
 
 
@@ -125,7 +133,7 @@ def _record_epoch(
 
 
 def _assess_splits(
-    context: RunContext, sam: Sam, dataset: AnnotatedDataset, moment: str
+    context: RunContext, sam: Sam, dataset: AnnotatedDataset, moment: str, cache: EmbeddingCache | None
 ) -> dict[str, EvaluationResult]:
     """Evaluate val, and test where it is asked for; baselines and overlays only at the end, on the last of them."""
     cfg = context.cfg
@@ -142,13 +150,14 @@ def _assess_splits(
             description=f"{moment}: {split}",
             baselines=final and cfg.stage.controls,
             overlays=cfg.stage.overlays if final else 0,
+            cache=cache,
         )
     return results
 
 
-def _measure_before(context: RunContext, sam: Sam, dataset: AnnotatedDataset) -> Metrics:
+def _measure_before(context: RunContext, sam: Sam, dataset: AnnotatedDataset, cache: EmbeddingCache | None) -> Metrics:
     """Measure the model as it comes to the training: the row of epoch 0."""
-    results = _assess_splits(context, sam, dataset, "before")
+    results = _assess_splits(context, sam, dataset, "before", cache)
     before = {split: result.metrics for split, result in results.items()}
     val = {f"val/{name}": value for name, value in before["val"].items()}
     context.folder.update_run_json(before=before)

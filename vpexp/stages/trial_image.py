@@ -51,7 +51,7 @@ def find_trial_image(context: RunContext) -> TrialImage:
 def _take_first(dataset: AnnotatedDataset, split: str) -> TrialImage | None:
     for index, image in enumerate(dataset.splits[split].images):
         sample = EvaluationSet(dataset.splits[split].images, PromptRecipe())[index]
-        if len(image) and isinstance(sample, EvaluationSample):
+        if len(image) and isinstance(sample, EvaluationSample) and sample.image_HW3 is not None:
             chosen = slice(0, MOST_PROMPTS)
             prompts = [build_evaluation_prompts(image, PromptRecipe(kind)).select(chosen) for kind in ("box", "point")]
             return TrialImage(image.image_id, sample.image_HW3, prompts)

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from vpexp.data.embedding_store import StoredEmbeddings
 from vpexp.data.prompts import PromptRecipe
 from vpexp.data.sampler import ResumableBatchSampler, ShardedSampler
 from vpexp.data.samples import EvaluationSet, TrainingSet, collate_evaluation, collate_training
@@ -42,6 +43,10 @@ class FineTuningData(pl.LightningDataModule):
         self.training_set = TrainingSet(train_images, image_size=image_size, recipe=recipe, stride=stride, seed=seed)
         self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
         self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)
+
+    def use_embeddings(self, embeddings: StoredEmbeddings | None) -> None:
+        """Read stored embeddings instead of pixels."""
+        self.training_set.embeddings = self.validation_set.embeddings = embeddings
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Build the loader of training batches."""

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError
 from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
+from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.training.datamodule import FineTuningData
@@ -40,6 +41,9 @@ class SamFineTuner(pl.LightningModule):
         build_optimizer: takes the trainable parameters.
         build_scheduler: takes the optimizer and the number of optimizer steps of the whole training.
         identity: what a checkpoint says of itself (configuration, hashes of frozen parts); plain values.
+
+    Attributes:
+        embedding_cache: of the frozen encoder; None has every step encode its images.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class SamFineTuner(pl.LightningModule):
         self.build_optimizer = build_optimizer
         self.build_scheduler = build_scheduler
         self.identity = identity
+        self.embedding_cache: EmbeddingCache | None = None
         self.validation_result: EvaluationResult | None = None
         self.epoch_sums: dict[str, float] = {}
         self.unreadable: dict[str, str] = {}
@@ -99,9 +104,7 @@ class SamFineTuner(pl.LightningModule):
             # Every process must take part in the backward pass, also one that has nothing to learn from this time.
             return sum((p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)) * 0
         self._note_unreadable(batch.unreadable)
-        with torch.set_grad_enabled("image_encoder" not in self.freeze_names):
-            embeddings_BCHW = self.sam.encode_image(batch.images_B3SS)
-        terms = self._compute_terms(embeddings_BCHW, batch)
+        terms = self._compute_terms(self._get_embeddings(batch), batch)
         if not torch.isfinite(terms.total):
             raise DivergenceError(
                 f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {', '.join(batch.image_ids)}): "
@@ -130,7 +133,9 @@ class SamFineTuner(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""
-        self._evaluator = Evaluator(self.categories)
+        self._evaluator = Evaluator(
+            self.categories, remember=self.embedding_cache.remember if self.embedding_cache else None
+        )
         self._waiting_since = time.perf_counter()
 
     def validation_step(self, sample: EvaluationSample | UnreadableImage, batch_idx: int) -> None:
@@ -206,6 +211,13 @@ class SamFineTuner(pl.LightningModule):
 
     def _note_unreadable(self, images: Sequence[UnreadableImage]) -> None:
         self.unreadable.update({image.image_id: image.reason for image in images})
+
+    def _get_embeddings(self, batch: Batch) -> Tensor:
+        """Get the embeddings [B, C, S/16, S/16] of a step's images: from the cache, or from the encoder."""
+        if self.embedding_cache is not None:
+            return self.embedding_cache.gather(batch).to(next(self.sam.mask_decoder.parameters()).dtype)
+        with torch.set_grad_enabled("image_encoder" not in self.freeze_names):
+            return self.sam.encode_image(batch.images_B3SS)
 
     def _compute_terms(self, embeddings_BCHW: Tensor, batch: Batch) -> LossTerms:
         """Compute the loss in chunks of prompts; beyond one chunk, activations are recomputed in the backward pass."""

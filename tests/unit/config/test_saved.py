@@ -74,16 +74,18 @@ def test_load_config__says_what_is_wrong_with_a_file(tmp_path, text, message):
 
 
 SAVED = ["model=sam_debug", "data=coco", "data.root=mine", "data.val_split=valid", "prompt=point", "seed=7"]
+SAVED += ["cache.precision=float32"]
 
 
 def inherit_from(overrides):
     return inherit(compose_config(overrides), compose_config(SAVED), overrides)
 
 
-def test_inherit__takes_model_data_prompt_and_seed():
+def test_inherit__takes_model_data_prompt_cache_and_seed():
     cfg = inherit_from(["stage=test"])
 
     assert (cfg.model.name, cfg.data.root, cfg.prompt.type, cfg.seed) == ("sam_debug", "mine", "point", 7)
+    assert cfg.cache.precision == "float32"
     assert (cfg.stage.name, cfg.checkpoint) == ("test", "latest")
 
 

@@ -23,6 +23,7 @@ SURFACE = {
         *("accumulate_grad_batches", "log_every_n_steps", "deterministic", "limit_train_batches"),
         *("limit_val_batches", "threads"),
     ],
+    "cache": ["enabled", "max_gb", "precision", "backend"],
     "export": ["format", "precision", "decoder_precision"],
     "ptq": [
         "parts",
@@ -58,6 +59,7 @@ OPTIONS = {
     "scheduler": ["constant", "cosine", "linear", "linear_warmup"],
     "callbacks": ["default", "none"],
     "trainer": ["default", "gpu"],
+    "cache": ["default", "none"],
     "export": ["default", "fp16"],
     "ptq": ["default", "fast", "safe"],
     "tracking": ["default", "none"],
@@ -119,7 +121,7 @@ def test_files__restated_defaults_equal_the_schema():
     from vpexp.config.schema import Config
 
     schema, cfg = OmegaConf.structured(Config), compose_config()
-    for section in ("prompt", "loss", "trainer", "tracking", "paths"):
+    for section in ("prompt", "loss", "trainer", "cache", "tracking", "paths"):
         assert OmegaConf.to_container(cfg[section]) == OmegaConf.to_container(schema[section]), section
 
 

@@ -172,3 +172,13 @@ def test_read_image_header__too_large(tmp_path, monkeypatch, colors_HW3):
     for read in (read_image, read_image_header):
         with pytest.raises(ImageFileError, match=r"a\.png: image is larger than 0 megapixels"):
             read(path)
+
+
+def test_read_image__from_bytes_that_were_read_already(tmp_path):
+    path = tmp_path / "gone.png"
+    Image.fromarray(np.full((4, 6, 3), 77, np.uint8)).save(path)
+    content = path.read_bytes()
+    path.unlink()
+    assert (read_image(path, content=content) == 77).all()
+    with pytest.raises(ImageFileError, match=r"gone\.png: "):
+        read_image(path, content=content[:40])

@@ -6,9 +6,11 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from vpexp.data.embedding_store import EmbeddingStore, StoredEmbeddings, compute_image_key
 from vpexp.data.samples import UnreadableImage, collate_training
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.models.registry import build_sam_micro
+from vpexp.inference.embedding_cache import EmbeddingCache, EncoderPasses
+from vpexp.models.registry import build_sam_debug, build_sam_micro
 from vpexp.training import module as module_file
 from vpexp.training.module import build_valid_region
 
@@ -279,3 +281,29 @@ def test_checkpoint__resumed_module_equals_the_saved_one(tmp_path, build_module,
     trainer = build_plain_trainer(max_epochs=1)  # nothing left to do: load only
     trainer.fit(resumed, datamodule=build_data(), ckpt_path=path, weights_only=True)
     assert is_unchanged(resumed.sam, snapshot(module.sam))
+
+
+def test_fit__with_stored_embeddings_the_encoder_rests(tmp_path, build_data, build_module, build_plain_trainer):
+    """In training steps and in validation, after each image was encoded once; losses stay what they were."""
+    losses, passes = [], []
+    for epochs in (1, 1, 2):
+        torch.manual_seed(0)
+        module, data = build_module(sam=build_sam_debug(64)), build_data(batch_size=2)
+        sam = module.sam
+        shape = (sam.embedding_channels, sam.embedding_size, sam.embedding_size)
+        images = [*data.training_set.images, *data.validation_set.images]
+        store = EmbeddingStore(tmp_path / "embeddings", "ab" * 16, shape, "float32")
+        keys = {
+            (image.path, False): compute_image_key(image.path.read_bytes(), exif_transpose=False) for image in images
+        }
+        module.embedding_cache = EmbeddingCache(sam, StoredEmbeddings(store, keys))
+        data.use_embeddings(module.embedding_cache.stored)
+        counter = EncoderPasses(sam)
+        build_plain_trainer(max_epochs=epochs).fit(module, datamodule=data)
+        losses.append(module.compute_epoch_losses()["train/loss"])
+        passes.append(counter.images)
+    different = len(set(keys.values()))  # the first images of both splits are equal
+    assert passes[1:] == [0, 0]
+    assert different <= passes[0] <= len(images)
+    assert losses[1] == losses[0]
+    assert losses[2] < losses[0]
