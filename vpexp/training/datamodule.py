@@ -20,7 +20,7 @@ class FineTuningData(pl.LightningDataModule):
         dataset: with splits ``train`` and ``val``.
         recipe: how prompts are made.
         image_size: S.
-        stride: 1 or 4, see ``rasterize_target``.
+        resolution: low, input or original, see ``rasterize_target``.
         batch_size: images a training step, for each process.
         num_workers: processes that read images; 0 reads in the training process.
         seed: fixes order and prompts of every epoch.
@@ -32,7 +32,7 @@ class FineTuningData(pl.LightningDataModule):
         recipe: PromptRecipe,
         *,
         image_size: int,
-        stride: int,
+        resolution: str,
         batch_size: int,
         num_workers: int,
         seed: int,
@@ -40,7 +40,9 @@ class FineTuningData(pl.LightningDataModule):
         super().__init__()
         self.num_workers = num_workers
         train_images = with_objects(dataset.splits["train"].images)
-        self.training_set = TrainingSet(train_images, image_size=image_size, recipe=recipe, stride=stride, seed=seed)
+        self.training_set = TrainingSet(
+            train_images, image_size=image_size, recipe=recipe, resolution=resolution, seed=seed
+        )
         self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
         self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)
 
