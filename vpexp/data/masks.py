@@ -107,6 +107,11 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
         raise MaskError("polygon without points")
     if decimals is not None:
         parts = [np.round(part, decimals) for part in parts]
+    return rasterize_polygons(parts, height, width)
+
+
+def rasterize_polygons(parts: Sequence[NDArray[np.float64]], height: int, width: int) -> Rle:
+    """Rasterise parts that ``check_polygon`` found good into one mask."""
     return merge_rles(coco_mask.frPyObjects([part.tolist() for part in parts], height, width))
 
 

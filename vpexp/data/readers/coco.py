@@ -5,10 +5,14 @@ The JSON is read here and not through Datumaro, whose import ends at the first b
 file has them.
 """
 
+from array import array
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
 from vpexp.data.ledger import (
@@ -24,7 +28,7 @@ from vpexp.data.ledger import (
     UNKNOWN_IMAGE,
     SkipLedger,
 )
-from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, polygons_to_rle
+from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, rasterize_polygons
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
@@ -35,6 +39,7 @@ from vpexp.data.readers.base import (
     place_image,
     skip_unannotated,
 )
+from vpexp.data.readers.coco_entries import Entry, compact_annotation
 from vpexp.data.readers.json_files import (
     describe_unreadable,
     find_json_files,
@@ -51,7 +56,6 @@ _LESSER_TASKS = ("person_keypoints_", "stuff_")
 _ONLY_CATEGORY = "object"
 
 Key = int | str
-Entry = dict[str, Any]
 
 
 class CocoReader:
@@ -121,7 +125,7 @@ class _CocoFile:
         self._notes = notes
         words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
         self._finder = ImageFinder(folder, file, words)
-        content = load_json(self._path)
+        content = load_json(self._path, on_object=compact_annotation)
         self._images = _list_entries(content, "images", self._path)
         self._annotations = _list_entries({"annotations": [], **content}, "annotations", self._path)
         self._index_by_key, self._categories = self._read_categories(content.get("categories") or [])
@@ -144,7 +148,7 @@ class _CocoFile:
             else:
                 image = self._place(name, entry)
                 if image is not None:
-                    objects = [one for one in (self._read_object(a, image) for a in annotations[key]) if one]
+                    objects = [one for one in (self._read_object(a, image) for a in annotations.pop(key)) if one]
                     images.append(gather_objects(image, objects, self._ledger))
             if key is not None:
                 seen.add(key)
@@ -186,6 +190,7 @@ class _CocoFile:
                 self._ledger.skip(UNKNOWN_IMAGE, f"{self._path.name}: annotation {entry.get('id')} of image {image!r}")
             else:
                 grouped[key].append(entry)
+        self._annotations.clear()  # each is let go as soon as its image is read
         return grouped
 
     def _place(self, name: str, entry: Entry) -> PlacedImage | None:
@@ -237,19 +242,17 @@ class _CocoFile:
             raise MaskError("segmentation of unknown kind")
         if all(isinstance(part, dict) for part in segmentation):
             return merge_rles([check_rle(part, image.height, image.width) for part in segmentation])
-        if not isinstance(segmentation[0], list):
+        if not isinstance(segmentation[0], list | array):
             segmentation = [segmentation]  # one polygon without the list around it
-        return polygons_to_rle(
-            self._keep_good_parts(segmentation, image, example), image.height, image.width, decimals=None
-        )
+        return rasterize_polygons(self._keep_good_parts(segmentation, image, example), image.height, image.width)
 
-    def _keep_good_parts(self, parts: list[Any], image: PlacedImage, example: str) -> list[list[float]]:
+    def _keep_good_parts(self, parts: list[Any], image: PlacedImage, example: str) -> list[NDArray[np.float64]]:
         """Leave out the bad parts of an object; an object of bad parts only is itself bad."""
         good = []
         errors: list[MaskError] = []
         for part in filter(None, parts):
             try:
-                good.append(check_polygon(part, image.height, image.width).tolist())
+                good.append(check_polygon(part, image.height, image.width))
             except MaskError as error:
                 errors.append(error)
         if not good:

@@ -1,8 +1,10 @@
 """Telling COCO from Datumaro JSON without reading gigabytes, and naming the subset that a file holds."""
 
+import gc
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -95,19 +97,42 @@ def _explain_unreadable(path: Path) -> str:
     return f"it holds neither 'images' nor 'items', but {', '.join(keys[:4]) or 'nothing'}"
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path, on_object: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        on_object: Called with each object of the file as soon as it is read; what it returns takes the object's place.
 
     Raises:
         DataError: The file is damaged, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())  # of bytes it finds out whether they are UTF-8, UTF-16 or UTF-32
+        with _without_collector():
+            content = json.loads(_read_text(path), object_hook=on_object)
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5000 digits
         raise DataError(f"{path}: no readable JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found a {type(content).__name__}")
     return content
+
+
+def _read_text(path: Path) -> str:
+    """Read text in UTF-8, UTF-16 or UTF-32, as ``json.loads`` does of bytes, but without holding on to the bytes."""
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content), "surrogatepass")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Stop the search for circular garbage, of which parsing makes none: it would go through all objects many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def name_subset(file_name: str) -> str:
