@@ -219,15 +219,3 @@ def test_write__keeps_the_newest(coco, tmp_path, monkeypatch):
         options | {"requested": requested, "splits": ["test", "train", "val"]},
     )
     assert newest.path in files
-
-
-def test_packed_images__are_a_sequence(coco):
-    images = load(build(coco, images=6), None, splits=("train",)).splits["train"].images
-    names = [image.image_id for image in images]
-    assert names == [f"{number}.png" for number in range(6)]
-    assert [image.image_id for image in images[1:4]] == names[1:4]
-    assert images[-1].image_id == names[-1]
-    assert images[1:4][::2].object_counts.tolist() == [2, 2]
-    assert images[4:].paths == [image.path for image in images[4:]]
-    with pytest.raises(IndexError):
-        images[6]

@@ -39,7 +39,16 @@ from vpexp.data.readers.base import (
     place_image,
     skip_unannotated,
 )
-from vpexp.data.readers.coco_entries import Entry, compact_annotation
+from vpexp.data.readers.coco_entries import (
+    Entry,
+    Key,
+    compact_annotation,
+    is_empty,
+    is_true,
+    list_entries,
+    read_key,
+    read_size,
+)
 from vpexp.data.readers.json_files import (
     describe_unreadable,
     find_json_files,
@@ -54,8 +63,6 @@ from vpexp.errors import DataError
 _UNREADABLE_TASKS = ("captions_", "image_info_", "labels_", "panoptic_")
 _LESSER_TASKS = ("person_keypoints_", "stuff_")
 _ONLY_CATEGORY = "object"
-
-Key = int | str
 
 
 class CocoReader:
@@ -126,8 +133,8 @@ class _CocoFile:
         words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
         self._finder = ImageFinder(folder, file, words)
         content = load_json(self._path, on_object=compact_annotation)
-        self._images = _list_entries(content, "images", self._path)
-        self._annotations = _list_entries({"annotations": [], **content}, "annotations", self._path)
+        self._images = list_entries(content, "images", self._path)
+        self._annotations = list_entries({"annotations": [], **content}, "annotations", self._path)
         self._index_by_key, self._categories = self._read_categories(content.get("categories") or [])
 
     def read(self) -> Subset:
@@ -138,7 +145,7 @@ class _CocoFile:
         seen: set[Key] = set()
         images = []
         for name, entry in show_progress(named, f"Reading {self._path.name}"):
-            key = _read_key(entry.get("id"))
+            key = read_key(entry.get("id"))
             if key is None or not isinstance(entry.get("file_name"), str):
                 self._ledger.skip(BAD_ENTRY, f"{self._path.name}: image {entry.get('id')!r}")
             elif key in seen:
@@ -163,7 +170,7 @@ class _CocoFile:
         names: dict[str, int] = {}
         name_of: dict[Key, str] = {}
         for entry in entries if isinstance(entries, list) else []:
-            key = _read_key(entry.get("id")) if isinstance(entry, dict) else None
+            key = read_key(entry.get("id")) if isinstance(entry, dict) else None
             if key is None or entry.get("name") is None:
                 self._ledger.skip(BAD_ENTRY, f"{self._path.name}: category {entry!r}")
                 continue
@@ -181,10 +188,10 @@ class _CocoFile:
 
     def _group_annotations(self) -> dict[Key, list[Entry]]:
         """Sort annotations by image; those of images that are not declared are skipped."""
-        declared = {_read_key(entry.get("id")) for entry in self._images}
+        declared = {read_key(entry.get("id")) for entry in self._images}
         grouped: dict[Key, list[Entry]] = defaultdict(list)
         for entry in self._annotations:
-            key = _read_key(entry.get("image_id"))
+            key = read_key(entry.get("image_id"))
             if key is None or key not in declared:
                 image = entry.get("image_id")
                 self._ledger.skip(UNKNOWN_IMAGE, f"{self._path.name}: annotation {entry.get('id')} of image {image!r}")
@@ -204,12 +211,12 @@ class _CocoFile:
         if path is None:
             self._ledger.skip(MISSING_IMAGE, f"{file_name} ({self._path.name})")
             return None
-        return place_image(name, path, _read_size(entry), self._ledger)
+        return place_image(name, path, read_size(entry), self._ledger)
 
     def _read_object(self, entry: Entry, image: PlacedImage) -> ObjectMask | None:
         """Read one annotation; None if it was skipped."""
         example = f"{image.path}, annotation {entry.get('id')} of {self._path.name}"
-        if _is_true(entry.get("iscrowd", 0)):
+        if is_true(entry.get("iscrowd", 0)):
             self._ledger.skip(CROWD, example)
             return None
         label = self._find_label(entry.get("category_id"))
@@ -217,7 +224,7 @@ class _CocoFile:
             self._ledger.skip(UNDECLARED, f"{example}: category {entry.get('category_id')!r}")
             return None
         segmentation = entry.get("segmentation")
-        if _is_empty(segmentation):
+        if is_empty(segmentation):
             self._ledger.skip(BOX_ONLY if entry.get("bbox") else NO_SHAPE, example)
             return None
         try:
@@ -231,7 +238,7 @@ class _CocoFile:
         """Find the category's index; a file without categories has the one that all objects are of."""
         if not self._index_by_key:
             return 0
-        key = _read_key(category_id)
+        key = read_key(category_id)
         return None if key is None else self._index_by_key.get(key)
 
     def _read_mask(self, segmentation: Any, image: PlacedImage, example: str) -> Rle:
@@ -260,47 +267,3 @@ class _CocoFile:
         for bad in errors:
             self._ledger.skip(BAD_PART, f"{example}: {bad}")
         return good
-
-
-def _list_entries(content: Entry, key: str, path: Any) -> list[Entry]:
-    """Take one of the file's lists."""
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list under '{key}', found {type(entries).__name__}")
-    return [entry if isinstance(entry, dict) else {} for entry in entries]
-
-
-def _read_key(value: Any) -> Key | None:
-    """Bring an id to one form: 7, 7.0 and '7' are the same id."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else str(value)
-    if isinstance(value, str) and value.strip():
-        try:
-            return int(value.removesuffix(".0"))
-        except ValueError:
-            return value
-    return None
-
-
-def _read_size(entry: Entry) -> tuple[int, int] | None:
-    """Read an image entry's (height, width); None if it has none."""
-    try:
-        height, width = int(entry["height"]), int(entry["width"])
-    except (KeyError, OverflowError, TypeError, ValueError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _is_true(value: Any) -> bool:
-    return value not in (0, False, None, "0", "", "false", "False")
-
-
-def _is_empty(segmentation: Any) -> bool:
-    """Say whether there is no segmentation: absent, [], [[]] or an RLE without content."""
-    if isinstance(segmentation, list):
-        return all(isinstance(part, list) and not part for part in segmentation)
-    return not segmentation
