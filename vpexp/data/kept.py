@@ -29,7 +29,7 @@ READER_VERSION = 1
 """To be raised whenever the same files are read in another way than before."""
 FOLDER = "annotations"
 """Below the cache folder."""
-WORTH_KEEPING_SECONDS = 0.2
+WORTH_KEEPING_SECONDS = 0.1
 """What was read faster is not kept."""
 MOST_FILES = 64
 MOST_BYTES = 4 * 2**30
