@@ -1,12 +1,13 @@
 """Loaders of training and validation images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from vpexp.data.embedding_store import StoredEmbeddings
+from vpexp.data.packed import count_objects
 from vpexp.data.prompts import PromptRecipe
 from vpexp.data.sampler import ResumableBatchSampler, ShardedSampler
 from vpexp.data.samples import EvaluationSet, TrainingSet, collate_evaluation, collate_training
@@ -90,6 +91,7 @@ def build_evaluation_loader(images: EvaluationSet, num_workers: int) -> DataLoad
     )
 
 
-def with_objects(images: tuple[AnnotatedImage, ...]) -> list[AnnotatedImage]:
+def with_objects(images: Sequence[AnnotatedImage]) -> Sequence[AnnotatedImage]:
     """Leave out images without any object: there is nothing to prompt on them."""
-    return [image for image in images if len(image.masks)]
+    counts = count_objects(images)
+    return images if counts.all() else [image for image, count in zip(images, counts, strict=True) if count]

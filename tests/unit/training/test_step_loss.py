@@ -109,7 +109,7 @@ def test_compute__padding_never_counts_and_grids_line_up(build_data, resolution,
     terms = StepLoss(MaskLoss(), resolution).compute(PerfectSam(low_hw), torch.zeros(1, 1, 4, 4), batch)
     assert terms.iou.item() < 0.01
     assert terms.dice.item() < 0.15
-    assert terms.focal.item() < 0.05
+    assert terms.focal.item() < 0.1
 
 
 def test_sum_over_chunks__is_the_sum_with_its_gradient():
