@@ -18,8 +18,8 @@ from vpexp.training.losses import LossTerms, MaskLoss
 
 # Prompts whose activations are held at once, in pixels of the model's input: 12 at 1024 px are about 1.2 GB.
 CHUNK_PIXELS = 12 * 1024 * 1024
-# Where masks are compared at the images' own size, also in those pixels: 16 of 2048 x 1365 are about 0.8 GB.
-ORIGINAL_CHUNK_PIXELS = 48 * 1024 * 1024
+# Where masks are compared at the images' own size, also in those pixels: 8 of 2048 x 1365 are about 0.5 GB.
+ORIGINAL_CHUNK_PIXELS = 24 * 1024 * 1024
 
 
 class Part(NamedTuple):
