@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -276,7 +277,8 @@ def test_run__server_that_dies_in_mid_run_costs_one_line(
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)
     said = [line for line in capsys.readouterr().out.splitlines() if "tracking" in line]
-    assert said[0] == "tracking: could not log metrics (Connection refused); going on without MLflow"
+    # The reason is the system's: refused, or reset where the connection was still open.
+    assert re.fullmatch(r"tracking: could not log metrics \(.+\); going on without MLflow", said[0])
     assert len(said) == 2, "once when it dies, once when the run ends"
     assert result.folder is not None
     assert [row["epoch"] for row in read_metrics(result.folder / "metrics.csv")] == ["0", "1", "2", "3", "4"]

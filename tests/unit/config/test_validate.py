@@ -22,7 +22,7 @@ from vpexp.errors import ConfigError
         (["data.format=yolo", "data.root=x"], "data.format=yolo: must be one of coco, voc"),
         (["data.instances=component"], "did you mean 'components'?"),
         (["data.synthetic.scene=forest"], "must be one of vineyard, shapes"),
-        (["loss.resolution=high"], "must be one of input, low"),
+        (["loss.resolution=high"], "must be one of low, input, original"),
         (["trainer.precision=8"], "trainer.precision=8: must be one of 32, 32-true"),
         (["trainer.deterministic=maybe"], "must be true, false or warn"),
         (["trainer.limit_train_batches=0"], "must be a number of batches from 1, or a share up to 1.0"),

@@ -10,6 +10,7 @@ from vpexp.inference.checkpoint import build_identity
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.losses import MaskLoss
 from vpexp.training.module import SamFineTuner
+from vpexp.training.step_loss import StepLoss
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def write_checkpoint(cfg, tmp_path):
         module = SamFineTuner(
             sam,
             freeze=freeze,
-            loss=MaskLoss(),
-            resolution="input",
+            step_loss=StepLoss(MaskLoss(), "input"),
             categories=("berry", "leaf"),
             build_optimizer=torch.optim.Adam,
             build_scheduler=lambda *_: None,

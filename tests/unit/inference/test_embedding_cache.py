@@ -36,7 +36,7 @@ def cache(tmp_path, debug_sam, images, precision):
 
 def build_batch(images, embeddings=None):
     recipe = PromptRecipe()
-    data = TrainingSet(images, image_size=SIZE, recipe=recipe, stride=1, seed=0, embeddings=embeddings)
+    data = TrainingSet(images, image_size=SIZE, recipe=recipe, resolution="input", seed=0, embeddings=embeddings)
     return collate_training([data[0, index] for index in range(len(images))])
 
 
@@ -60,8 +60,10 @@ def test_gather__stored_or_not_the_same_bits(cache, images):
     assert len(after.images_B3SS) == 0
     assert torch.equal(cache.gather(after), rounded)
     assert cache.encoded == 2
-    for name in ("coords_NP2", "labels_NP", "targets_NRR", "image_index_N", "resized_B2"):
+    for name in ("coords_NP2", "labels_NP", "image_index_N", "resized_B2"):
         assert torch.equal(getattr(after, name), getattr(plain, name)), name
+    for found, expected in zip(after.targets, plain.targets, strict=True):
+        assert torch.equal(found.bits_NX, expected.bits_NX)
 
 
 def test_gather__a_damaged_entry_is_encoded_and_replaced(cache, images):
