@@ -1,4 +1,4 @@
-"""The README's examples of clients, run as they stand."""
+"""The examples of clients in the documentation, run as they stand."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ from tests.references.exports import draw_vineyard, export
 from vpexp.inference.load import load_predictor
 from vpexp.models.load import load_model
 
-README = Path(__file__).parents[2] / "README.md"
-BOXES_N4 = np.array([[30, 40, 120, 160], [200, 80, 250, 130]], np.float32)  # those of the README
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+BOXES_N4 = np.array([[30, 40, 120, 160], [200, 80, 250, 130]], np.float32)  # those of the examples
 
 
 def find_example(first_word: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if first_word in block]
     return block
 
