@@ -6,7 +6,7 @@ import sys
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Parameters of glibc's ``mallopt`` (malloc.h)."""
 LARGEST = 2**31 - 1
-GROWTH = 64 * 1024 * 1024
+SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, 64 * 1024 * 1024))
 
 
 def keep_freed_memory() -> bool:
@@ -21,7 +21,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, GROWTH))
-    return all(
-        [mallopt(parameter, value) == 1 for parameter, value in settings]
-    )  # each of them, whatever the first says
+    taken = [mallopt(parameter, value) for parameter, value in SETTINGS]
+    return all(taken)
