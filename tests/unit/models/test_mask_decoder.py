@@ -9,6 +9,7 @@ from vpexp.models.mask_decoder import MaskDecoder
 
 @pytest.fixture(scope="module")
 def decoders():
+    torch.manual_seed(0)
     official = randomize(build_official_sam(torch.nn.Identity(), 128)).mask_decoder
     decoder = MaskDecoder().eval()
     decoder.load_state_dict(official.state_dict())
@@ -49,6 +50,8 @@ def test_mask_decoder__equals_official_with_gradients(decoders):
 @pytest.mark.parametrize("prompts", [1, 12, 64])
 @pytest.mark.parametrize("images", [1, 3])
 def test_mask_decoder__prompts_on_several_images_equal_the_official_calls_with_gradients(decoders, images, prompts):
+    # Fixed: where a ReLU's input is 0 but for rounding, float32 and float64 may rightly differ.
+    torch.manual_seed(0)
     inputs = torch.randn(images, 256, 8, 8), torch.randn(1, 256, 8, 8), torch.randn(prompts, 3, 256)
     index = torch.randint(images, (prompts,))
     truth, theirs = (
