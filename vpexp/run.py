@@ -15,6 +15,7 @@ from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
+from vpexp.allocator import keep_freed_memory
 from vpexp.completion import complete
 from vpexp.config import INHERITED, save_config, validate
 from vpexp.config.quoting import format_resume
@@ -129,6 +130,7 @@ def _build_context(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder,
 def _run_stage(context: RunContext) -> StageResult:
     from vpexp.stages import get_stage
 
+    keep_freed_memory()
     _limit_threads(context.cfg.trainer.threads)
     return get_stage(context.cfg.stage.name)(context)
 

@@ -124,7 +124,8 @@ class LossConfig:
     focal_gamma: float = 2.0
     """How strongly the focal loss ignores pixels that are right already."""
     resolution: str = "input"
-    """Where masks are compared: input (the resized image) or low (the decoder's own, a quarter of it; faster)."""
+    """Where masks are compared: low (the decoder's own cells, 4 x 4 pixels of the input), input (the resized image) or
+    original (the image as it came: slow, and no better)."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.instances": ("components", "classes"),
     "data.synthetic.scene": ("vineyard", "shapes"),
     "prompt.type": ("box", "point", "both"),
-    "loss.resolution": ("input", "low"),
+    "loss.resolution": ("low", "input", "original"),
     "trainer.precision": PRECISIONS,
     "cache.precision": ("float16", "float32"),
     "cache.backend": ("auto", "torch", "openvino"),

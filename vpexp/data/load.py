@@ -1,15 +1,20 @@
 """Loading a data set of any format: find the reader, choose the splits, say what is unusual."""
 
+import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vpexp.data.detect import detect_format
 from vpexp.data.folder import Folder
+from vpexp.data.kept import FOLDER, WORTH_KEEPING_SECONDS, KeptAnnotations
 from vpexp.data.ledger import NO_ANNOTATIONS, SkipLedger
-from vpexp.data.readers.base import Reader, Subset
+from vpexp.data.packed import ImageTable, PackedImages, list_paths
+from vpexp.data.readers.base import Reader
 from vpexp.data.readers.coco import CocoReader
 from vpexp.data.readers.datumaro import DatumaroReader
 from vpexp.data.readers.semantic import SemanticReader
@@ -17,7 +22,7 @@ from vpexp.data.readers.unreadable import check_unreadable
 from vpexp.data.readers.voc import VocReader
 from vpexp.data.shortage import explain_shortage
 from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits
-from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset, AnnotatedImage, Split
+from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset, Split
 from vpexp.errors import DataError
 
 READERS: dict[str, Callable[[Folder, str], Reader]] = {
@@ -43,6 +48,7 @@ def load_dataset(
     instances: str = "components",
     strict: bool = False,
     splits: Collection[str] = SPLIT_NAMES,
+    cache_dir: Path | None = None,
 ) -> AnnotatedDataset:
     """Read the annotations of a data set; pixels are left for later, but each image's header is looked at.
 
@@ -58,6 +64,8 @@ def load_dataset(
             corner are connected) or one for the whole class (``classes``).
         strict: Raise at the first object or image that cannot be used instead of skipping and counting it.
         splits: The splits that are needed; only their files are read.
+        cache_dir: A folder of folders; in its ``annotations`` what was read is kept, and read from there as long as no file
+            of the data set changes. None keeps nothing.
 
     Raises:
         DataError: Nothing to read, nothing to learn from, a split that is not there, or (strict) a defect.
@@ -65,13 +73,36 @@ def load_dataset(
     _check_choice("data.format", format, (*READERS, "auto"))
     _check_choice("data.instances", instances, INSTANCES)
     folder = Folder(root)
+    requested = {"train": train_split, "val": val_split, "test": test_split}
+    options = {"format": format, "instances": instances, "strict": strict, "val_fraction": val_fraction, "seed": seed}
+    options |= {"requested": requested, "splits": sorted(set(splits))}
+    kept = KeptAnnotations(Path(cache_dir) / FOLDER, folder, options) if cache_dir is not None else None
+    dataset = kept.read() if kept is not None else None
+    if dataset is None:
+        started = time.monotonic()
+        dataset = _read_dataset(folder, format, instances, requested, splits, val_fraction, seed, strict=strict)
+        if kept is not None and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
+            kept.write(dataset)
+    return dataset
+
+
+def _read_dataset(  # noqa: PLR0917
+    folder: Folder,
+    format: str,  # noqa: A002
+    instances: str,
+    requested: dict[str, str],
+    splits: Collection[str],
+    val_fraction: float,
+    seed: int,
+    *,
+    strict: bool,
+) -> AnnotatedDataset:
     notes: list[str] = []
     if format == "auto":
         detection = detect_format(folder)
         format = detection.format  # noqa: A001
         notes.append(detection.note)
     reader = READERS[format](folder, instances)
-    requested = {"train": train_split, "val": val_split, "test": test_split}
     loading = _Loading(reader, folder, strict=strict)
     notes += check_unreadable(reader, folder, requested, splits)
     plan = loading.plan(requested, splits)
@@ -90,6 +121,15 @@ def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
         raise DataError(f"{key}={value}: expected one of {', '.join(choices)}")
 
 
+@dataclass(frozen=True, slots=True)
+class _ReadSubset:
+    """A subset as the reader gave it, with labels that index its own categories, and what was skipped."""
+
+    categories: tuple[str, ...]
+    images: PackedImages
+    ledger: SkipLedger
+
+
 class _Loading:
     """The subsets of one data set while they are read: each once, all with one list of categories."""
 
@@ -97,7 +137,7 @@ class _Loading:
         self._reader = reader
         self._folder = folder
         self._strict = strict
-        self._read: dict[str, tuple[Subset, SkipLedger]] = {}
+        self._read: dict[str, _ReadSubset] = {}
         self._index: dict[str, int] = {}
 
     @property
@@ -127,16 +167,16 @@ class _Loading:
             notes += [f"'{subset}' has no annotations: it is not used as {split}" for split, subset in bare]
 
     def _is_unannotated(self, name: str) -> bool:
-        subset, ledger = self._read_subset(name)
-        return not subset.images and set(ledger.counts) == {NO_ANNOTATIONS}
+        subset = self._read_subset(name)
+        return not len(subset.images) and set(subset.ledger.counts) == {NO_ANNOTATIONS}
 
-    def _read_subset(self, name: str) -> tuple[Subset, SkipLedger]:
+    def _read_subset(self, name: str) -> "_ReadSubset":
         """Read a subset once."""
         if name not in self._read:
             ledger = SkipLedger(strict=self._strict)
             subset = self._reader.read_subset(name, ledger)
-            images = sorted(subset.images, key=lambda image: image.image_id)
-            self._read[name] = Subset(subset.categories, tuple(images)), ledger
+            images = PackedImages(ImageTable.pack(sorted(subset.images, key=lambda image: image.image_id)))
+            self._read[name] = _ReadSubset(subset.categories, images, ledger)
         return self._read[name]
 
     def build_splits(self, plan: SplitPlan, val_fraction: float, seed: int) -> dict[str, Split]:
@@ -146,56 +186,65 @@ class _Loading:
             DataError: A split without a single object.
         """
         splits = {}
+        tables: dict[str, ImageTable] = {}
         for name, source in plan.sources.items():
-            subset, ledger = self._read_subset(source.subset)
-            if not subset.images:
+            subset = self._read_subset(source.subset)
+            ledger = subset.ledger
+            if not len(subset.images):
                 raise DataError(explain_shortage(name, source.subset, ledger, self._folder))
-            places = np.array([self._index.setdefault(c, len(self._index)) for c in subset.categories], dtype=np.int64)
-            images = [
-                replace(image, labels_N=places[image.labels_N])
-                for image in _take_part(subset.images, source, val_fraction, seed)
-            ]
+            if source.subset not in tables:
+                table = subset.images.table
+                places = [self._index.setdefault(category, len(self._index)) for category in subset.categories]
+                tables[source.subset] = replace(table, labels_M=np.array(places, dtype=np.int64)[table.labels_M])
+            rows = _take_part(len(subset.images), source, val_fraction, seed)
             counted = source.part != "held out" or "train" not in plan.sources
             counts = dict(ledger.counts) if counted else {}
             examples = dict(ledger.examples) if counted else {}
-            splits[name] = Split(name, source.subset, tuple(images), counts, examples)
+            splits[name] = Split(name, source.subset, PackedImages(tables[source.subset], rows), counts, examples)
         return splits
 
     def describe(self, splits: dict[str, Split]) -> list[str]:
         """Say what is unusual about the data that was read."""
         notes = []
         used = {split.source: self._read[split.source] for split in splits.values()}
-        wide = sum(ledger.wide_images for _, ledger in used.values())
+        wide = sum(subset.ledger.wide_images for subset in used.values())
         if wide:
             notes.append(f"{wide} of the images have more than 8 bits: each is stretched to 0..255 by its own range")
-        unsettled = sum(ledger.unsettled_turns for _, ledger in used.values())
+        unsettled = sum(subset.ledger.unsettled_turns for subset in used.values())
         if unsettled:
             notes.append(
                 f"{unsettled} of the images have an EXIF orientation that their annotation's size cannot settle: turned "
                 "as viewers show them"
             )
-        lists = {name: subset.categories for name, (subset, _) in used.items()}
+        lists = {name: subset.categories for name, subset in used.items()}
         if len({frozenset(categories) for categories in lists.values()}) > 1:
             sizes = ", ".join(f"{name} {len(categories)}" for name, categories in lists.items())
             notes.append(f"the splits declare different categories ({sizes}): joined by name to {len(self._index)}")
-        names = list(splits)
-        for index, first in enumerate(names):
-            notes += [note for second in names[index + 1 :] if (note := _note_shared(splits[first], splits[second]))]
+        files: dict[str, set[Path]] = {}
+        for first, second in combinations(splits.values(), 2):
+            notes += [note] if (note := _note_shared(first, second, files)) else []
         return notes
 
 
-def _take_part(
-    images: tuple[AnnotatedImage, ...], source: SplitSource, val_fraction: float, seed: int
-) -> list[AnnotatedImage]:
+def _take_part(count: int, source: SplitSource, val_fraction: float, seed: int) -> NDArray[np.int64]:
+    """Choose the rows of a split among those of its subset."""
     if source.part == "all":
-        return list(images)
-    kept, held_out = divide(images, val_fraction, seed)
-    return kept if source.part == "kept" else held_out
+        return np.arange(count, dtype=np.int64)
+    kept, held_out = divide(range(count), val_fraction, seed)
+    return np.array(kept if source.part == "kept" else held_out, dtype=np.int64)
 
 
-def _note_shared(first: Split, second: Split) -> str | None:
-    """Say that two splits share image files; a split that stands in for another one shares them all by design."""
-    shared = {image.path.resolve() for image in first.images} & {image.path.resolve() for image in second.images}
-    if not shared or (first.source == second.source and {first.name, second.name} == {"val", "test"}):
+def _note_shared(first: Split, second: Split, files: dict[str, set[Path]]) -> str | None:
+    """Say that two splits share image files; a split that stands in for another one shares them all by design.
+
+    ``files`` remembers the files of splits, because following links takes long.
+    """
+    if first.source == second.source and {first.name, second.name} == {"val", "test"}:
+        return None
+    for split in (first, second):
+        if split.name not in files:
+            files[split.name] = {path.resolve() for path in list_paths(split.images)}
+    shared = files[first.name] & files[second.name]
+    if not shared:
         return None
     return f"in both {first.name} and {second.name}: {len(shared)} of the images (such as {min(shared).name})"

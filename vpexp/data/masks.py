@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from vpexp.data.run_lengths import Region, encode_part, find_region
 from vpexp.data.types import Rle
 
 _ROWS_AND_COLUMNS = 2
@@ -23,14 +24,16 @@ class MaskError(ValueError):
     """A polygon or run-length encoding that is no mask; the message is the reason, in a few words."""
 
 
-def encode_mask(mask_HW: NDArray[np.bool_]) -> Rle:
+def encode_mask(mask_HW: NDArray[np.bool_], region: Region | None = None) -> Rle:
     """Compress a mask.
 
     Args:
         mask_HW: bool or 0/1, [H, W].
+        region: where its pixels lie, if that is known; there may be none outside of it.
     """
-    rle: Rle = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
-    return rle
+    region = find_region(mask_HW) if region is None else region
+    height, width = mask_HW.shape
+    return encode_part(np.asarray(mask_HW[region.slices], dtype=np.bool_), region, height, width)
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
@@ -41,6 +44,11 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
 def compute_area(rle: Rle) -> int:
     """Count the pixels of a mask without expanding it."""
     return int(coco_mask.area(rle))
+
+
+def compute_overlap(first: Rle, second: Rle) -> int:
+    """Count the pixels that two masks of one size share, without expanding either."""
+    return int(coco_mask.area(coco_mask.merge([first, second], intersect=True)))
 
 
 def compute_box(rle: Rle) -> NDArray[np.float32]:
@@ -99,6 +107,11 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
         raise MaskError("polygon without points")
     if decimals is not None:
         parts = [np.round(part, decimals) for part in parts]
+    return rasterize_polygons(parts, height, width)
+
+
+def rasterize_polygons(parts: Sequence[NDArray[np.float64]], height: int, width: int) -> Rle:
+    """Rasterise parts that ``check_polygon`` found good into one mask."""
     return merge_rles(coco_mask.frPyObjects([part.tolist() for part in parts], height, width))
 
 

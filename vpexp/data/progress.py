@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from vpexp.console import build_progress
@@ -10,6 +12,7 @@ from vpexp.data.ledger import make_printable
 Item = TypeVar("Item")
 
 _PATIENCE_SECONDS = 2.0
+_LARGE_BYTES = 32 * 2**20
 
 
 def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
@@ -34,3 +37,23 @@ def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
         for item in remaining:
             yield item
             progress.advance(task)
+
+
+@contextmanager
+def show_wait(description: str, path: Path) -> Iterator[None]:
+    """Show that something goes on while one file is read, if it is large; how far it is cannot be told.
+
+    Args:
+        description: What is done.
+        path: The file.
+
+    Raises:
+        OSError: The file is not there.
+    """
+    size = path.stat().st_size
+    if size < _LARGE_BYTES:
+        yield
+        return
+    with build_progress() as progress:
+        progress.add_task(make_printable(f"{description} ({size >> 20} MiB)"), total=None)
+        yield

@@ -1,7 +1,6 @@
 """From annotated images to what a training step or an evaluation takes.
 
-Legend: B images, N prompts of the whole batch, P points a prompt, S model size, R loss resolution (S or S/4),
-K images with a stored embedding, C channels, H W original size, or rows and columns of an embedding.
+Legend: B images, N prompts of the whole batch, P points a prompt, S model size, K images with a stored embedding, C channels, H W original size, or rows and columns of an embedding.
 """
 
 from collections.abc import Sequence
@@ -11,19 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vpexp.data.embedding_store import StoredEmbeddings
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
-from vpexp.data.masks import decode_rle
 from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts, draw_training_prompts
-from vpexp.data.types import AnnotatedImage, Rle
+from vpexp.data.targets import MaskTargets, build_targets
+from vpexp.data.types import AnnotatedImage
 from vpexp.errors import DataError
-
-HALF_COVERED = 128  # of 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class TrainingSample:
     image_3SS: Tensor | None
     coords_NP2: Tensor
     labels_NP: Tensor
-    targets_NRR: Tensor
+    targets: MaskTargets
     resized_hw: tuple[int, int]
     embedding_CHW: NDArray[Any] | None = None
     embedding_key: str | None = None
@@ -78,7 +74,7 @@ class Batch:
         image_index_N: int64, the image of each prompt.
         coords_NP2: float32, pixels of the resized image.
         labels_NP: float32, SAM's point labels (``Prompts``).
-        targets_NRR: uint8, 0 or 1, at the loss resolution, 0 in the padding.
+        targets: the masks of each image's prompts, in the order of the images.
         resized_B2: int64, height and width of each image inside the padded square.
         image_ids: names, for messages.
         unreadable: images left out because their pixels are damaged.
@@ -91,7 +87,7 @@ class Batch:
     image_index_N: Tensor
     coords_NP2: Tensor
     labels_NP: Tensor
-    targets_NRR: Tensor
+    targets: list[MaskTargets]
     resized_B2: Tensor
     image_ids: list[str]
     unreadable: list[UnreadableImage]
@@ -106,7 +102,7 @@ class Batch:
             self.image_index_N.to(device, non_blocking=True),
             self.coords_NP2.to(device, non_blocking=True),
             self.labels_NP.to(device, non_blocking=True),
-            self.targets_NRR.to(device, non_blocking=True),
+            [targets.to(device) for targets in self.targets],
             self.resized_B2.to(device, non_blocking=True),
             self.image_ids,
             self.unreadable,
@@ -114,34 +110,6 @@ class Batch:
             self.stored_places,
             self.embedding_keys,
         )
-
-
-def rasterize_target(rle: Rle, resized_hw: tuple[int, int], image_size: int, stride: int) -> NDArray[np.uint8]:
-    """Bring a mask into the padded square, as the image was brought there.
-
-    Args:
-        rle: mask at original size.
-        resized_hw: size of the image inside the square.
-        image_size: S.
-        stride: 1 for a target at S, 4 at the size of the low-res logits. A pixel is foreground where about half of its
-            area is, or more; at least one pixel is.
-
-    Returns:
-        uint8 [S/stride, S/stride], 0 or 1.
-    """
-    resized_h, resized_w = resized_hw
-    mask = Image.fromarray(decode_rle(rle).view(np.uint8) * 255)
-    square = Image.new("L", (image_size, image_size))
-    # PIL's box filter takes original pixels whole or not at all: exact for enlarging, but shrunk objects would grow.
-    how = Image.Resampling.BILINEAR if resized_w * resized_h < mask.width * mask.height else Image.Resampling.BOX
-    square.paste(mask.resize((resized_w, resized_h), how))
-    target_RR: NDArray[np.uint8] = (np.asarray(square.reduce(stride)) >= HALF_COVERED).astype(np.uint8)
-    if not target_RR.any() and mask.getbbox() is not None:
-        # An object smaller than a pixel is the pixel that it lies in: an empty target would teach to answer nothing.
-        rows, columns = np.nonzero(np.asarray(mask))
-        row, column = rows.mean() * resized_h / mask.height, columns.mean() * resized_w / mask.width
-        target_RR[int(row) // stride, int(column) // stride] = 1
-    return target_RR
 
 
 class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
@@ -159,14 +127,14 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         *,
         image_size: int,
         recipe: PromptRecipe,
-        stride: int,
+        resolution: str,
         seed: int,
         embeddings: StoredEmbeddings | None = None,
     ) -> None:
         self.images = images
         self.image_size = image_size
         self.recipe = recipe
-        self.stride = stride
+        self.resolution = resolution
         self.seed = seed
         self.embeddings = embeddings
 
@@ -187,13 +155,13 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         prompts = draw_training_prompts(annotations, chosen_N, self.recipe, rng)
         original_hw = (annotations.height, annotations.width)
         resized_hw = compute_resized_size(*original_hw, self.image_size)
-        targets = [rasterize_target(annotations.masks[i], resized_hw, self.image_size, self.stride) for i in chosen_N]
+        targets = build_targets([annotations.masks[i] for i in chosen_N], resized_hw, self.resolution)
         return TrainingSample(
             annotations.image_id,
             image_3SS,
             torch.from_numpy(scale_points(prompts.coords_NP2, original_hw, resized_hw).astype(np.float32)),
             torch.from_numpy(prompts.labels_NP),
-            torch.from_numpy(np.stack(targets)),
+            targets,
             resized_hw,
             embedding_CHW,
             self.embeddings.find_key(annotations) if self.embeddings else None,
@@ -264,7 +232,7 @@ def collate_training(items: Sequence[TrainingSample | UnreadableImage]) -> Batch
         image_index_N=torch.repeat_interleave(torch.arange(len(samples)), counts),
         coords_NP2=torch.cat([sample.coords_NP2 for sample in samples]),
         labels_NP=torch.cat([sample.labels_NP for sample in samples]),
-        targets_NRR=torch.cat([sample.targets_NRR for sample in samples]),
+        targets=[sample.targets for sample in samples],
         resized_B2=torch.tensor([sample.resized_hw for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         unreadable=unreadable,

@@ -3,6 +3,7 @@
 Shapes: N objects of one image, H W original size in pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,16 @@ class Split:
 
     name: str
     source: str
-    images: tuple[AnnotatedImage, ...]
+    images: Sequence[AnnotatedImage]
     skipped: dict[str, int]
     examples: dict[str, str]
 
     @property
     def object_count(self) -> int:
         """Count the objects of all images."""
-        return sum(len(image) for image in self.images)
+        from vpexp.data.packed import count_objects  # which is made of these types
+
+        return int(count_objects(self.images).sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from vpexp.console import build_progress
-from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.prompts import BOX_TOP_LEFT
+from vpexp.data.run_lengths import Region, encode_region
 from vpexp.data.samples import EvaluationSample, UnreadableImage
 from vpexp.data.types import Rle
 from vpexp.evaluation.average_precision import MaskAveragePrecision
@@ -196,19 +196,17 @@ class Evaluator:
             started = time.perf_counter()
             prediction = predictor.decode_prompts(embedding, sample.prompts.select(part))
             seconds += time.perf_counter() - started
-            counts.update(prediction.masks, _decode_masks(annotations.masks[part]))
-            predicted.extend(encode_mask(mask_HW) for mask_HW in prediction.masks)
+            encoded = list(prediction.encode_masks())
+            counts.update(encoded, annotations.masks[part])
+            predicted.extend(encoded)
             scores.append(prediction.iou)
         return predicted, np.concatenate(scores) if scores else np.zeros(0, np.float32), seconds
 
     def _measure_baselines(self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample) -> None:
         annotations = sample.annotations
         boxes_N4 = _get_prompt_boxes(sample)
-        for rle, box_4 in zip(annotations.masks, boxes_N4, strict=True):
-            left, top, right, bottom = np.rint(box_4).astype(int)
-            filled_HW = np.zeros((annotations.height, annotations.width), dtype=np.bool_)
-            filled_HW[top:bottom, left:right] = True
-            self.totals.box_filled.update(filled_HW[None], decode_rle(rle)[None])
+        filled = [_fill_box(box_4, annotations.height, annotations.width) for box_4 in boxes_N4]
+        self.totals.box_filled.update(filled, annotations.masks)
         if self._previous is None:
             self._first = (sample, embedding)
         else:
@@ -268,8 +266,10 @@ def evaluate(
     return evaluator.compute()
 
 
-def _decode_masks(masks: Sequence[Rle]) -> NDArray[np.bool_]:
-    return np.stack([decode_rle(rle) for rle in masks])
+def _fill_box(box_4: NDArray[np.float32], height: int, width: int) -> Rle:
+    """Take all pixels of a box as a mask."""
+    left, top, right, bottom = np.rint(box_4).astype(int).clip(0, [width, height, width, height]).tolist()
+    return encode_region(Region(top, left, max(bottom, top), max(right, left)), height, width)
 
 
 def _get_prompt_boxes(sample: EvaluationSample) -> NDArray[np.float32]:

@@ -1,12 +1,12 @@
-"""Pixel metrics: dice, F1, IoU over all object masks at original size.
+"""Pixel metrics: dice, F1, IoU over all object masks at original size, counted without expanding a mask."""
 
-Legend: N objects, H W original size.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+
+from vpexp.data.masks import compute_area, compute_overlap
+from vpexp.data.types import Rle
 
 
 @dataclass(slots=True)
@@ -22,16 +22,14 @@ class PixelCounts:
     annotated: int = 0
     object_ious: list[float] = field(default_factory=list)
 
-    def update(self, predicted_NHW: NDArray[np.bool_], annotated_NHW: NDArray[np.bool_]) -> None:
-        """Add N pairs of masks, both bool [N, H, W]."""
-        overlap_N = np.count_nonzero(predicted_NHW & annotated_NHW, axis=(1, 2))
-        predicted_N = np.count_nonzero(predicted_NHW, axis=(1, 2))
-        annotated_N = np.count_nonzero(annotated_NHW, axis=(1, 2))
-        self.overlap += int(overlap_N.sum())
-        self.predicted += int(predicted_N.sum())
-        self.annotated += int(annotated_N.sum())
-        union_N = predicted_N + annotated_N - overlap_N
-        self.object_ious.extend((overlap_N / np.maximum(union_N, 1)).tolist())
+    def update(self, predicted: Sequence[Rle], annotated: Sequence[Rle]) -> None:
+        """Add pairs of masks, the two of a pair of one size."""
+        for own, truth in zip(predicted, annotated, strict=True):
+            overlap, own_area, true_area = compute_overlap(own, truth), compute_area(own), compute_area(truth)
+            self.overlap += overlap
+            self.predicted += own_area
+            self.annotated += true_area
+            self.object_ious.append(overlap / max(own_area + true_area - overlap, 1))
 
     def merge(self, other: "PixelCounts") -> None:
         """Add the sums of another process."""

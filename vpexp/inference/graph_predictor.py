@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.prompts import Prompts
+from vpexp.data.run_lengths import Region
 from vpexp.inference.exported import ExportedModel, ModelMetadata
 from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image, count_prompts_a_call
+from vpexp.inference.upscaling import plan_upscaling
 
 ENCODER_INPUTS = ("images",)
 ENCODER_OUTPUTS = ("image_embeddings",)
@@ -59,14 +61,21 @@ class GraphPredictor:
         masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
         iou = np.zeros(len(prompts), dtype=np.float32)
         low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
+        regions: list[Region] = []
+        upscaling = plan_upscaling(low_res_size, self.image_size, embedding.resized_hw, embedding.original_hw)
         chunk = count_prompts_a_call(embedding.original_hw, self.image_size)
         for start in range(0, len(prompts), chunk):
             part = slice(start, start + chunk)
             outputs = self._run_decoder(self.build_decoder_inputs(embedding, prompts.select(part)))
-            masks[part] = outputs["upscaled_masks"][:, 0] > 0
             iou[part] = outputs["iou_predictions"][:, 0]
             low_res[part] = outputs["low_res_masks"][:, 0]
-        return Prediction(masks, iou, low_res)
+            for mask_HW, logits_HW, own_hw in zip(
+                masks[part], outputs["upscaled_masks"][:, 0], low_res[part], strict=True
+            ):
+                region = upscaling.find_region(own_hw)  # the logits are not above 0 anywhere else
+                np.greater(logits_HW[region.slices], 0, out=mask_HW[region.slices])
+                regions.append(region)
+        return Prediction(masks, iou, low_res, regions)
 
     def build_decoder_inputs(self, embedding: ImageEmbedding, prompts: Prompts) -> Arrays:
         """Build the decoder's inputs for prompts in pixels of the original image, without an earlier mask."""

@@ -45,7 +45,7 @@ class OpenvinoPredictor(GraphPredictor):
             model,
             metadata,
             partial(_run, _compile(core, encoder, device, settings), ENCODER_OUTPUTS),
-            partial(_run, _compile(core, decoder, device, settings), DECODER_OUTPUTS),
+            partial(_run, _compile(core, decoder, device, settings), DECODER_OUTPUTS, in_place=True),
         )
 
 
@@ -76,6 +76,7 @@ def _compile(core: Any, graph: Any, device: str, settings: dict[str, Any]) -> An
         ) from error
 
 
-def _run(graph: Any, outputs: tuple[str, ...], inputs: Arrays) -> Arrays:
-    results = graph(inputs)
+def _run(graph: Any, outputs: tuple[str, ...], inputs: Arrays, *, in_place: bool = False) -> Arrays:
+    """Run a graph; ``in_place`` gives outputs that hold until it runs again, and saves copying full-size logits."""
+    results = graph(inputs, share_outputs=in_place)
     return {name: results[name] for name in outputs}

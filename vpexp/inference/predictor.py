@@ -4,13 +4,17 @@ Legend: N prompts, P points a prompt, H W original size, S model size. Prompt co
 image, boxes xyxy.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.masks import encode_mask
 from vpexp.data.prompts import Prompts, prompts_from_boxes
+from vpexp.data.run_lengths import Region
+from vpexp.data.types import Rle
 
 # What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
 CHUNK_PIXELS = 32 * 1024 * 1024
@@ -39,11 +43,18 @@ class Prediction:
         masks: bool [N, H, W], original size.
         iou: float32 [N], the decoder's own estimate of each mask's IoU; the score.
         low_res: float32 [N, S/4, S/4], logits in the padded square.
+        regions: for each mask the part of the image outside of which it has no pixel, where the backend knows.
     """
 
     masks: NDArray[np.bool_]
     iou: NDArray[np.float32]
     low_res: NDArray[np.float32]
+    regions: Sequence[Region] | None = None
+
+    def encode_masks(self) -> Iterator[Rle]:
+        """Compress the masks one after another."""
+        regions = [None] * len(self.masks) if self.regions is None else self.regions
+        return (encode_mask(mask_HW, region) for mask_HW, region in zip(self.masks, regions, strict=True))
 
 
 class Predictor(Protocol):

@@ -6,7 +6,7 @@ Legend: N prompts, H W size of the image, s side of the low-resolution logits.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vpexp.data.masks import encode_mask
+from vpexp.data.masks import compute_area
 from vpexp.data.prompts import Prompts
 from vpexp.data.types import Rle
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
@@ -59,13 +59,13 @@ def segment(predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts, *
     masks: list[FoundMask] = []
     empty = weak = 0
     for start, prediction in _decode_in_chunks(predictor, embedding, prompts):
-        for offset, (mask_HW, score) in enumerate(zip(prediction.masks, prediction.iou.tolist(), strict=True)):
+        for offset, (rle, score) in enumerate(zip(prediction.encode_masks(), prediction.iou.tolist(), strict=True)):
             if not max(score, 0.0) >= min_score:
                 weak += 1
-            elif not mask_HW.any():
+            elif not compute_area(rle):
                 empty += 1
             else:
-                masks.append(FoundMask(encode_mask(mask_HW), score, start + offset))
+                masks.append(FoundMask(rle, score, start + offset))
     return Segmentation(masks, empty, weak)
 
 

@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.prompts import Prompts
+from vpexp.data.run_lengths import Region
 from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image, count_prompts_a_call
-from vpexp.models.sam import Sam, upscale_logits
+from vpexp.inference.torch_masks import threshold_part
+from vpexp.inference.upscaling import plan_upscaling
+from vpexp.models.sam import Sam
 
 
 class TorchPredictor:
@@ -41,14 +44,16 @@ class TorchPredictor:
 
     @torch.no_grad()
     def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
-        """Decode prompts in chunks that bound memory."""
+        """Decode prompts in chunks that bound memory; masks are brought to the original size one by one."""
         coords_NP2 = scale_points(prompts.coords_NP2, embedding.original_hw, embedding.resized_hw).astype(np.float32)
         height, width = embedding.original_hw
         low_res_size = self.image_size // 4
         masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
         iou = np.zeros(len(prompts), dtype=np.float32)
         low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
-        chunk = count_prompts_a_call(embedding.original_hw, self.image_size)
+        regions: list[Region] = []
+        upscaling = plan_upscaling(low_res_size, self.image_size, embedding.resized_hw, embedding.original_hw)
+        chunk = count_prompts_a_call((1, 1), self.image_size)
         for start in range(0, len(prompts), chunk):
             part = slice(start, start + chunk)
             labels_NP = torch.from_numpy(prompts.labels_NP[part]).to(self.device)
@@ -58,16 +63,16 @@ class TorchPredictor:
                 torch.from_numpy(coords_NP2[part]).to(self.device),
                 labels_NP,
             )
-            logits_NHW = upscale_logits(
-                decoded.low_res_logits_N1HW,
-                image_size=self.image_size,
-                resized_hw=embedding.resized_hw,
-                original_hw=embedding.original_hw,
-            )
-            masks[part] = (logits_NHW > 0).cpu().numpy()
             iou[part] = decoded.iou_N.float().cpu().numpy()
             low_res[part] = decoded.low_res_logits_N1HW[:, 0].float().cpu().numpy()
-        return Prediction(masks, iou, low_res)
+            for mask_HW, logits_1hw, own_hw in zip(
+                masks[part], decoded.low_res_logits_N1HW, low_res[part], strict=True
+            ):
+                region = upscaling.find_region(own_hw)
+                if region.area:
+                    mask_HW[region.slices] = threshold_part(logits_1hw[None], region, upscaling)
+                regions.append(region)
+        return Prediction(masks, iou, low_res, regions)
 
     def decode(
         self,

@@ -15,6 +15,9 @@ from vpexp.models.cross_attention import is_exporting
 from vpexp.models.mask_decoder import MaskDecoder
 from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
 
+LOW_RES_STRIDE = 4
+"""Pixels of the model's input to a side of one of the decoder's low-resolution logits."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecodedMasks:
@@ -130,7 +133,22 @@ def upscale_logits(
 
     Bilinear to the model's input size, padding cut off, bilinear to the original size. Returns logits [N, H, W].
     """
-    logits = F.interpolate(low_res_N1hw, (image_size, image_size), mode="bilinear", align_corners=False)
-    logits = logits[..., : resized_hw[0], : resized_hw[1]]
+    if is_exporting():
+        logits = F.interpolate(low_res_N1hw, (image_size, image_size), mode="bilinear", align_corners=False)
+        logits = logits[..., : resized_hw[0], : resized_hw[1]]
+    else:
+        logits = enlarge_to_input(low_res_N1hw, resized_hw)
     logits = F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)
     return logits[:, 0]
+
+
+def enlarge_to_input(low_res_N1hw: Tensor, resized_hw: tuple[int, int]) -> Tensor:
+    """Bring logits bilinearly to the size of the model's input, padding cut off: [N, 1, resized height, resized width].
+
+    Only the cells that the image lies in, and their neighbours, are looked at.
+    """
+    rows, columns = (-(-side // LOW_RES_STRIDE) + 1 for side in resized_hw)
+    logits = low_res_N1hw[..., :rows, :columns]
+    size = (LOW_RES_STRIDE * logits.shape[-2], LOW_RES_STRIDE * logits.shape[-1])
+    logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return logits[..., : resized_hw[0], : resized_hw[1]]

@@ -47,6 +47,7 @@ def read_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
         instances=cfg.instances,
         strict=cfg.strict,
         splits=splits,
+        cache_dir=context.cache_dir,
     )
     return _limit(dataset, cfg.limit_images)
 
@@ -78,6 +79,6 @@ def _describe(dataset: AnnotatedDataset, name: str) -> dict[str, Any]:
     return {
         "source": split.source,
         "images": len(split.images),
-        "objects": sum(len(image.masks) for image in split.images),
+        "objects": split.object_count,
         "skipped": dict(split.skipped),
     }

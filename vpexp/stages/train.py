@@ -32,7 +32,6 @@ from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
 from vpexp.stages.embeddings import prepare_embeddings
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
-    STRIDES,
     build_callbacks,
     build_loss,
     build_optimizer_factory,
@@ -41,6 +40,7 @@ from vpexp.training.build import (
 from vpexp.training.callbacks import EpochRecorder, IterationTimer, build_checkpoint_callbacks
 from vpexp.training.datamodule import FineTuningData
 from vpexp.training.module import SamFineTuner
+from vpexp.training.step_loss import StepLoss
 from vpexp.training.trainer import build_trainer, fit
 
 Metrics = dict[str, dict[str, float]]
@@ -94,8 +94,7 @@ def _build_loop(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brough
     module = SamFineTuner(
         sam,
         freeze=list(cfg.model.freeze),
-        loss=build_loss(cfg.loss),
-        stride=STRIDES[cfg.loss.resolution],
+        step_loss=StepLoss(build_loss(cfg.loss), cfg.loss.resolution),
         categories=dataset.categories,
         build_optimizer=build_optimizer_factory(cfg.optimizer),
         build_scheduler=build_scheduler_factory(cfg.scheduler),
@@ -105,7 +104,7 @@ def _build_loop(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brough
         dataset,
         build_prompt_recipe(cfg.prompt),
         image_size=sam.image_size,
-        stride=module.stride,
+        resolution=cfg.loss.resolution,
         batch_size=cfg.data.batch_size,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,

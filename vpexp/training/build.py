@@ -13,8 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from vpexp.errors import ConfigError
 from vpexp.training.losses import MaskLoss
 
-STRIDES = {"input": 1, "low": 4}
-
 
 def build_loss(cfg: DictConfig) -> MaskLoss:
     """Build the loss from the section ``loss``."""

@@ -1,12 +1,13 @@
 """Loaders of training and validation images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from vpexp.data.embedding_store import StoredEmbeddings
+from vpexp.data.packed import count_objects
 from vpexp.data.prompts import PromptRecipe
 from vpexp.data.sampler import ResumableBatchSampler, ShardedSampler
 from vpexp.data.samples import EvaluationSet, TrainingSet, collate_evaluation, collate_training
@@ -20,7 +21,7 @@ class FineTuningData(pl.LightningDataModule):
         dataset: with splits ``train`` and ``val``.
         recipe: how prompts are made.
         image_size: S.
-        stride: 1 or 4, see ``rasterize_target``.
+        resolution: low, input or original, see ``rasterize_target``.
         batch_size: images a training step, for each process.
         num_workers: processes that read images; 0 reads in the training process.
         seed: fixes order and prompts of every epoch.
@@ -32,7 +33,7 @@ class FineTuningData(pl.LightningDataModule):
         recipe: PromptRecipe,
         *,
         image_size: int,
-        stride: int,
+        resolution: str,
         batch_size: int,
         num_workers: int,
         seed: int,
@@ -40,7 +41,9 @@ class FineTuningData(pl.LightningDataModule):
         super().__init__()
         self.num_workers = num_workers
         train_images = with_objects(dataset.splits["train"].images)
-        self.training_set = TrainingSet(train_images, image_size=image_size, recipe=recipe, stride=stride, seed=seed)
+        self.training_set = TrainingSet(
+            train_images, image_size=image_size, recipe=recipe, resolution=resolution, seed=seed
+        )
         self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
         self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)
 
@@ -88,6 +91,7 @@ def build_evaluation_loader(images: EvaluationSet, num_workers: int) -> DataLoad
     )
 
 
-def with_objects(images: tuple[AnnotatedImage, ...]) -> list[AnnotatedImage]:
+def with_objects(images: Sequence[AnnotatedImage]) -> Sequence[AnnotatedImage]:
     """Leave out images without any object: there is nothing to prompt on them."""
-    return [image for image in images if len(image.masks)]
+    counts = count_objects(images)
+    return images if counts.all() else [image for image, count in zip(images, counts, strict=True) if count]

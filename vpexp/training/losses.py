@@ -1,12 +1,15 @@
 """The loss of mask fine-tuning: focal + dice + predicted-IoU error, on logits.
 
-Legend: N prompts of the whole batch, R resolution of the loss (S or S/4), B images.
+Legend: N masks, H W size of the grid that they are compared on, without padding.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -20,63 +23,93 @@ class LossTerms:
     iou: Tensor
 
 
-def compute_focal_loss(
-    logits_NRR: Tensor, targets_NRR: Tensor, valid_NRR: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Compute the focal loss of each mask, averaged over its valid pixels.
+def compute_focal_and_dice(
+    logits_NHW: Tensor, targets_NHW: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, smoothing: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Compute the focal loss and the dice loss of each mask.
 
-    ``-alpha_t (1 - p_t)^gamma log(p_t)`` with ``p = sigmoid(logit)`` (Lin et al. 2017, eq. 5). The sigmoid is applied
-    here and nowhere else: logits come in, and the cross entropy is computed from them without forming ``log(p)``.
+    Focal: ``-alpha_t (1 - p_t)^gamma log(p_t)`` with ``p = sigmoid(logit)``, averaged over the pixels (Lin et al. 2017,
+    eq. 5). The sigmoid is applied here and nowhere else. Dice: ``1 - (2 |p t| + s) / (|p| + |t| + s)`` (Milletari et
+    al. 2016, with additive smoothing, which keeps the gradient finite for tiny masks).
 
-    Args:
-        logits_NRR: mask logits, any float.
-        targets_NRR: 0 or 1, same shape.
-        valid_NRR: 1 where a pixel counts, 0 in the padding.
-        alpha: weight of the foreground; the background has ``1 - alpha``.
-        gamma: how strongly easy pixels are played down.
-
-    Returns:
-        float [N].
-    """
-    targets_NRR = targets_NRR.to(logits_NRR.dtype)
-    cross_entropy_NRR = functional.binary_cross_entropy_with_logits(logits_NRR, targets_NRR, reduction="none")
-    # 1 - p_t is the sigmoid of the logit turned away from the target: no cancellation near p_t = 1.
-    miss_NRR = torch.sigmoid(logits_NRR * (1 - 2 * targets_NRR))
-    weight_NRR = (alpha * targets_NRR + (1 - alpha) * (1 - targets_NRR)) * valid_NRR
-    pixels_N = valid_NRR.sum(dim=(1, 2)).clamp(min=1)
-    return (weight_NRR * miss_NRR.pow(gamma) * cross_entropy_NRR).sum(dim=(1, 2)) / pixels_N
-
-
-def compute_dice_loss(probabilities_NRR: Tensor, targets_NRR: Tensor, *, smoothing: float = 1.0) -> Tensor:
-    """Compute ``1 - (2 |p t| + s) / (|p| + |t| + s)`` of each mask (Milletari et al. 2016, with additive smoothing).
+    Both come from the same two numbers a pixel, and their gradients are written out: a tenth of the passes over memory
+    that autograd takes for the same formulas.
 
     Args:
-        probabilities_NRR: foreground probability in [0, 1], 0 in the padding.
-        targets_NRR: 0 or 1, 0 in the padding.
-        smoothing: keeps the gradient finite for tiny masks.
+        logits_NHW: mask logits, float32 or float64.
+        targets_NHW: 0 or 1, any dtype, same shape.
+        alpha: weight of the foreground in the focal loss; the background has ``1 - alpha``.
+        gamma: how strongly the focal loss plays easy pixels down.
+        smoothing: ``s`` of the dice loss.
 
     Returns:
-        float [N] in [0, 1).
+        Focal and dice, float [N] each.
     """
-    targets_NRR = targets_NRR.to(probabilities_NRR.dtype)
-    overlap_N = (probabilities_NRR * targets_NRR).sum(dim=(1, 2))
-    total_N = probabilities_NRR.sum(dim=(1, 2)) + targets_NRR.sum(dim=(1, 2))
-    return 1 - (2 * overlap_N + smoothing) / (total_N + smoothing)
+    focal_N, dice_N = _FocalAndDice.apply(  # type: ignore[no-untyped-call]
+        logits_NHW.flatten(1), targets_NHW.flatten(1).to(logits_NHW.dtype), alpha, gamma, smoothing
+    )
+    return focal_N, dice_N
 
 
-def compute_mask_iou(logits_NRR: Tensor, targets_NRR: Tensor, valid_NRR: Tensor) -> Tensor:
+class _FocalAndDice(Function):
+    """See ``compute_focal_and_dice``; P pixels. Counted from the target, ``m`` is the probability of a miss."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 (autograd passes them by place)
+        ctx: Any, logits_NP: Tensor, targets_NP: Tensor, alpha: float, gamma: float, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        # The logit turned away from the target: no cancellation where the prediction is right, no log(0) where it is wrong.
+        turned_NP = torch.addcmul(logits_NP, targets_NP, logits_NP, value=-2)
+        miss_NP = torch.sigmoid(turned_NP)
+        cross_entropy_NP = functional.softplus(turned_NP)
+        focal_NP = _raise(miss_NP, gamma).mul_(cross_entropy_NP)
+        foreground_N = torch.linalg.vecdot(focal_NP, targets_NP)
+        pixels = max(1, logits_NP.shape[1])
+        focal_N = ((1 - alpha) * focal_NP.sum(dim=1) + (2 * alpha - 1) * foreground_N) / pixels
+        # p is 1 - m inside and m outside of the object, so three sums say all that dice asks.
+        area_N, missed_N = targets_NP.sum(dim=1), torch.linalg.vecdot(miss_NP, targets_NP)
+        overlap_N = area_N - missed_N
+        total_N = overlap_N + miss_NP.sum(dim=1) - missed_N + area_N + smoothing
+        ratio_N = (2 * overlap_N + smoothing) / total_N
+        ctx.save_for_backward(miss_NP, cross_entropy_NP, targets_NP, total_N, ratio_N)
+        ctx.constants = (alpha, gamma, pixels)
+        return focal_N, 1 - ratio_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, focal_grad_N: Tensor, dice_grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        miss_NP, cross_entropy_NP, targets_NP, total_N, ratio_N = ctx.saved_tensors
+        alpha, gamma, pixels = ctx.constants
+        hit_NP = 1 - miss_NP
+        # d focal / d turned = m^gamma (gamma (1 - m) ce + m), and turning the logit back changes the sign inside.
+        slope_NP = torch.addcmul(miss_NP, hit_NP, cross_entropy_NP, value=gamma).mul_(_raise(miss_NP, gamma))
+        outside_N1 = ((1 - alpha) / pixels * focal_grad_N)[:, None]
+        inside_N1 = (-alpha / pixels * focal_grad_N)[:, None]
+        gradient_NP = slope_NP.mul_(torch.addcmul(outside_N1, targets_NP, inside_N1 - outside_N1))
+        # d p / d logit = p (1 - p) = m (1 - m); d dice / d p = (ratio - 2 t) / total.
+        factor_NP = torch.addcmul(
+            (dice_grad_N * ratio_N / total_N)[:, None], targets_NP, (-2 * dice_grad_N / total_N)[:, None]
+        )
+        gradient_NP.addcmul_(hit_NP.mul_(miss_NP), factor_NP)
+        return gradient_NP, None, None, None, None
+
+
+def _raise(base: Tensor, exponent: float) -> Tensor:
+    return base * base if exponent == 2 else base.pow(exponent)
+
+
+def compute_mask_iou(logits_NHW: Tensor, targets_NHW: Tensor) -> Tensor:
     """Compute the IoU of the thresholded masks (logit > 0) with the targets: float [N], without gradient."""
     with torch.no_grad():
-        predicted_NRR = (logits_NRR > 0) & (valid_NRR > 0)
-        target_NRR = targets_NRR > 0
-        overlap_N = (predicted_NRR & target_NRR).sum(dim=(1, 2))
-        union_N = (predicted_NRR | target_NRR).sum(dim=(1, 2))
+        predicted_NP, target_NP = (logits_NHW > 0).flatten(1), (targets_NHW > 0).flatten(1)
+        overlap_N = (predicted_NP & target_NP).sum(dim=1)
+        union_N = predicted_NP.sum(dim=1) + target_NP.sum(dim=1) - overlap_N
         return overlap_N / union_N.clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)
 class MaskLoss:
-    """Weighted sum of the three terms, for a flat batch of masks.
+    """Weighted sum of the three terms, for masks on one grid.
 
     The recipe of SAM (Kirillov et al. 2023, appendix A: focal and dice 20:1, IoU head by mean squared error).
     """
@@ -87,25 +120,21 @@ class MaskLoss:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
-    def __call__(
-        self, logits_NRR: Tensor, predicted_iou_N: Tensor, targets_NRR: Tensor, valid_NRR: Tensor
-    ) -> LossTerms:
+    def __call__(self, logits_NHW: Tensor, predicted_iou_N: Tensor, targets_NHW: Tensor) -> LossTerms:
         """Compute the terms, each summed over the masks and divided by their number.
 
         Args:
-            logits_NRR: mask logits at the loss resolution; sigmoid is applied inside, once.
+            logits_NHW: mask logits, without padding; sigmoid is applied inside, once.
             predicted_iou_N: the decoder's own estimate of its IoU.
-            targets_NRR: 0 or 1 (any dtype).
-            valid_NRR: 1 inside the image, 0 in the padding (any dtype).
+            targets_NHW: 0 or 1 (any dtype).
         """
-        logits_NRR = logits_NRR.float()  # half precision would overflow the sums over a million pixels
-        valid_NRR = valid_NRR.to(logits_NRR.dtype)
-        targets_NRR = targets_NRR.to(logits_NRR.dtype) * valid_NRR
-        count = max(1, logits_NRR.shape[0])
-        focal = compute_focal_loss(logits_NRR, targets_NRR, valid_NRR, alpha=self.focal_alpha, gamma=self.focal_gamma)
-        dice = compute_dice_loss(torch.sigmoid(logits_NRR) * valid_NRR, targets_NRR)
-        true_iou_N = compute_mask_iou(logits_NRR, targets_NRR, valid_NRR)
-        iou = (predicted_iou_N.float() - true_iou_N).square()
-        focal_mean, dice_mean, iou_mean = (term_N.sum() / count for term_N in (focal, dice, iou))
-        total = self.focal_weight * focal_mean + self.dice_weight * dice_mean + self.iou_weight * iou_mean
-        return LossTerms(total, focal_mean, dice_mean, iou_mean)
+        if logits_NHW.dtype != torch.float64:
+            logits_NHW = logits_NHW.float()  # half precision would overflow the sums over a million pixels
+        count = max(1, logits_NHW.shape[0])
+        focal_N, dice_N = compute_focal_and_dice(
+            logits_NHW, targets_NHW, alpha=self.focal_alpha, gamma=self.focal_gamma
+        )
+        iou_N = (predicted_iou_N.to(logits_NHW.dtype) - compute_mask_iou(logits_NHW, targets_NHW)).square()
+        focal, dice, iou = (term_N.sum() / count for term_N in (focal_N, dice_N, iou_N))
+        total = self.focal_weight * focal + self.dice_weight * dice + self.iou_weight * iou
+        return LossTerms(total, focal, dice, iou)

@@ -1,6 +1,6 @@
 """Fine-tuning as a LightningModule: frozen parts stay frozen, the rest learns from prompts and masks.
 
-Legend: B images, N prompts of the whole batch, S model size, R loss resolution.
+Legend: B images, C channels, S model size.
 """
 
 import time
@@ -10,10 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.checkpoint import checkpoint as recompute
 
 from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError
@@ -22,11 +20,9 @@ from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.training.datamodule import FineTuningData
-from vpexp.training.losses import LossTerms, MaskLoss
+from vpexp.training.step_loss import StepLoss
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
-# Prompts whose activations are held at once, in pixels of the model's input: 16 prompts at 1024 px are about 2 GB.
-CHUNK_PIXELS = 16 * 1024 * 1024
 
 
 class SamFineTuner(pl.LightningModule):
@@ -35,8 +31,7 @@ class SamFineTuner(pl.LightningModule):
     Args:
         sam: the model; its frozen parts get no gradient and stay in eval mode, whatever mode the module is in.
         freeze: names of the parts that do not learn.
-        loss: the training loss.
-        stride: 1 compares masks at the model's input size, 4 at the size of its low-res logits.
+        step_loss: the loss of a step.
         categories: class names, for validation.
         build_optimizer: takes the trainable parameters.
         build_scheduler: takes the optimizer and the number of optimizer steps of the whole training.
@@ -51,8 +46,7 @@ class SamFineTuner(pl.LightningModule):
         sam: Sam,
         *,
         freeze: Sequence[str],
-        loss: MaskLoss,
-        stride: int,
+        step_loss: StepLoss,
         categories: Sequence[str],
         build_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         build_scheduler: Callable[[Optimizer, int], LRScheduler],
@@ -61,8 +55,7 @@ class SamFineTuner(pl.LightningModule):
         super().__init__()
         self.sam = sam
         self.freeze_names = tuple(freeze)
-        self.loss = loss
-        self.stride = stride
+        self.step_loss = step_loss
         self.categories = tuple(categories)
         self.build_optimizer = build_optimizer
         self.build_scheduler = build_scheduler
@@ -104,7 +97,7 @@ class SamFineTuner(pl.LightningModule):
             # Every process must take part in the backward pass, also one that has nothing to learn from this time.
             return sum((p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)) * 0
         self._note_unreadable(batch.unreadable)
-        terms = self._compute_terms(self._get_embeddings(batch), batch)
+        terms = self.step_loss.compute(self.sam, self._get_embeddings(batch), batch, scale=self._get_gradient_scale())
         if not torch.isfinite(terms.total):
             raise DivergenceError(
                 f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {', '.join(batch.image_ids)}): "
@@ -219,43 +212,7 @@ class SamFineTuner(pl.LightningModule):
         with torch.set_grad_enabled("image_encoder" not in self.freeze_names):
             return self.sam.encode_image(batch.images_B3SS)
 
-    def _compute_terms(self, embeddings_BCHW: Tensor, batch: Batch) -> LossTerms:
-        """Compute the loss in chunks of prompts; beyond one chunk, activations are recomputed in the backward pass."""
-        count = len(batch.labels_NP)
-        chunk = max(1, CHUNK_PIXELS // self.sam.image_size**2)
-        if count <= chunk:
-            return LossTerms(*self._compute_chunk(embeddings_BCHW, batch, slice(0, count)))
-        sums: list[Tensor] = []
-        for start in range(0, count, chunk):
-            part = slice(start, min(start + chunk, count))
-            terms = recompute(self._compute_chunk, embeddings_BCHW, batch, part, use_reentrant=False)
-            share = (part.stop - part.start) / count
-            sums = [term * share + (sums[i] if sums else 0) for i, term in enumerate(terms)]
-        return LossTerms(*sums)
-
-    def _compute_chunk(
-        self, embeddings_BCHW: Tensor, batch: Batch, part: slice
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        image_index_N = batch.image_index_N[part]
-        decoded = self.sam.decode(embeddings_BCHW, image_index_N, batch.coords_NP2[part], batch.labels_NP[part])
-        size = self.sam.image_size // self.stride
-        logits_NRR = decoded.low_res_logits_N1HW.float()
-        if logits_NRR.shape[-1] != size:
-            logits_NRR = functional.interpolate(logits_NRR, (size, size), mode="bilinear", align_corners=False)
-        valid_NRR = build_valid_region(batch.resized_B2[image_index_N], size, self.stride)
-        terms = self.loss(logits_NRR[:, 0], decoded.iou_N, batch.targets_NRR[part], valid_NRR)
-        return terms.total, terms.focal, terms.dice, terms.iou
-
-
-def build_valid_region(resized_N2: Tensor, size: int, stride: int) -> Tensor:
-    """Mark the pixels of the padded square that belong to the image: bool [N, size, size].
-
-    Args:
-        resized_N2: height and width of each prompt's image at model size.
-        size: side of the square at the loss resolution.
-        stride: model pixels a loss pixel; a loss pixel that the image covers in part counts.
-    """
-    place = torch.arange(size, device=resized_N2.device) * stride
-    rows_NR = place[None] < resized_N2[:, :1]
-    columns_NR = place[None] < resized_N2[:, 1:]
-    return rows_NR[:, :, None] & columns_NR[:, None, :]
+    def _get_gradient_scale(self) -> float:
+        """Get what Lightning multiplies a float16 loss with."""
+        scaler = getattr(self._trainer.precision_plugin, "scaler", None) if self._trainer else None
+        return float(scaler.get_scale()) if scaler is not None else 1.0

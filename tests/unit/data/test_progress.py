@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from vpexp.data import progress
-from vpexp.data.progress import show_progress
+from vpexp.data.progress import show_progress, show_wait
 
 
 def test_show_progress__passes_everything_on():
@@ -25,3 +25,19 @@ def test_show_progress__bar_only_when_it_takes_long(monkeypatch):
     assert built == [1]
     assert "Reading" in output.getvalue()
     assert output.getvalue().encode("utf-8")
+
+
+def test_show_wait__only_for_large_files(tmp_path, monkeypatch):
+    output = io.StringIO()
+    bar = progress.build_progress()
+    bar.live.console = Console(file=output, force_terminal=True)
+    bar.disable = False  # as in a terminal
+    monkeypatch.setattr(progress, "build_progress", lambda: bar)
+    (tmp_path / "a.json").write_bytes(b"{}")
+    with show_wait("Reading a.json", tmp_path / "a.json"):
+        pass
+    assert not output.getvalue()
+    monkeypatch.setattr(progress, "_LARGE_BYTES", 1)
+    with show_wait("Reading a.json", tmp_path / "a.json"):
+        pass
+    assert "Reading a.json" in output.getvalue()

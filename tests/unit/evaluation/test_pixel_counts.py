@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vpexp.data.masks import encode_mask
 from vpexp.evaluation.pixel_counts import PixelCounts
+
+
+def encode(masks_NHW):
+    return [encode_mask(mask_HW) for mask_HW in masks_NHW]
 
 
 def count_by_hand(pairs):
@@ -31,7 +36,7 @@ def test_compute__equals_brute_force(count, height, width, seed):
     annotated[:, 0, 0] = True
     counts = PixelCounts()
     for start in range(0, count, 2):  # in parts
-        counts.update(predicted[start : start + 2], annotated[start : start + 2])
+        counts.update(encode(predicted[start : start + 2]), encode(annotated[start : start + 2]))
     metrics = counts.compute()
     dice, iou, mean_iou = count_by_hand(list(zip(predicted, annotated, strict=True)))
     assert metrics["dice"] == metrics["f1-score"]  # the same number, to the bit
@@ -45,8 +50,8 @@ def test_compute__pixels_and_objects_are_weighted_differently():
     counts = PixelCounts()
     big, small = np.ones((1, 10, 10), dtype=bool), np.zeros((1, 10, 10), dtype=bool)
     small[0, 0, 0] = True
-    counts.update(big, big)
-    counts.update(np.zeros_like(small), small)
+    counts.update(encode(big), encode(big))
+    counts.update(encode(np.zeros_like(small)), encode(small))
     metrics = counts.compute()
     assert metrics["iou"] == pytest.approx(100 / 101)
     assert metrics["mean_iou"] == pytest.approx(0.5)
@@ -63,7 +68,7 @@ def test_compute__without_objects_is_no_number():
 
 def test_merge__equals_one_count():
     rng = np.random.default_rng(0)
-    predicted, annotated = rng.random((2, 6, 5, 5)) > 0.5
+    predicted, annotated = (encode(masks_NHW) for masks_NHW in rng.random((2, 6, 5, 5)) > 0.5)
     whole, first, second = PixelCounts(), PixelCounts(), PixelCounts()
     whole.update(predicted, annotated)
     first.update(predicted[:2], annotated[:2])

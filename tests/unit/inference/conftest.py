@@ -27,7 +27,7 @@ def write_checkpoint(cfg, tmp_path):
             sam,
             freeze=freeze,
             loss=MaskLoss(),
-            stride=1,
+            resolution="input",
             categories=("berry", "leaf"),
             build_optimizer=torch.optim.Adam,
             build_scheduler=lambda *_: None,

@@ -17,6 +17,7 @@ from vpexp.training.datamodule import FineTuningData
 from vpexp.training.losses import MaskLoss
 from vpexp.training.module import SamFineTuner
 from vpexp.training.schedulers import build_constant
+from vpexp.training.step_loss import StepLoss
 
 FROZEN = ("image_encoder", "prompt_encoder")
 
@@ -56,12 +57,12 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def build_data(dataset):
-    def build(image_size=64, stride=1, batch_size=2, recipe=None):
+    def build(image_size=64, resolution="input", batch_size=2, recipe=None):
         return FineTuningData(
             dataset,
             recipe or PromptRecipe(),
             image_size=image_size,
-            stride=stride,
+            resolution=resolution,
             batch_size=batch_size,
             num_workers=0,
             seed=0,
@@ -72,7 +73,7 @@ def build_data(dataset):
 
 @pytest.fixture
 def build_module():
-    def build(sam=None, freeze=FROZEN, stride=1, lr=1e-3, left_out=None, **options):
+    def build(sam=None, freeze=FROZEN, resolution="input", lr=1e-3, left_out=None, **options):
         if sam is None:
             torch.manual_seed(0)
             sam = build_sam_debug(64)
@@ -83,13 +84,13 @@ def build_module():
             "categories": ["berry", "leaf"],
         }
         defaults = {
-            "loss": MaskLoss(),
+            "step_loss": StepLoss(MaskLoss(), resolution),
             "categories": ("berry", "leaf"),
             "build_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=lr),
             "build_scheduler": lambda optimizer, total_steps: build_constant(optimizer, total_steps=total_steps),
             "identity": identity,
         }
-        return SamFineTuner(sam, freeze=freeze, stride=stride, **{**defaults, **options})
+        return SamFineTuner(sam, freeze=freeze, **{**defaults, **options})
 
     return build
 

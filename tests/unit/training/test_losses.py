@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from vpexp.training.losses import MaskLoss, compute_dice_loss, compute_focal_loss, compute_mask_iou
+from vpexp.training.losses import MaskLoss, compute_focal_and_dice, compute_mask_iou
 
 
 def mask(*rows: str) -> torch.Tensor:
@@ -30,17 +30,22 @@ def random_case(count: int = 3, size: int = 6, dtype: torch.dtype = torch.float3
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(count, size, size, generator=generator, dtype=dtype) * 3
     targets = (torch.rand(count, size, size, generator=generator) > 0.5).to(dtype)
-    valid = torch.ones_like(targets)
-    valid[:, size - 2 :] = 0
-    valid[0, :, size - 1 :] = 0
-    return logits, targets, valid
+    return logits, targets
+
+
+def compute_focal(logits: torch.Tensor, targets: torch.Tensor, **options: float) -> torch.Tensor:
+    return compute_focal_and_dice(logits, targets, **options)[0]
+
+
+def compute_dice(logits: torch.Tensor, targets: torch.Tensor, **options: float) -> torch.Tensor:
+    return compute_focal_and_dice(logits, targets, **options)[1]
 
 
 def test_focal__is_the_mean_of_hand_computed_pixels() -> None:
     logits = torch.tensor([[[-6.0, 0.0], [2.0, 5.0]]])
     targets = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     expected = (focal_at(-6, 1) + focal_at(0, 0) + focal_at(2, 1) + focal_at(5, 0)) / 4
-    found = compute_focal_loss(logits, targets, torch.ones_like(targets))
+    found = compute_focal(logits, targets)
     assert found.shape == (1,)
     assert found.item() == pytest.approx(expected, rel=1e-6)
     # 0.75 x 0.25 x log 2: the one number that is easy by hand
@@ -51,7 +56,7 @@ def test_focal__is_the_mean_of_hand_computed_pixels() -> None:
 def test_focal__follows_alpha_and_gamma(alpha: float, gamma: float) -> None:
     logits = torch.tensor([[[-3.0, 1.5]]])
     targets = torch.tensor([[[1.0, 0.0]]])
-    found = compute_focal_loss(logits, targets, torch.ones_like(targets), alpha=alpha, gamma=gamma)
+    found = compute_focal(logits, targets, alpha=alpha, gamma=gamma)
     expected = (focal_at(-3, 1, alpha, gamma) + focal_at(1.5, 0, alpha, gamma)) / 2
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
@@ -59,17 +64,17 @@ def test_focal__follows_alpha_and_gamma(alpha: float, gamma: float) -> None:
 def test_focal__missed_foreground_pixel_gets_the_full_gradient() -> None:
     """A sigmoid applied twice would leave about -0.001 of it: a pixel that the model is sure about never recovers."""
     logits = torch.full((1, 1, 1), -6.0, requires_grad=True)
-    compute_focal_loss(logits, torch.ones(1, 1, 1), torch.ones(1, 1, 1)).sum().backward()
+    compute_focal(logits, torch.ones(1, 1, 1)).sum().backward()
     assert logits.grad is not None
     assert focal_slope_at(-6.0) == pytest.approx(-0.2555, abs=1e-4)
     assert logits.grad.item() == pytest.approx(focal_slope_at(-6.0), rel=1e-5)
     # through the whole loss as well: focal x 20, and what dice and the IoU term add has the same sign
     logits = torch.full((1, 1, 1), -6.0, requires_grad=True)
-    MaskLoss()(logits, torch.zeros(1), torch.ones(1, 1, 1), torch.ones(1, 1, 1)).total.backward()
+    MaskLoss()(logits, torch.zeros(1), torch.ones(1, 1, 1)).total.backward()
     assert logits.grad is not None
     assert logits.grad.item() < 20 * focal_slope_at(-6.0)
     twice = torch.full((1, 1, 1), -6.0, requires_grad=True)
-    compute_focal_loss(torch.sigmoid(twice), torch.ones(1, 1, 1), torch.ones(1, 1, 1)).sum().backward()
+    compute_focal(torch.sigmoid(twice), torch.ones(1, 1, 1)).sum().backward()
     assert twice.grad is not None
     assert abs(twice.grad.item()) < 0.005
 
@@ -78,37 +83,35 @@ def test_focal__missed_foreground_pixel_gets_the_full_gradient() -> None:
 def test_focal__gradient_equals_the_closed_form_everywhere(logit: float) -> None:
     logits = torch.full((1, 1, 1), logit, dtype=torch.float64, requires_grad=True)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
-    compute_focal_loss(logits, one, one).sum().backward()
+    compute_focal(logits, one).sum().backward()
     assert logits.grad is not None
     assert logits.grad.item() == pytest.approx(focal_slope_at(logit), rel=1e-6, abs=1e-12)
 
 
 def test_dice__equals_hand_computed_numbers() -> None:
-    probabilities = torch.tensor([[[1.0, 0.5], [0.0, 0.0]]])
+    logits = torch.tensor([[[200.0, 0.0], [-200.0, -200.0]]])  # probabilities 1, 1/2, 0, 0
     targets = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     # overlap 1, sums 1.5 and 2, smoothing 1: 1 - (2 + 1) / (3.5 + 1)
-    assert compute_dice_loss(probabilities, targets).item() == pytest.approx(1 - 3 / 4.5)
-    assert compute_dice_loss(targets, targets).item() == pytest.approx(0)
-    assert compute_dice_loss(probabilities, targets, smoothing=0.5).item() == pytest.approx(1 - 2.5 / 4)
+    assert compute_dice(logits, targets).item() == pytest.approx(1 - 3 / 4.5)
+    assert compute_dice(400 * targets - 200, targets).item() == pytest.approx(0)
+    assert compute_dice(logits, targets, smoothing=0.5).item() == pytest.approx(1 - 2.5 / 4)
 
 
-def test_mask_iou__counts_pixels_above_zero_inside_the_image() -> None:
+def test_mask_iou__counts_pixels_above_zero() -> None:
     targets = mask("##..", "##..", "....")
     logits = mask("#...", "##..", "####") * 2 - 1
-    valid = torch.ones_like(targets)
-    assert compute_mask_iou(logits, targets, valid).item() == pytest.approx(3 / 8)
-    valid[:, 2] = 0
-    assert compute_mask_iou(logits, targets, valid).item() == pytest.approx(3 / 4)
-    assert compute_mask_iou(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.ones(1, 2, 2)).item() == 0
+    assert compute_mask_iou(logits, targets).item() == pytest.approx(3 / 8)
+    assert compute_mask_iou(logits[:, :2], targets[:, :2]).item() == pytest.approx(3 / 4)
+    assert compute_mask_iou(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)).item() == 0
 
 
 def test_mask_loss__adds_the_weighted_means_of_all_masks() -> None:
-    logits, targets, valid = random_case()
+    logits, targets = random_case()
     predicted_iou = torch.tensor([0.2, 0.5, 0.9])
-    terms = MaskLoss(focal_weight=7, dice_weight=3, iou_weight=2)(logits, predicted_iou, targets, valid)
+    terms = MaskLoss(focal_weight=7, dice_weight=3, iou_weight=2)(logits, predicted_iou, targets)
     focal = dice = iou = 0.0
     for n in range(3):
-        pixels = [(r, c) for r in range(6) for c in range(6) if valid[n, r, c]]
+        pixels = [(r, c) for r in range(6) for c in range(6)]
         focal += sum(focal_at(logits[n, r, c].item(), int(targets[n, r, c])) for r, c in pixels) / len(pixels)
         p = [1 / (1 + math.exp(-logits[n, r, c].item())) for r, c in pixels]
         t = [targets[n, r, c].item() for r, c in pixels]
@@ -124,66 +127,50 @@ def test_mask_loss__adds_the_weighted_means_of_all_masks() -> None:
 
 
 def test_mask_loss__default_weights_are_20_1_1() -> None:
-    logits, targets, valid = random_case()
-    terms = MaskLoss()(logits, torch.tensor([0.2, 0.5, 0.9]), targets, valid)
+    logits, targets = random_case()
+    terms = MaskLoss()(logits, torch.tensor([0.2, 0.5, 0.9]), targets)
     assert terms.total.item() == pytest.approx((20 * terms.focal + terms.dice + terms.iou).item())
 
 
-def test_losses__gradients_equal_finite_differences() -> None:
-    logits, targets, valid = random_case(dtype=torch.float64)
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.7, "gamma": 1.5, "smoothing": 0.1}, {"gamma": 0.0}])
+def test_losses__gradients_equal_finite_differences(options: dict[str, float]) -> None:
+    logits, targets = random_case(dtype=torch.float64)
     logits.requires_grad_()
-    assert gradcheck(lambda x: compute_focal_loss(x, targets, valid), (logits,))
-    assert gradcheck(lambda x: compute_dice_loss(torch.sigmoid(x) * valid, targets * valid), (logits,))
+    assert gradcheck(lambda x: compute_focal_and_dice(x, targets, **options), (logits,))
+
+
+def test_losses__equal_autograd_of_the_formulas() -> None:
+    logits, targets = random_case()
+    found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    focal, dice = compute_focal_and_dice(found, targets)
+    (3 * focal.sum() + 2 * dice.sum()).backward()
+    p = torch.sigmoid(expected)
+    p_t = p * targets + (1 - p) * (1 - targets)
+    weight = 0.25 * targets + 0.75 * (1 - targets)
+    plain_focal = (-weight * (1 - p_t) ** 2 * p_t.log()).mean(dim=(1, 2))
+    plain_dice = 1 - (2 * (p * targets).sum(dim=(1, 2)) + 1) / ((p + targets).sum(dim=(1, 2)) + 1)
+    (3 * plain_focal.sum() + 2 * plain_dice.sum()).backward()
+    torch.testing.assert_close(focal, plain_focal)
+    torch.testing.assert_close(dice, plain_dice)
+    torch.testing.assert_close(found.grad, expected.grad)
 
 
 def test_mask_loss__iou_term_teaches_the_iou_head_only() -> None:
-    logits, targets, valid = random_case()
+    logits, targets = random_case()
     logits.requires_grad_()
     predicted_iou = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
-    terms = MaskLoss(focal_weight=0, dice_weight=0)(logits, predicted_iou, targets, valid)
+    terms = MaskLoss(focal_weight=0, dice_weight=0)(logits, predicted_iou, targets)
     terms.total.backward()
     assert predicted_iou.grad is not None
-    true_iou = compute_mask_iou(logits, targets * valid, valid)
+    true_iou = compute_mask_iou(logits, targets)
     torch.testing.assert_close(predicted_iou.grad, 2 * (predicted_iou.detach() - true_iou) / 3)
     assert logits.grad is not None
     assert not logits.grad.any()
 
 
-def test_mask_loss__padding_never_counts() -> None:
-    logits, targets, valid = random_case()
-    results = []
-    for padding_logit, padding_target in ((0.0, 0.0), (50.0, 1.0), (-50.0, 1.0)):
-        inside = valid.bool()
-        x = torch.where(inside, logits, padding_logit).requires_grad_()
-        y = torch.where(inside, targets, padding_target)
-        terms = MaskLoss()(x, torch.full((3,), 0.5), y, valid)
-        terms.total.backward()
-        assert x.grad is not None
-        assert not x.grad[~inside].any()
-        assert x.grad[inside].any()
-        results.append((terms.total, terms.focal, terms.dice, terms.iou, x.grad))
-    for other in results[1:]:
-        for expected, found in zip(results[0], other, strict=True):
-            assert torch.equal(expected, found)
-
-
-def test_mask_loss__larger_padding_changes_nothing() -> None:
-    logits, targets, _ = random_case()
-    iou = torch.full((3,), 0.5)
-    small = MaskLoss()(logits, iou, targets, torch.ones_like(targets))
-    pad = (0, 4, 0, 9)
-    wide = MaskLoss()(
-        torch.nn.functional.pad(logits, pad, value=8.0),
-        iou,
-        torch.nn.functional.pad(targets, pad),
-        torch.nn.functional.pad(torch.ones_like(targets), pad),
-    )
-    torch.testing.assert_close(wide.total, small.total)
-
-
 def test_mask_loss__no_masks_is_zero_with_a_gradient() -> None:
     logits = torch.zeros(0, 4, 4, requires_grad=True)
-    terms = MaskLoss()(logits, torch.zeros(0), torch.zeros(0, 4, 4), torch.zeros(0, 4, 4))
+    terms = MaskLoss()(logits, torch.zeros(0), torch.zeros(0, 4, 4))
     assert terms.total.item() == 0
     terms.total.backward()
     assert logits.grad is not None
@@ -191,7 +178,7 @@ def test_mask_loss__no_masks_is_zero_with_a_gradient() -> None:
 
 def test_mask_loss__empty_target_pushes_down() -> None:
     logits = torch.zeros(1, 4, 4, requires_grad=True)
-    terms = MaskLoss()(logits, torch.zeros(1), torch.zeros(1, 4, 4), torch.ones(1, 4, 4))
+    terms = MaskLoss()(logits, torch.zeros(1), torch.zeros(1, 4, 4))
     assert terms.dice.item() == pytest.approx(1 - 1 / (8 + 1))
     assert terms.iou.item() == 0
     terms.total.backward()
@@ -199,21 +186,13 @@ def test_mask_loss__empty_target_pushes_down() -> None:
     assert (logits.grad > 0).all()
 
 
-def test_mask_loss__mask_that_lies_in_the_padding_is_an_empty_target() -> None:
-    targets = mask("....", "...#")
-    valid = mask("####", "....")
-    terms = MaskLoss()(torch.full((1, 2, 4), -20.0), torch.zeros(1), targets, valid)
-    assert terms.total.item() == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mask_loss__half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
     size = 512  # 262,144 pixels: beyond the largest number of float16, and far beyond bfloat16's 8 bits
     logits = torch.full((1, size, size), 2.0, dtype=dtype, requires_grad=True)
     targets = torch.ones(1, size, size, dtype=torch.uint8)
-    valid = torch.ones(1, size, size, dtype=torch.bool)
-    terms = MaskLoss()(logits, torch.ones(1, dtype=dtype), targets, valid)
-    expected = MaskLoss()(logits.detach().float(), torch.ones(1), targets, valid)
+    terms = MaskLoss()(logits, torch.ones(1, dtype=dtype), targets)
+    expected = MaskLoss()(logits.detach().float(), torch.ones(1), targets)
     assert terms.total.dtype == torch.float32
     assert terms.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
     assert terms.focal.item() == pytest.approx(focal_at(2.0, 1), rel=1e-3)
@@ -227,7 +206,7 @@ def test_mask_loss__half_precision_is_summed_in_single(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_mask_loss__extreme_logits_stay_finite(logit: float, target: float) -> None:
     logits = torch.full((1, 2, 2), logit, requires_grad=True)
-    terms = MaskLoss()(logits, torch.zeros(1), torch.full((1, 2, 2), target), torch.ones(1, 2, 2))
+    terms = MaskLoss()(logits, torch.zeros(1), torch.full((1, 2, 2), target))
     terms.total.backward()
     assert logits.grad is not None
     assert torch.isfinite(terms.total)

@@ -12,7 +12,6 @@ from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.embedding_cache import EmbeddingCache, EncoderPasses
 from vpexp.models.registry import build_sam_debug, build_sam_micro
 from vpexp.training import module as module_file
-from vpexp.training.module import build_valid_region
 
 FROZEN = ("image_encoder", "prompt_encoder")
 
@@ -40,15 +39,6 @@ class Modes(Callback):
         sam = pl_module.sam
         parts = (sam.image_encoder, sam.prompt_encoder, sam.mask_decoder)
         self.seen.append([{module.training for module in part.modules()} for part in parts])
-
-
-def compute_gradients(module, batch):
-    embeddings = module.sam.encode_image(batch.images_B3SS)
-    terms = module._compute_terms(embeddings, batch)
-    terms.total.backward()
-    gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-    module.zero_grad()
-    return [terms.total.item(), terms.focal.item(), terms.dice.item(), terms.iou.item()], gradients
 
 
 def test_fit__frozen_parts_stay_to_the_bit_batch_norm_included(build_module, build_data, build_plain_trainer):
@@ -122,58 +112,12 @@ def test_training_step__loss_falls(build_module, build_data):
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(12):
-        loss = module._compute_terms(module.sam.encode_image(batch.images_B3SS), batch).total
+        loss = module.step_loss.compute(module.sam, module.sam.encode_image(batch.images_B3SS), batch).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-
-
-@pytest.mark.parametrize("stride", [1, 4])
-@pytest.mark.parametrize("freeze", [FROZEN, ("prompt_encoder",)])
-def test_compute_terms__chunks_equal_the_whole(monkeypatch, build_module, build_data, stride, freeze):
-    module, batch = build_module(stride=stride, freeze=freeze).train(), get_batch(build_data(stride=stride))
-    assert len(batch.labels_NP) == 9
-    expected_terms, expected = compute_gradients(module, batch)
-    monkeypatch.setattr(module_file, "CHUNK_PIXELS", 4 * 64 * 64)  # 9 prompts as 4 + 4 + 1
-    calls = []
-    original = module._compute_chunk
-    monkeypatch.setattr(module, "_compute_chunk", lambda *args: calls.append(args[2]) or original(*args))
-    terms, found = compute_gradients(module, batch)
-    assert calls[:3] == [slice(0, 4), slice(4, 8), slice(8, 9)]
-    assert len(calls) == 6  # each once more on the way back
-    assert terms == pytest.approx(expected_terms, rel=1e-5)
-    assert found.keys() == expected.keys()
-    assert ("sam.image_encoder.pos_embed" in found) == ("image_encoder" not in freeze)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
-
-
-def test_compute_terms__prompts_see_their_own_image(build_module, build_data):
-    """The flat batch equals the images one by one, weighted by their numbers of prompts."""
-    module, data = build_module(), build_data()
-    with torch.no_grad():
-        whole = get_batch(data)
-        together = module._compute_terms(module.sam.encode_image(whole.images_B3SS), whole).total
-        alone = [collate_training([data.training_set[0, index]]) for index in range(3)]
-        single = [module._compute_terms(module.sam.encode_image(b.images_B3SS), b).total for b in alone]
-    assert together.item() == pytest.approx(sum(s.item() for s in single) / 3, rel=1e-5)
-    assert max(single).item() - min(single).item() > 1e-3
-
-
-def test_build_valid_region__marks_the_image():
-    valid = build_valid_region(torch.tensor([[2, 3], [4, 4], [1, 4]]), 4, 1)
-    assert valid[0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0] * 4, [0] * 4]
-    assert valid[1].all()
-    assert valid[2].int().sum() == 4
-
-
-@pytest.mark.parametrize(("height", "rows"), [(8, 2), (9, 3), (12, 3), (1, 1)])
-def test_build_valid_region__a_cell_in_part_of_the_image_counts(height, rows):
-    valid = build_valid_region(torch.tensor([[height, 16]]), 4, 4)
-    assert valid[0].any(dim=1).sum() == rows
-    assert valid[0, :rows].all()
 
 
 def test_training_step__nothing_readable_is_zero_and_keeps_every_parameter_in_the_graph(build_module):

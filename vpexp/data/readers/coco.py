@@ -5,10 +5,14 @@ The JSON is read here and not through Datumaro, whose import ends at the first b
 file has them.
 """
 
+from array import array
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
 from vpexp.data.ledger import (
@@ -24,7 +28,7 @@ from vpexp.data.ledger import (
     UNKNOWN_IMAGE,
     SkipLedger,
 )
-from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, polygons_to_rle
+from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, rasterize_polygons
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
@@ -34,6 +38,16 @@ from vpexp.data.readers.base import (
     make_unique,
     place_image,
     skip_unannotated,
+)
+from vpexp.data.readers.coco_entries import (
+    Entry,
+    Key,
+    compact_annotation,
+    is_empty,
+    is_true,
+    list_entries,
+    read_key,
+    read_size,
 )
 from vpexp.data.readers.json_files import (
     describe_unreadable,
@@ -49,9 +63,6 @@ from vpexp.errors import DataError
 _UNREADABLE_TASKS = ("captions_", "image_info_", "labels_", "panoptic_")
 _LESSER_TASKS = ("person_keypoints_", "stuff_")
 _ONLY_CATEGORY = "object"
-
-Key = int | str
-Entry = dict[str, Any]
 
 
 class CocoReader:
@@ -121,9 +132,9 @@ class _CocoFile:
         self._notes = notes
         words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
         self._finder = ImageFinder(folder, file, words)
-        content = load_json(self._path)
-        self._images = _list_entries(content, "images", self._path)
-        self._annotations = _list_entries({"annotations": [], **content}, "annotations", self._path)
+        content = load_json(self._path, on_object=compact_annotation)
+        self._images = list_entries(content, "images", self._path)
+        self._annotations = list_entries({"annotations": [], **content}, "annotations", self._path)
         self._index_by_key, self._categories = self._read_categories(content.get("categories") or [])
 
     def read(self) -> Subset:
@@ -134,7 +145,7 @@ class _CocoFile:
         seen: set[Key] = set()
         images = []
         for name, entry in show_progress(named, f"Reading {self._path.name}"):
-            key = _read_key(entry.get("id"))
+            key = read_key(entry.get("id"))
             if key is None or not isinstance(entry.get("file_name"), str):
                 self._ledger.skip(BAD_ENTRY, f"{self._path.name}: image {entry.get('id')!r}")
             elif key in seen:
@@ -144,7 +155,7 @@ class _CocoFile:
             else:
                 image = self._place(name, entry)
                 if image is not None:
-                    objects = [one for one in (self._read_object(a, image) for a in annotations[key]) if one]
+                    objects = [one for one in (self._read_object(a, image) for a in annotations.pop(key)) if one]
                     images.append(gather_objects(image, objects, self._ledger))
             if key is not None:
                 seen.add(key)
@@ -159,7 +170,7 @@ class _CocoFile:
         names: dict[str, int] = {}
         name_of: dict[Key, str] = {}
         for entry in entries if isinstance(entries, list) else []:
-            key = _read_key(entry.get("id")) if isinstance(entry, dict) else None
+            key = read_key(entry.get("id")) if isinstance(entry, dict) else None
             if key is None or entry.get("name") is None:
                 self._ledger.skip(BAD_ENTRY, f"{self._path.name}: category {entry!r}")
                 continue
@@ -177,15 +188,16 @@ class _CocoFile:
 
     def _group_annotations(self) -> dict[Key, list[Entry]]:
         """Sort annotations by image; those of images that are not declared are skipped."""
-        declared = {_read_key(entry.get("id")) for entry in self._images}
+        declared = {read_key(entry.get("id")) for entry in self._images}
         grouped: dict[Key, list[Entry]] = defaultdict(list)
         for entry in self._annotations:
-            key = _read_key(entry.get("image_id"))
+            key = read_key(entry.get("image_id"))
             if key is None or key not in declared:
                 image = entry.get("image_id")
                 self._ledger.skip(UNKNOWN_IMAGE, f"{self._path.name}: annotation {entry.get('id')} of image {image!r}")
             else:
                 grouped[key].append(entry)
+        self._annotations.clear()  # each is let go as soon as its image is read
         return grouped
 
     def _place(self, name: str, entry: Entry) -> PlacedImage | None:
@@ -199,12 +211,12 @@ class _CocoFile:
         if path is None:
             self._ledger.skip(MISSING_IMAGE, f"{file_name} ({self._path.name})")
             return None
-        return place_image(name, path, _read_size(entry), self._ledger)
+        return place_image(name, path, read_size(entry), self._ledger)
 
     def _read_object(self, entry: Entry, image: PlacedImage) -> ObjectMask | None:
         """Read one annotation; None if it was skipped."""
         example = f"{image.path}, annotation {entry.get('id')} of {self._path.name}"
-        if _is_true(entry.get("iscrowd", 0)):
+        if is_true(entry.get("iscrowd", 0)):
             self._ledger.skip(CROWD, example)
             return None
         label = self._find_label(entry.get("category_id"))
@@ -212,7 +224,7 @@ class _CocoFile:
             self._ledger.skip(UNDECLARED, f"{example}: category {entry.get('category_id')!r}")
             return None
         segmentation = entry.get("segmentation")
-        if _is_empty(segmentation):
+        if is_empty(segmentation):
             self._ledger.skip(BOX_ONLY if entry.get("bbox") else NO_SHAPE, example)
             return None
         try:
@@ -226,7 +238,7 @@ class _CocoFile:
         """Find the category's index; a file without categories has the one that all objects are of."""
         if not self._index_by_key:
             return 0
-        key = _read_key(category_id)
+        key = read_key(category_id)
         return None if key is None else self._index_by_key.get(key)
 
     def _read_mask(self, segmentation: Any, image: PlacedImage, example: str) -> Rle:
@@ -237,19 +249,17 @@ class _CocoFile:
             raise MaskError("segmentation of unknown kind")
         if all(isinstance(part, dict) for part in segmentation):
             return merge_rles([check_rle(part, image.height, image.width) for part in segmentation])
-        if not isinstance(segmentation[0], list):
+        if not isinstance(segmentation[0], list | array):
             segmentation = [segmentation]  # one polygon without the list around it
-        return polygons_to_rle(
-            self._keep_good_parts(segmentation, image, example), image.height, image.width, decimals=None
-        )
+        return rasterize_polygons(self._keep_good_parts(segmentation, image, example), image.height, image.width)
 
-    def _keep_good_parts(self, parts: list[Any], image: PlacedImage, example: str) -> list[list[float]]:
+    def _keep_good_parts(self, parts: list[Any], image: PlacedImage, example: str) -> list[NDArray[np.float64]]:
         """Leave out the bad parts of an object; an object of bad parts only is itself bad."""
         good = []
         errors: list[MaskError] = []
         for part in filter(None, parts):
             try:
-                good.append(check_polygon(part, image.height, image.width).tolist())
+                good.append(check_polygon(part, image.height, image.width))
             except MaskError as error:
                 errors.append(error)
         if not good:
@@ -257,47 +267,3 @@ class _CocoFile:
         for bad in errors:
             self._ledger.skip(BAD_PART, f"{example}: {bad}")
         return good
-
-
-def _list_entries(content: Entry, key: str, path: Any) -> list[Entry]:
-    """Take one of the file's lists."""
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list under '{key}', found {type(entries).__name__}")
-    return [entry if isinstance(entry, dict) else {} for entry in entries]
-
-
-def _read_key(value: Any) -> Key | None:
-    """Bring an id to one form: 7, 7.0 and '7' are the same id."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else str(value)
-    if isinstance(value, str) and value.strip():
-        try:
-            return int(value.removesuffix(".0"))
-        except ValueError:
-            return value
-    return None
-
-
-def _read_size(entry: Entry) -> tuple[int, int] | None:
-    """Read an image entry's (height, width); None if it has none."""
-    try:
-        height, width = int(entry["height"]), int(entry["width"])
-    except (KeyError, OverflowError, TypeError, ValueError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _is_true(value: Any) -> bool:
-    return value not in (0, False, None, "0", "", "false", "False")
-
-
-def _is_empty(segmentation: Any) -> bool:
-    """Say whether there is no segmentation: absent, [], [[]] or an RLE without content."""
-    if isinstance(segmentation, list):
-        return all(isinstance(part, list) and not part for part in segmentation)
-    return not segmentation

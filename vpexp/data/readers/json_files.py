@@ -1,12 +1,16 @@
 """Telling COCO from Datumaro JSON without reading gigabytes, and naming the subset that a file holds."""
 
+import gc
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vpexp.data.folder import Folder, is_annotation_folder
+from vpexp.data.progress import show_wait
 from vpexp.errors import DataError
 
 _HEAD_BYTES = 1 << 16
@@ -41,8 +45,8 @@ def classify_json(path: Path) -> str | None:
 def _classify_by_keys(path: Path) -> str | None:
     """Say what a JSON file is by the keys of its whole content."""
     try:
-        keys = load_json(path).keys()
-    except DataError:
+        keys = set(_read_keys(path))
+    except (DataError, OSError):
         return None
     if {"items", "categories"} <= keys:
         return "datumaro"
@@ -87,7 +91,7 @@ def _explain_unreadable(path: Path) -> str:
     try:
         if not path.stat().st_size:
             return "the file is empty"
-        keys = list(load_json(path))
+        keys = _read_keys(path)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except DataError as error:
@@ -95,19 +99,56 @@ def _explain_unreadable(path: Path) -> str:
     return f"it holds neither 'images' nor 'items', but {', '.join(keys[:4]) or 'nothing'}"
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def _read_keys(path: Path) -> list[str]:
+    """List the keys of a whole file, which is read once as long as it does not change; errors as of ``load_json``."""
+    status = path.stat()
+    return list(_parse_keys(path, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _parse_keys(path: Path, size: int, time: int) -> tuple[str, ...]:
+    del size, time  # they say which state of the file is remembered
+    shapes: dict[tuple[str, ...], dict[str, Any]] = {}
+    # values fall away as soon as they are read: objects of the same keys become one
+    return tuple(load_json(path, lambda entry: shapes.setdefault(tuple(entry), dict.fromkeys(entry))))
+
+
+def load_json(path: Path, on_object: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        on_object: Called with each object of the file as soon as it is read; what it returns takes the object's place.
 
     Raises:
         DataError: The file is damaged, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())  # of bytes it finds out whether they are UTF-8, UTF-16 or UTF-32
+        with _without_collector(), show_wait(f"Reading {path.name}", path):
+            content = json.loads(_read_text(path), object_hook=on_object)
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5000 digits
         raise DataError(f"{path}: no readable JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found a {type(content).__name__}")
     return content
+
+
+def _read_text(path: Path) -> str:
+    """Read text in UTF-8, UTF-16 or UTF-32, as ``json.loads`` does of bytes, but without holding on to the bytes."""
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content), "surrogatepass")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Stop the search for circular garbage, of which parsing makes none: it would go through all objects many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def name_subset(file_name: str) -> str:

@@ -1,0 +1,121 @@
+"""The loss of a training step, over all prompts of all its images, in memory that does not grow with their number.
+
+Legend: B images, N prompts of the step, n of one part, C channels, S model size, h w = S/4, R Q rows and columns of the loss's grid.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vpexp.data.samples import Batch
+from vpexp.models.sam import Sam, enlarge_to_input, upscale_logits
+from vpexp.training.chunks import sum_over_chunks
+from vpexp.training.losses import LossTerms, MaskLoss
+
+# Prompts whose activations are held at once, in pixels of the model's input: 12 at 1024 px are about 1.2 GB.
+CHUNK_PIXELS = 12 * 1024 * 1024
+# Where masks are compared at the images' own size, also in those pixels: 8 of 2048 x 1365 are about 0.5 GB.
+ORIGINAL_CHUNK_PIXELS = 24 * 1024 * 1024
+
+
+class Part(NamedTuple):
+    """Prompts of one image, counted from its first."""
+
+    image: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """Decodes the prompts of a step and compares their masks.
+
+    Attributes:
+        loss: of the masks of one image.
+        resolution: where they are compared: ``low`` (the decoder's own logits), ``input`` (the resized image) or ``original``.
+    """
+
+    loss: MaskLoss
+    resolution: str
+
+    def compute(self, sam: Sam, embeddings_BCHW: Tensor, batch: Batch, *, scale: float = 1.0) -> LossTerms:
+        """Compute the means over all prompts, whose gradient is exact however many chunks they take.
+
+        Args:
+            sam: decodes.
+            embeddings_BCHW: of the step's images.
+            batch: prompts and targets.
+            scale: see ``sum_over_chunks``.
+        """
+        inputs = [*sam.prompt_encoder.parameters(), *sam.mask_decoder.parameters(), embeddings_BCHW]
+        terms_4 = sum_over_chunks(
+            partial(self._compute_chunk, sam, embeddings_BCHW, batch),
+            self._cut(sam, batch),
+            [tensor for tensor in inputs if tensor.requires_grad],
+            scale=scale,
+        )
+        return LossTerms(*terms_4)
+
+    def _cut(self, sam: Sam, batch: Batch) -> list[list[Part]]:
+        """Cut the prompts into chunks of parts.
+
+        On a CPU a chunk is of one image: several at once bring nothing there, but copies of what its prompts share.
+        """
+        chunks: list[list[Part]] = []
+        room = 0
+        for image, targets in enumerate(batch.targets):
+            limit = self._count_prompts_a_chunk(sam, targets.grid_hw)
+            if batch.labels_NP.device.type == "cpu":
+                room = 0
+            start = 0
+            while start < len(targets):
+                if not room:
+                    chunks.append([])
+                    room = limit
+                stop = min(len(targets), start + room)
+                chunks[-1].append(Part(image, start, stop))
+                room -= stop - start
+                start = stop
+        return chunks
+
+    def _count_prompts_a_chunk(self, sam: Sam, grid_hw: tuple[int, int]) -> int:
+        limit = CHUNK_PIXELS // sam.image_size**2
+        if self.resolution == "original":
+            limit = min(limit, ORIGINAL_CHUNK_PIXELS // (grid_hw[0] * grid_hw[1]))
+        return max(1, limit)
+
+    def _compute_chunk(self, sam: Sam, embeddings_BCHW: Tensor, batch: Batch, parts: list[Part]) -> Tensor:
+        """Compute what some prompts add to the four terms: total, focal, dice, iou."""
+        offsets = list(accumulate((len(targets) for targets in batch.targets), initial=0))
+        spans = [(offsets[part.image] + part.start, offsets[part.image] + part.stop) for part in parts]
+        first, last = spans[0][0], spans[-1][1]  # the parts of a chunk follow one another
+        images = slice(parts[0].image, parts[-1].image + 1)
+        decoded = sam.decode(
+            embeddings_BCHW[images],
+            batch.image_index_N[first:last] - images.start,
+            batch.coords_NP2[first:last],
+            batch.labels_NP[first:last],
+        )
+        terms: list[Tensor] = []
+        for part, (start, stop) in zip(parts, spans, strict=True):
+            mine = slice(start - first, stop - first)
+            logits_nRQ = self._enlarge(sam, decoded.low_res_logits_N1HW[mine].float(), batch, part.image)
+            targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
+            found = self.loss(logits_nRQ, decoded.iou_N[mine], targets_nRQ)
+            share = (stop - start) / offsets[-1]
+            terms.append(torch.stack([found.total, found.focal, found.dice, found.iou]) * share)
+        return torch.stack(terms).sum(dim=0)
+
+    def _enlarge(self, sam: Sam, low_res_n1hw: Tensor, batch: Batch, image: int) -> Tensor:
+        """Bring logits to the grid of the loss: [n, R, Q]."""
+        grid_hw = batch.targets[image].grid_hw
+        if self.resolution == "low":
+            return low_res_n1hw[:, 0, : grid_hw[0], : grid_hw[1]]
+        height, width = batch.resized_B2[image].tolist()
+        if self.resolution == "input":
+            return enlarge_to_input(low_res_n1hw, (height, width))[:, 0]
+        return upscale_logits(low_res_n1hw, image_size=sam.image_size, resized_hw=(height, width), original_hw=grid_hw)
