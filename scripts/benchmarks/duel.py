@@ -27,6 +27,14 @@ class BenchmarkError(RuntimeError):
     """A side failed, or the two sides do not compute the same thing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How long a turn took: by the clock, and of the process's CPU time, which others on the machine do not lengthen."""
+
+    seconds: float
+    cpu: float
+
+
 class Side:
     """A running side."""
 
@@ -70,9 +78,9 @@ class Side:
         with np.load(path) as content:
             return dict(content)
 
-    def turn(self) -> float:
-        """Do the work once; returns seconds."""
-        return float(self.ask("turn")["seconds"])
+    def turn(self) -> Turn:
+        """Do the work once."""
+        return Turn(**self.ask("turn"))
 
     def peak(self) -> int:
         """Get the most memory that the process has held so far, in bytes."""
@@ -130,6 +138,7 @@ class Comparison:
         ratio: median of the rounds' ratios, plain to ours.
         low: the smallest of them.
         high: the largest.
+        cpu_ratio: median of the rounds' ratios of CPU time.
         rounds: how many count; the first, which warms up, does not.
         unit: of ``ours`` and ``plain``.
         checked: how both sides were found to compute the same.
@@ -140,6 +149,7 @@ class Comparison:
     ratio: float | None
     low: float | None = None
     high: float | None = None
+    cpu_ratio: float | None = None
     rounds: int = 1
     unit: str = "s"
     checked: str = ""
@@ -179,13 +189,13 @@ def duel(
         sides = {name: stack.enter_context(open_side(work, name, settings)) for name in (*names, plain)}
         expected = sides[plain].check()
         checked = {name: assert_same(work, name, sides[name].check(), expected, tolerances) for name in names}
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        turns: dict[str, list[Turn]] = {name: [] for name in sides}
         for count in range(rounds + 1):
             for name, side in sides.items():
-                spent = side.turn()
+                turn = side.turn()
                 if count:
-                    seconds[name].append(spent)
-    return {name: _summarize(seconds[name], seconds[plain], checked[name]) for name in names}
+                    turns[name].append(turn)
+    return {name: _summarize(turns[name], turns[plain], checked[name]) for name in names}
 
 
 def assert_same(work: str, name: str, got: Checks, expected: Checks, tolerances: Mapping[str, float]) -> str:
@@ -214,14 +224,15 @@ def assert_same(work: str, name: str, got: Checks, expected: Checks, tolerances:
     return ", ".join(said)
 
 
-def _summarize(ours: list[float], plain: list[float], checked: str) -> Comparison:
-    ratios = [b / a for a, b in zip(ours, plain, strict=True)]
+def _summarize(ours: list[Turn], plain: list[Turn], checked: str) -> Comparison:
+    ratios = [b.seconds / a.seconds for a, b in zip(ours, plain, strict=True)]
     return Comparison(
-        statistics.median(ours),
-        statistics.median(plain),
+        statistics.median(turn.seconds for turn in ours),
+        statistics.median(turn.seconds for turn in plain),
         statistics.median(ratios),
         min(ratios),
         max(ratios),
+        statistics.median(b.cpu / a.cpu for a, b in zip(ours, plain, strict=True)),
         len(ratios),
         checked=checked,
     )

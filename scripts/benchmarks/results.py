@@ -35,7 +35,7 @@ def merge(path: Path, measured: Mapping[str, Comparison]) -> None:
 def build_table(measured: Mapping[str, Comparison], threads: int) -> Table:
     """Build the table that is printed."""
     table = Table(title=f"medians of interleaved rounds, {threads} thread(s) a side")
-    for name in ("work", "model", "ours", "plain", "plain / ours", "rounds"):
+    for name in ("work", "model", "ours", "plain", "plain / ours", "of CPU time", "rounds"):
         table.add_column(name, justify="left" if name in ("work", "model") else "right", no_wrap=True)
     for key, row in measured.items():
         work, model = key.split("/")
@@ -46,6 +46,7 @@ def build_table(measured: Mapping[str, Comparison], threads: int) -> Table:
             _format(row.ours, row.unit),
             "-" if row.plain is None else _format(row.plain, row.unit),
             "-" if row.ratio is None else f"{row.ratio:.2f}{spread}",
+            "-" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}",
             str(row.rounds),
         )
     return table

@@ -68,9 +68,9 @@ def _check(contender: Contender, path: str) -> dict[str, Any]:
 
 def _turn(contender: Contender) -> dict[str, Any]:
     contender.prepare()
-    started = time.perf_counter()
+    started, on_cpu = time.perf_counter(), time.process_time()
     contender.turn()
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - on_cpu}
 
 
 def _peak(contender: Contender) -> dict[str, Any]:
