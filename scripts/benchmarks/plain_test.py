@@ -38,9 +38,7 @@ class PlainTester:
 
         seen = sorted({result["image_id"] for result in self.results})
         truth = COCO(self.images.coco.dataset)
-        evaluator = COCOeval_faster(
-            truth, truth.loadRes(self.results), iouType="segm", print_function=lambda *_: None
-        )
+        evaluator = COCOeval_faster(truth, truth.loadRes(self.results), iouType="segm", print_function=lambda *_: None)
         evaluator.params.imgIds = seen
         evaluator.evaluate()
         evaluator.accumulate()

@@ -40,7 +40,7 @@ class PlainTrainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def upscale(low_res_N1hw: Tensor, image_size: int, sample: PlainSample) -> Tensor:

@@ -46,9 +46,7 @@ def write_scenes(
             name = f"{split}_{index:04d}.jpg"
             polygons = _draw_outlines(rng, size_hw, objects)
             _paint(rng, size_hw, polygons).save(root / "images" / name, quality=JPEG_QUALITY)
-            content["images"].append(
-                {"id": index + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1]}
-            )
+            content["images"].append({"id": index + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
             content["annotations"] += [
                 _annotate(len(content["annotations"]) + number, index + 1, polygon, size_hw)
                 for number, polygon in enumerate(polygons, start=1)

@@ -23,7 +23,10 @@ from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
 
 TOLERANCES = {"f1": 1e-3, "map": 2e-2, "images": 0.0}
 CALIBRATION_IMAGES = 2
-CALIBRATED = ("sam_tiny_vit", "sam_micro")  # ViT-B takes minutes to calibrate: its weights are INT8, activations are not
+CALIBRATED = (
+    "sam_tiny_vit",
+    "sam_micro",
+)  # ViT-B takes minutes to calibrate: its weights are INT8, activations are not
 
 
 class Ours(Ready):

@@ -31,6 +31,7 @@ class Workshop:
         rounds: that count.
         size_hw: of the images, pixels.
         objects: on each image.
+        crowd: objects on the image that has very many.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Workshop:
     rounds: int
     size_hw: tuple[int, int] = SIZE_HW
     objects: int = OBJECTS
+    crowd: int = CROWD
     _made: dict[str, Path] = field(default_factory=dict)
 
     def settings(self, kind: str = "images", images: dict[str, int] | None = None, objects: int = 0) -> Settings:
@@ -66,9 +68,7 @@ def _first_epoch(shop: Workshop) -> Rows:
 def _decoder(shop: Workshop) -> Rows:
     settings, rounds, tolerances = shop.settings(), shop.rounds, decoder.TOLERANCES
     both = duel("decoder", settings, ["ours"], rounds, tolerances=tolerances)
-    forward = duel(
-        "decoder", settings, ["ours_forward"], rounds, tolerances=tolerances, plain="plain_forward"
-    )
+    forward = duel("decoder", settings, ["ours_forward"], rounds, tolerances=tolerances, plain="plain_forward")
     return {"decoder": both["ours"], "decoder_forward": forward["ours_forward"]}
 
 
@@ -88,7 +88,7 @@ def _sweep(shop: Workshop) -> Rows:
 
 
 def _memory(shop: Workshop) -> Rows:
-    crowd = shop.settings("crowd", CROWD_IMAGES, CROWD).data
+    crowd = shop.settings("crowd", CROWD_IMAGES, shop.crowd).data
     return memory.measure(shop.settings(), crowd)
 
 
@@ -101,8 +101,12 @@ def _data(shop: Workshop) -> Rows:
         raise BenchmarkError(f"data: scripts/benchmarks/data.py cannot be used here ({error})") from None
     rows = {f"data_{row['images']}": row for row in measure_data()}
     return {
-        name: compare(row["kept_s"], row["first_s"], unit="s", checked=f"peaks {row['first_peak_mb']} and "
-        f"{row['kept_read_peak_mb']} MiB, {row['objects']} objects")
+        name: compare(
+            row["kept_s"],
+            row["first_s"],
+            unit="s",
+            checked=f"peaks {row['first_peak_mb']} and {row['kept_read_peak_mb']} MiB, {row['objects']} objects",
+        )
         for name, row in rows.items()
     }
 
