@@ -73,8 +73,10 @@ def _decoder(shop: Workshop) -> Rows:
 
 
 def _ir_decoder(shop: Workshop) -> Rows:
-    sides = duel("ir_decoder", shop.settings(), ["ours"], shop.rounds, tolerances=ir_decoder.TOLERANCES)
-    return {"ir_decoder": sides["ours"]}
+    settings, rounds, tolerances = shop.settings(), shop.rounds, ir_decoder.TOLERANCES
+    whole = duel("ir_decoder", settings, ["ours"], rounds, tolerances=tolerances)
+    low = duel("ir_decoder", settings, ["ours_low_res"], rounds, tolerances=tolerances, plain="plain_low_res")
+    return {"ir_decoder": whole["ours"], "ir_decoder_low_res": low["ours_low_res"]}
 
 
 def _test_image(shop: Workshop) -> Rows:
