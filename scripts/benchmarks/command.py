@@ -10,6 +10,7 @@ Images (2048 x 1365, 12 objects each) and weights are generated into a temporary
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from scripts.benchmarks.works import WORKS, Workshop
 from vpexp.console import console, say
 from vpexp.environment import quiet_libraries
 
+TERMINATED = 128 + signal.SIGTERM
 MODELS = ("sam_tiny_vit", "sam_vit_b", "sam_micro")
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each side")
     parser.add_argument("--json", type=Path, help="file to write the results into; others that it holds stay")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that processes and folders are put away
     quiet_libraries()
     measured: dict[str, Comparison] = {}
     failed = False
