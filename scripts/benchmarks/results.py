@@ -1,0 +1,67 @@
+"""What was measured: a table for people, JSON for tools."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from scripts.benchmarks.duel import Comparison
+
+ABOUT = {
+    "train_step": "2 images x 12 objects after the fill: read, encode (plain), decode, loss, backward, Adam",
+    "first_epoch": "an epoch over images never seen, the filling of the cache included",
+    "decoder": "12 boxes, forward + backward",
+    "decoder_forward": "12 boxes, forward",
+    "ir_decoder": "12 prompts in one call, against 12 calls of the original graph; masks at 2048 x 1365",
+    "ir_decoder_low_res": "the same without enlarging the masks",
+    "test_image": "file to metrics, torch against torch",
+    "test_image_ir": "file to metrics, our IR against plain torch",
+    "test_image_int8": "file to metrics, our INT8 against plain torch",
+    "sweep": "9 jobs from start to end; plain: one job times nine",
+    "sweep_encoder_passes": "images through the encoder in the whole sweep",
+    "memory": "peak of a process of training steps, batch 2 x 12 objects",
+    "memory_500_objects": "the same, one image with 500 objects; plain would need tens of GB",
+}
+
+
+def merge(path: Path, measured: Mapping[str, Comparison]) -> None:
+    """Write comparisons by ``work/model`` into a JSON file; what it holds of others stays."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    content |= {name: asdict(comparison) for name, comparison in measured.items()}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def build_table(measured: Mapping[str, Comparison], threads: int) -> Table:
+    """Build the table that is printed; narrow enough for 80 columns."""
+    models = ", ".join(sorted({key.partition("/")[2] for key in measured}))
+    table = Table(title=f"{models}: medians of interleaved rounds, {threads} thread(s) a side")
+    table.add_column("work")
+    for name in ("ours", "plain", "plain / ours", "by CPU", "rounds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, row in measured.items():
+        spread = f" ({row.low:.2f}-{row.high:.2f})" if row.low is not None and row.high is not None else ""
+        table.add_row(
+            key.partition("/")[0],
+            _format(row.ours, row.unit),
+            "-" if row.plain is None else _format(row.plain, row.unit),
+            "-" if row.ratio is None else f"{row.ratio:.2f}{spread}",
+            "-" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}",
+            str(row.rounds),
+        )
+    return table
+
+
+def describe(measured: Mapping[str, Comparison]) -> list[str]:
+    """Say of each row what is counted, and how both sides were found to compute the same."""
+    lines = []
+    for key, row in measured.items():
+        work = key.partition("/")[0]
+        checked = f" [checked: {row.checked}]" if row.checked else ""
+        lines.append(f"{work}: {ABOUT.get(work, '')}{checked}")
+    return lines
+
+
+def _format(value: float, unit: str) -> str:
+    return f"{value:.0f} {unit}" if unit == "images" else f"{value:.3g} {unit}"
