@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--rounds", type=int, default=5, help="that count, after one that does not")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each side")
+    parser.add_argument("--peer", type=Path, help="python of an environment with otx[base]==2.4.6, to measure it too")
     parser.add_argument("--json", type=Path, help="file to write the results into; others that it holds stay")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that processes and folders are put away
@@ -40,7 +41,7 @@ def main() -> None:
     measured: dict[str, Comparison] = {}
     failed = False
     with tempfile.TemporaryDirectory(prefix="vpexp_benchmark_") as folder:
-        workshop = Workshop(Path(folder), arguments.model, arguments.threads, arguments.rounds)
+        workshop = Workshop(Path(folder), arguments.model, arguments.threads, arguments.rounds, peer=arguments.peer)
         for name in arguments.only:
             started = time.perf_counter()
             try:

@@ -195,7 +195,7 @@ def duel(
                 turn = side.turn()
                 if count:
                     turns[name].append(turn)
-    return {name: _summarize(turns[name], turns[plain], checked[name]) for name in names}
+    return {name: summarize(turns[name], turns[plain], checked[name]) for name in names}
 
 
 def assert_same(work: str, name: str, got: Checks, expected: Checks, tolerances: Mapping[str, float]) -> str:
@@ -224,7 +224,8 @@ def assert_same(work: str, name: str, got: Checks, expected: Checks, tolerances:
     return ", ".join(said)
 
 
-def _summarize(ours: list[Turn], plain: list[Turn], checked: str) -> Comparison:
+def summarize(ours: list[Turn], plain: list[Turn], checked: str) -> Comparison:
+    """Turn the turns of two sides into medians and ratios."""
     ratios = [b.seconds / a.seconds for a, b in zip(ours, plain, strict=True)]
     return Comparison(
         statistics.median(turn.seconds for turn in ours),

@@ -11,6 +11,7 @@ from scripts.benchmarks.duel import Comparison
 
 ABOUT = {
     "train_step": "2 images x 12 objects after the fill: read, encode (plain), decode, loss, backward, Adam",
+    "train_step_peer": "the same against OTX (its own loss, transforms and Adam; data read in its process)",
     "first_epoch": "an epoch over images never seen, the filling of the cache included",
     "decoder": "12 boxes, forward + backward",
     "decoder_forward": "12 boxes, forward",
@@ -19,6 +20,7 @@ ABOUT = {
     "test_image": "file to metrics, torch against torch",
     "test_image_ir": "file to metrics, our IR against plain torch",
     "test_image_int8": "file to metrics, our INT8 against plain torch",
+    "test_image_peer": "file to metrics, torch against OTX's torch",
     "sweep": "9 jobs from start to end; plain: one job times nine",
     "sweep_encoder_passes": "images through the encoder in the whole sweep",
     "memory": "peak of a process of training steps, batch 2 x 12 objects",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scripts.benchmarks import decoder, first_epoch, ir_decoder, memory, sweep, test_image, train_step
 from scripts.benchmarks.duel import BenchmarkError, Comparison, compare, duel
+from scripts.benchmarks.peer_duel import duel_with_peer
 from scripts.benchmarks.scene import write_scenes
 from scripts.benchmarks.settings import Settings
 from scripts.benchmarks.weights import write_weights
@@ -32,6 +33,7 @@ class Workshop:
         size_hw: of the images, pixels.
         objects: on each image.
         crowd: objects on the image that has very many.
+        peer: interpreter of an environment with OTX, whose steps and tests are then measured too.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class Workshop:
     size_hw: tuple[int, int] = SIZE_HW
     objects: int = OBJECTS
     crowd: int = CROWD
+    peer: Path | None = None
     _made: dict[str, Path] = field(default_factory=dict)
 
     def settings(self, kind: str = "images", images: dict[str, int] | None = None, objects: int = 0) -> Settings:
@@ -57,7 +60,7 @@ class Workshop:
 
 def _train_step(shop: Workshop) -> Rows:
     sides = duel("train_step", shop.settings(), ["ours"], shop.rounds, tolerances=train_step.TOLERANCES)
-    return {"train_step": sides["ours"]}
+    return {"train_step": sides["ours"], **_against_peer("train_step", shop)}
 
 
 def _first_epoch(shop: Workshop) -> Rows:
@@ -82,7 +85,14 @@ def _ir_decoder(shop: Workshop) -> Rows:
 def _test_image(shop: Workshop) -> Rows:
     names = ["ours", "ours_ir", "ours_int8"]
     sides = duel("test_image", shop.settings(), names, shop.rounds, tolerances=test_image.TOLERANCES)
-    return {name.replace("ours", "test_image"): row for name, row in sides.items()}
+    rows = {name.replace("ours", "test_image"): row for name, row in sides.items()}
+    return rows | _against_peer("test_image", shop)
+
+
+def _against_peer(work: str, shop: Workshop) -> Rows:
+    if shop.peer is None:
+        return {}
+    return {f"{work}_peer": duel_with_peer(shop.peer, work, shop.settings(), shop.rounds)}
 
 
 def _sweep(shop: Workshop) -> Rows:
