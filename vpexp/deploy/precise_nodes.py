@@ -24,8 +24,8 @@ def find_precise_nodes(graph: Any) -> list[str]:
     - What is computed from weights alone: it is computed once, when the model is loaded.
     - Products of heads with heads: small, and OpenVINO 2026.4 cannot compile some of them with rounded inputs.
     - What only an earlier mask passes through: it is hardly ever given, so calibration knows nothing of its range.
-    - What only the mask is computed from, that is the upscaling and its kernel: a tenth of the decoder's weights, and the
-      outline of a mask lies where the logits that they make are near 0.
+    - The decoder's upscaling: a twentieth of its weights, and the outline of a mask lies where the logits that it makes are
+      near 0.
 
     Args:
         graph: an ``openvino.Model``, of the image encoder or the decoder.
@@ -37,7 +37,7 @@ def find_precise_nodes(graph: Any) -> list[str]:
     precise |= _find_constant(graph)
     precise |= _find_head_products(graph)
     precise |= _find_mask_branch(graph)
-    precise |= _find_mask_head(graph)
+    precise |= _find_upscaling(graph)
     ends = ("Constant", "Parameter", "Result")
     names = [node.get_friendly_name() for node in nodes if node.get_type_name() not in ends]
     return [name for name in names if name in precise]
@@ -88,12 +88,18 @@ def _find_mask_branch(graph: Any) -> set[str]:
     return _find_below([ports["mask_input"]]) - _find_below([ports["image_embeddings"]])
 
 
-def _find_mask_head(graph: Any) -> set[str]:
-    """Find what masks are computed from, and the predicted IoU is not."""
+def _find_upscaling(graph: Any) -> set[str]:
+    """Find what the mask is computed from and the predicted IoU is not, without the perceptron that makes its kernel."""
     ports = {name: port.get_node() for port in graph.outputs for name in port.get_names()}
     if "iou_predictions" not in ports:
         return set()
-    return _find_above([ports["upscaled_masks"], ports["low_res_masks"]]) - _find_above([ports["iou_predictions"]])
+    head = _find_above([ports["upscaled_masks"], ports["low_res_masks"]]) - _find_above([ports["iou_predictions"]])
+    activations = [
+        node for node in graph.get_ordered_ops() if node.get_type_name() == "Gelu" and node.get_friendly_name() in head
+    ]
+    # What enlarges the masks hangs on their size alone; the perceptron hangs on the image, as everything else does.
+    of_image = _find_below([port.get_node() for port in graph.inputs if "image_embeddings" in port.get_names()])
+    return (head - of_image) | head & (_find_above(activations) | _find_below(activations))
 
 
 def _find_above(nodes: Iterable[Any]) -> set[str]:

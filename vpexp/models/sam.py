@@ -134,12 +134,25 @@ def upscale_logits(
     Bilinear to the model's input size, padding cut off, bilinear to the original size. Returns logits [N, H, W].
     """
     if is_exporting():
-        logits = F.interpolate(low_res_N1hw, (image_size, image_size), mode="bilinear", align_corners=False)
-        logits = logits[..., : resized_hw[0], : resized_hw[1]]
-    else:
-        logits = enlarge_to_input(low_res_N1hw, resized_hw)
+        rows_Hh = _interpolate_identity(low_res_N1hw, image_size, resized_hw[0], original_hw[0])
+        columns_Ww = _interpolate_identity(low_res_N1hw, image_size, resized_hw[1], original_hw[1])
+        return rows_Hh @ low_res_N1hw[:, 0] @ columns_Ww.transpose(0, 1)
+    logits = enlarge_to_input(low_res_N1hw, resized_hw)
     logits = F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)
     return logits[:, 0]
+
+
+def _interpolate_identity(low_res_N1hw: Tensor, image_size: int, resized: int, original: int) -> Tensor:
+    """Write both interpolations of one axis, and the cut between them, as one matrix [original, S/4].
+
+    Interpolation is linear and treats the axes one after the other, so it is a product with a matrix for each axis: that of
+    the identity. In an exported graph two products take a fifth of the time of two interpolations of large masks.
+    """
+    side = image_size // LOW_RES_STRIDE
+    identity_11hh = torch.eye(side, dtype=low_res_N1hw.dtype)[None, None]
+    enlarged = F.interpolate(identity_11hh, (image_size, side), mode="bilinear", align_corners=False)
+    cut = enlarged[:, :, :resized]
+    return F.interpolate(cut, (original, side), mode="bilinear", align_corners=False)[0, 0]
 
 
 def enlarge_to_input(low_res_N1hw: Tensor, resized_hw: tuple[int, int]) -> Tensor:
