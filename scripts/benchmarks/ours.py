@@ -13,7 +13,7 @@ from vpexp.models.sam import Sam
 from vpexp.runfolder import create_run_folder
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.data import load_configured_dataset
-from vpexp.stages.train import _build_loop
+from vpexp.stages.train import build_loop
 from vpexp.tracking.mlflow_run import MlflowRun
 
 
@@ -51,7 +51,7 @@ def build_sam(context: RunContext) -> Sam:
 def open_training(context: RunContext, sam: Sam) -> tuple[Any, AnnotatedDataset]:
     """Build what ``stage=train`` trains by: its module, data and trainer; and the data set."""
     dataset = load_configured_dataset(context, ("train", "val"))
-    return _build_loop(context, sam, dataset, ()), dataset
+    return build_loop(context, sam, dataset, ()), dataset
 
 
 def _refuse(cfg: DictConfig, name: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """From annotated images to what a training step or an evaluation takes.
 
-Legend: B images, N prompts of the whole batch, P points a prompt, S model size, K images with a stored embedding, C channels, H W original size, or rows and columns of an embedding.
+Legend: B images, N prompts of the whole batch, P points a prompt, S model size, K images with a stored embedding,
+C channels, H W original size, or rows and columns of an embedding.
 """
 
 from collections.abc import Sequence

@@ -48,7 +48,7 @@ Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Loop:
+class TrainingLoop:
     """What trains: built before the first evaluation, so that a wrong option does not cost the wait for it."""
 
     module: SamFineTuner
@@ -62,7 +62,7 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     sam, brought = _build_start_model(context)
     dataset = load_configured_dataset(context, ("train", "val", "test") if cfg.stage.test else ("train", "val"))
-    loop = _build_loop(context, sam, dataset, brought)
+    loop = build_loop(context, sam, dataset, brought)
     encoder = prepare_embeddings(context, sam, dataset, list(dataset.splits))
     loop.module.embedding_cache = encoder.cache
     loop.data.use_embeddings(encoder.stored)
@@ -88,7 +88,8 @@ def _build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
     return sam, checkpoint.parts
 
 
-def _build_loop(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...]) -> _Loop:
+def build_loop(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...]) -> TrainingLoop:
+    """Build what trains; ``brought`` names the parts that a start checkpoint brought."""
     cfg = context.cfg
     left_out = [part for part in cfg.model.freeze if part not in brought]
     module = SamFineTuner(
@@ -116,7 +117,7 @@ def _build_loop(context: RunContext, sam: Sam, dataset: AnnotatedDataset, brough
     recorder = EpochRecorder(partial(_record_epoch, context, module, data))
     callbacks: list[Callback] = [*build_callbacks(cfg.callbacks), IterationTimer(), recorder, best, last]
     trainer = build_trainer(cfg.trainer, callbacks, tensorboard=context.folder.tensorboard)
-    return _Loop(module, data, trainer, best)
+    return TrainingLoop(module, data, trainer, best)
 
 
 def _record_epoch(
@@ -176,7 +177,7 @@ def _read_before(context: RunContext) -> Metrics:
     }
 
 
-def _fit(context: RunContext, loop: _Loop) -> Path:
+def _fit(context: RunContext, loop: TrainingLoop) -> Path:
     """Train, and return the checkpoint of the best epoch."""
     cfg, trainer = context.cfg, loop.trainer
     fit(trainer, loop.module, loop.data, Path(cfg.resume) if cfg.resume else None)
