@@ -39,5 +39,9 @@ class ExportError(VpexpError):
     """An exported or quantized model that is not as good as it has to be."""
 
 
+class TrackingError(VpexpError):
+    """A store of records that cannot be used where it is what was asked for."""
+
+
 class StepError(VpexpError):
     """A step of a pipeline that failed."""

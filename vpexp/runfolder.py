@@ -4,10 +4,15 @@
 link to the last successful one, swapped atomically.
 """
 
+import errno
+import fcntl
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +20,11 @@ from typing import Any
 
 from vpexp.errors import CheckpointError, ConfigError
 
+log = logging.getLogger(__name__)
+
 LATEST = "latest"  # what checkpoint= and resume= call the last run
+_held_here: set[Path] = set()
+_record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,11 @@ class RunFolder:
         """The run's log."""
         return self.path / "vpexp.log"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works in the folder."""
+        return self.path / ".lock"
+
     def read_run_json(self) -> dict[str, Any]:
         """Read ``run.json``; an empty dict where it is absent."""
         if not self.run_json.is_file():
@@ -81,7 +95,43 @@ class RunFolder:
 
     def update_run_json(self, **fields: Any) -> None:
         """Add or replace fields of ``run.json``, atomically."""
-        write_json(self.run_json, {**self.read_run_json(), **fields})
+        with _record_lock:
+            write_json(self.run_json, {**self.read_run_json(), **fields})
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the folder for this process: the lock goes with the process, however it ends.
+
+        Raises:
+            CheckpointError: another process works in this folder.
+        """
+        place = self.path.resolve()
+        with self.lock.open("a") as file:
+            try:
+                # Not flock, which processes that read images beside a training would keep after its end.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise CheckpointError(f"{self.path} is in use by another process: wait for its end") from None
+                log.warning("%s cannot be locked: %s", self.path, error.strerror)  # a file system without locks
+            _held_here.add(place)
+            try:
+                yield
+            finally:
+                _held_here.discard(place)
+
+    def is_held(self) -> bool:
+        """Say whether a process works in the folder; where the file system has no locks nobody can know: True."""
+        if self.path.resolve() in _held_here:  # to open and close the file would end this process's lock
+            return True
+        try:
+            with self.lock.open("r+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

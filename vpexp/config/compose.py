@@ -31,9 +31,32 @@ def compose_config(overrides: Sequence[str] = (), config_dir: str | Path | None 
     Raises:
         ConfigError: a wrong key, option, type or value syntax, with the closest right name.
     """
+    return compose_from(find_conf_folder(), "config", overrides, config_dir)
+
+
+def compose_from(
+    folder: Path,
+    name: str,
+    overrides: Sequence[str],
+    config_dir: str | Path | None = None,
+    *,
+    with_hydra: bool = False,
+) -> DictConfig:
+    """Compose from another main configuration than vpexp's own, as ``compose_config`` does.
+
+    Args:
+        folder: of the main configuration.
+        name: of the main configuration.
+        overrides: what follows ``python -m vpexp``.
+        config_dir: a folder with groups of your own.
+        with_hydra: keep the section ``hydra``.
+
+    Raises:
+        ConfigError: a wrong key, option, type or value syntax, with the closest right name.
+    """
     from hydra import compose
 
-    folders = [find_conf_folder()]
+    folders = [folder]
     asked = list(overrides)
     if config_dir is not None:
         folders.append(Path(config_dir).expanduser().resolve())
@@ -43,8 +66,8 @@ def compose_config(overrides: Sequence[str] = (), config_dir: str | Path | None 
         asked.append(f"hydra.searchpath=['file://{quoted}']")
     register_schema()
     try:
-        with _borrow_hydra(folders[0]):
-            return compose("config", overrides=asked)
+        with _borrow_hydra(folder):
+            return compose(name, overrides=asked, return_hydra_config=with_hydra)
     except Exception as error:
         line = explain(error, overrides, folders)
         if line is None:

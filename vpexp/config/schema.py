@@ -16,7 +16,7 @@ class StageConfig:
     """What to do."""
 
     name: str = MISSING
-    """Which stage runs: train, test, export, ptq, predict, pipeline or models."""
+    """Which stage runs: train, test, export, ptq, predict, pipeline, models or sync."""
     test: bool = False
     """Train: also test before and after training, on ``stage.split``."""
     onnx: bool = False
@@ -241,6 +241,18 @@ class TrackingConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What a sweep (``python -m vpexp -m``) is after, and whether it goes on."""
+
+    metric: str | None = None
+    """The number that names the best job; null: f1-score of val, or of what was tested."""
+    direction: str = "maximize"
+    """maximize or minimize."""
+    resume: str | None = None
+    """The folder of a sweep that goes on: what has not finished is run."""
+
+
+@dataclass
 class PathsConfig:
     """Where vpexp writes."""
 
@@ -267,6 +279,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0
@@ -277,5 +290,7 @@ class Config:
     """A checkpoint or run folder whose training or pipeline goes on where it stopped."""
     source: str | None = None
     """Predict: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
+    run: str | None = None
+    """Sync: the folder of a run, a pipeline or a sweep, or one that holds many."""
     prompts: str | None = None
     """Predict: a JSON file of boxes and points by image, or grid."""

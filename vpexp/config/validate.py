@@ -18,7 +18,7 @@ FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "s
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("train", "test", "export", "ptq", "predict", "pipeline", "models"),
+    "stage.name": ("train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),
@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "export.format": ("openvino", "onnx", "sam"),
     "export.precision": ("FP32", "FP16"),
     "export.decoder_precision": ("FP32", "FP16"),
+    "sweep.direction": ("maximize", "minimize"),
     "ptq.method": ("int8", "weights"),
     "ptq.preset": ("mixed", "performance"),
     "ptq.model_type": ("transformer",),
@@ -128,6 +129,8 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_pipeline(flat)
     yield from _check_ptq(values["ptq"]["parts"])
     yield from _check_predict(flat)
+    if flat["stage.name"] == "sync" and not flat["run"]:
+        yield "run is not given: write run=... (the folder of a run, a pipeline or a sweep)"
 
 
 def _check_data(flat: dict[str, Any]) -> Iterator[str]:

@@ -1,35 +1,37 @@
-"""One run in MLflow. A store that fails never costs the run: it is said, and the run goes on with its own files."""
+"""One run in MLflow. What it is told goes into a journal first: a store that is slow, down or gone never costs the run."""
 
-import hashlib
-import json
 import logging
 import math
-import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from vpexp.console import say
+from vpexp.tracking.journal import Journal, open_journal
+from vpexp.tracking.sender import Sender
+from vpexp.tracking.store import normalize_uri
+from vpexp.tracking.upload import find_tracked_folders, upload_waiting
 
 log = logging.getLogger(__name__)
 
-PARAMS_A_CALL = 100  # MLflow's limits
-METRICS_A_CALL = 1000
-NAME_LENGTH = 250
-VALUE_LENGTH = 6000
-TAG_LENGTH = 5000
-SQLITE = "sqlite:///"
-PAUSE_SECONDS = 300  # how long a store that failed is left alone: asking it may take a minute each time
+OPEN_SECONDS = 30.0  # to make the tables of a new database takes some seconds
+CLOSE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunDescription:
-    """What a run is in MLflow before it starts."""
+    """What a run is in MLflow before it starts.
+
+    Attributes:
+        uri: the store.
+        experiment: its name.
+        name: of the run.
+        tags: of the run.
+        params: of the run.
+        artifact_folder: where the experiment's files go, if the store is a local database.
+        parent: folder of the run that this one belongs to.
+    """
 
     uri: str
     experiment: str
@@ -37,184 +39,111 @@ class RunDescription:
     tags: dict[str, str]
     params: dict[str, Any]
     artifact_folder: Path
+    parent: Path | None = None
 
 
 class MlflowRun:
-    """Writes to one MLflow run; every method is safe to call when the store is down.
+    """Tells one MLflow run what happens; returns at once, a thread delivers.
 
-    Attributes:
-        run_id: MLflow's id; None where tracking is off or the store was down when the run began.
+    Args:
+        journal: what was told; None records nothing.
     """
 
-    def __init__(self, client: Any = None, run_id: str | None = None) -> None:
-        self.client = client
-        self.run_id = run_id
-        self._paused_until = 0.0
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.journal = journal
+        self._sender = Sender(journal) if journal else None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id; None where tracking is off, or as long as the store has not opened the run."""
+        return self.journal.state.run_id if self.journal else None
+
+    def start(self) -> None:
+        """Begin to deliver, and wait until the run is open, or the store has failed."""
+        if self._sender:
+            self._sender.start()
+            self._sender.wait(OPEN_SECONDS, tries=1)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, with None and lists as text."""
-        from mlflow.entities import Param
-
-        entities = [Param(_clean_name(name), str(value)[:VALUE_LENGTH]) for name, value in params.items()]
-        for part in self._split(entities, PARAMS_A_CALL):
-            self._try("log parameters", partial(self.client.log_batch, self.run_id, params=part))
+        self._tell("params", {name: str(value) for name, value in params.items()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers; NaN, which says that there is no number, is left out."""
-        if self.client is None:
-            return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        entities = [
-            Metric(_clean_name(name), float(value), now, step)
-            for name, value in metrics.items()
-            if math.isfinite(float(value))
-        ]
-        for part in self._split(entities, METRICS_A_CALL):
-            self._try("log metrics", partial(self.client.log_batch, self.run_id, metrics=part))
+        numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
+        if numbers:
+            self._tell("metrics", {"metrics": numbers, "step": step})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Upload a file, or a folder with all that it holds."""
-        if path.is_dir():
-            self._try("upload files", lambda: self.client.log_artifacts(self.run_id, str(path), folder or path.name))
-        elif path.is_file():
-            self._try("upload a file", lambda: self.client.log_artifact(self.run_id, str(path), folder))
+        """Upload a file, or a folder with all that it holds, as it is when its turn comes."""
+        if path.exists():
+            self._tell("artifact", {"path": str(path.absolute()), "folder": folder})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        if self.client is None:
-            return
-        from mlflow.entities import RunTag
-
-        entities = [RunTag(name, value) for name, value in _clean_tags(tags).items()]
-        self._try("set tags", lambda: self.client.log_batch(self.run_id, tags=entities))
+        self._tell("tags", {name: str(value) for name, value in tags.items()})
 
     def log_dataset(self, name: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
         """Log a split of a data set as an input of the run; its digest is that of the profile."""
-        if self.client is None:
-            return
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        text = json.dumps(profile, sort_keys=True, default=str)
-        digest = hashlib.sha256(f"{source} {text}".encode()).hexdigest()[:8]
-        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=text)
-        entity = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        self._try("log the data set", lambda: self.client.log_inputs(self.run_id, datasets=[entity]))
+        self._tell("dataset", {"name": name, "source": source, "context": context, "profile": dict(profile)})
 
     def close(self, status: str, error: str | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED, with the error as a tag."""
         if error:
             self.set_tags({"error": error})
-        self._try("close the run", lambda: self.client.set_terminated(self.run_id, status))
+        self._tell("close", {"status": status})
 
-    def try_again(self) -> None:
-        """Ask a store that failed once more, before the run ends: it may have come back."""
-        self._paused_until = 0.0
-
-    def _split(self, entities: list[Any], size: int) -> list[list[Any]]:
-        """Divide what MLflow takes only so many of at once; without a run there is nobody to give it to."""
-        if self.client is None:
-            return []
-        return [entities[start : start + size] for start in range(0, len(entities), size)]
-
-    def _try(self, what: str, action: Callable[[], None]) -> None:
-        if self.client is None or self.run_id is None or time.monotonic() < self._paused_until:
+    def finish(self) -> None:
+        """Wait until everything has arrived, as long as the store takes it; say what has not."""
+        if self._sender is None or self.journal is None:
             return
+        arrived = self._sender.wait(CLOSE_SECONDS)
+        self._sender.stop()
+        if arrived:
+            self._upload_parts(self.journal.folder)
+        elif not self._sender.lacks_parent:  # the parent says it for all its parts
+            say(
+                f"tracking: {self.journal.count_waiting()} records of this run are not in MLflow; when it is back: "
+                f"python -m vpexp stage=sync run={self.journal.folder}",
+                style="yellow",
+            )
+
+    def _upload_parts(self, folder: Path) -> None:
+        """Deliver what the runs inside this one could not while the store was away."""
         try:
-            action()
-        except Exception as error:  # whatever the store does, training goes on
-            log.warning("tracking: could not %s", what, exc_info=error)
-            say(f"tracking: could not {what} ({_describe(error)}); going on without MLflow", style="yellow")
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            for upload in upload_waiting(find_tracked_folders(folder)[1:]):
+                log.info("tracking: %s: %d records uploaded late", upload.folder, upload.delivered)
+        except Exception as error:  # whatever the store does, the run has ended well
+            log.warning("tracking: %s", folder, exc_info=error)
+
+    def _tell(self, kind: str, content: dict[str, Any]) -> None:
+        if self.journal is None or self._sender is None:
+            return
+        self.journal.append(kind, content)
+        self._sender.wake()
 
 
-def open_mlflow_run(description: RunDescription, resume_id: str | None = None) -> MlflowRun:
-    """Open a run in MLflow, or the one to resume, and log its parameters and tags.
+def open_mlflow_run(description: RunDescription, folder: Path) -> MlflowRun:
+    """Open a run in MLflow, and log its parameters and tags; a run that the folder's journal knows goes on.
 
-    Where the store cannot be reached, one line says so and a run that records nothing is returned.
+    Where the store cannot be reached, one line says so; what the run tells waits in the journal.
     """
-    uri = description.uri
-    try:
-        from mlflow import MlflowClient
-
-        if uri.startswith(SQLITE):
-            file = Path(uri.removeprefix(SQLITE)).expanduser()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"{SQLITE}{file}"
-            # The first client makes the tables, which two processes must not do at once.
-            with FileLock(file.with_name(f".{file.name}.lock")):
-                client = MlflowClient(tracking_uri=uri)
-                client.search_experiments(max_results=1)
-        else:
-            client = MlflowClient(tracking_uri=uri)
-        if resume_id is not None:
-            _reopen(client, resume_id)
-            return MlflowRun(client, resume_id)
-        experiment_id = _find_experiment(client, description)
-        run = client.create_run(experiment_id, tags=_clean_tags(description.tags), run_name=description.name)
-    except Exception as error:  # whatever the store does, training goes on
-        log.warning("tracking: %s", uri, exc_info=error)
-        say(f"tracking: {uri} cannot be used ({_describe(error)}); going on without MLflow", style="yellow")
-        return MlflowRun()
-    opened = MlflowRun(client, run.info.run_id)
-    opened.log_params(description.params)
-    return opened
-
-
-def _reopen(client: Any, run_id: str) -> None:
-    """Let a run that was stopped go on, without the error that stopped it."""
-    client.update_run(run_id, status="RUNNING")
-    if "error" in client.get_run(run_id).data.tags:
-        client.delete_tag(run_id, "error")
-
-
-def _find_experiment(client: Any, description: RunDescription) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(description.experiment)
-    if found is None:
-        # A server keeps artifacts where it was told to; a local database would put them into the working folder.
-        local = description.uri.startswith(SQLITE)
-        location = description.artifact_folder.resolve().as_uri() if local else None
-        try:
-            return str(client.create_experiment(description.experiment, artifact_location=location))
-        except MlflowException:
-            found = client.get_experiment_by_name(description.experiment)  # another process was faster
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested keys to dotted ones: ``{"optimizer": {"lr": 1}}`` to ``{"optimizer.lr": 1}``."""
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat
-
-
-def _clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    return {_clean_name(name): str(value)[:TAG_LENGTH] for name, value in tags.items()}
-
-
-def _clean_name(name: str) -> str:
-    """Keep what MLflow allows in a name: some characters, a length, and nothing that a path would lose (``a//..``)."""
-    parts = re.sub(r"[^\w\-./ :]", "_", name).split("/")
-    return "/".join("_" if part in ("", ".", "..") else part for part in parts)[:NAME_LENGTH].rstrip("/")
-
-
-def _describe(error: BaseException) -> str:
-    """Say what is wrong in a few words: for a connection, the system's words at the bottom of what libraries made of it."""
-    innermost = error
-    while (cause := innermost.__cause__ or innermost.__context__) is not None:
-        innermost = cause
-    if isinstance(innermost, OSError) and innermost.strerror:
-        return innermost.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    journal = open_journal(folder, normalize_uri(description.uri))
+    assert journal is not None
+    run = MlflowRun(journal)
+    if journal.state.delivered or journal.count_waiting():
+        journal.append("reopen", {})
+    else:
+        journal.append(
+            "create",
+            {
+                "experiment": description.experiment,
+                "name": description.name,
+                "tags": description.tags,
+                "artifact_folder": str(description.artifact_folder.absolute()),
+                "parent": str(description.parent.absolute()) if description.parent else None,
+            },
+        )
+        run.log_params(description.params)
+    run.start()
+    return run

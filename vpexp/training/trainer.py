@@ -15,11 +15,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.errors import ConfigError
+from vpexp.signals import TERMINATED
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
 from vpexp.training.module import SamFineTuner
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Path) -> pl.Trainer:

@@ -1,0 +1,82 @@
+"""What the user typed, sorted: overrides and flags, which Hydra wants apart, with absolute folders."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vpexp.errors import ConfigError
+
+
+@dataclass
+class CommandLine:
+    """A command line, sorted.
+
+    Attributes:
+        flags: Hydra's own, with their values.
+        overrides: ``model=sam_vit_b`` and the like.
+        folders: where groups are looked for.
+        config_dir: the user's folder of groups.
+        config_path: the folder of the main configuration, if it is not vpexp's own.
+        config_name: the main configuration's name.
+        help: the user asks for help.
+        multirun: the user asks for a sweep.
+        plain: a single run from vpexp's own main configuration: no flags but --config-dir.
+    """
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    config_dir: str | None = None
+    config_path: Path | None = None
+    config_name: str = "config"
+    help: bool = False
+    multirun: bool = False
+    plain: bool = False
+
+
+def read_command_line(asked: Sequence[str]) -> CommandLine:
+    """Sort what the user typed.
+
+    Raises:
+        ConfigError: an unknown flag, or one that lacks its value.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from vpexp.config.folders import find_conf_folder
+
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        known, unknown = parser.parse_known_args(list(asked))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}; python -m vpexp --help lists the flags") from error
+    for word in unknown:
+        if word.startswith("-"):
+            hint = f"write {word.lstrip('-')}" if "=" in word else "python -m vpexp --help lists them"
+            raise ConfigError(f"unknown flag '{word}': {hint}")
+    overrides = [*known.overrides, *unknown]  # argparse takes only the first run of overrides as such
+    read = CommandLine(
+        flags=[word for word in asked if word not in overrides],
+        overrides=overrides,
+        folders=[find_conf_folder()],
+        config_dir=known.config_dir,
+        config_name=known.config_name or "config",
+        help=known.help,
+        multirun=known.multirun,
+    )
+    if known.config_path is not None:
+        read.config_path = Path(known.config_path).expanduser().absolute()
+        read.folders.insert(0, read.config_path)
+        read.flags += [
+            "--config-path",
+            str(read.config_path),
+        ]  # the last one counts; Hydra would look beside its caller
+    if known.config_dir is not None:
+        read.folders.append(Path(known.config_dir).expanduser().absolute())
+        if not read.folders[-1].is_dir():
+            raise ConfigError(f"--config-dir {known.config_dir} is no folder")
+    usual = vars(parser.parse_args([]))
+    changed = {name for name, value in vars(known).items() if value != usual[name]}
+    read.plain = changed <= {"overrides", "config_dir"} and not any(word.startswith("hydra.mode") for word in overrides)
+    return read

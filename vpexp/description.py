@@ -1,0 +1,81 @@
+"""What MLflow is told of a run before it starts: its name, its tags, its parameters."""
+
+import getpass
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from vpexp.runfolder import RunFolder
+from vpexp.stages.context import name_data
+from vpexp.tracking.abandoned import FOLDER_TAG, HOST_TAG, get_host
+from vpexp.tracking.mlflow_run import RunDescription
+from vpexp.tracking.names import flatten
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The run that a run belongs to: a pipeline, or a sweep.
+
+    Attributes:
+        folder: the parent's run folder.
+        name: what the run is called among its siblings, ``test_ir`` or ``lr=1e-5 bs=2``.
+        tags: of the run, beside its own.
+        marks_latest: whether the run becomes the latest of its stage; jobs of a sweep do not, the best of them does.
+    """
+
+    folder: RunFolder
+    name: str
+    tags: dict[str, str]
+    marks_latest: bool = True
+
+
+def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent: Parent | None) -> RunDescription:
+    """Describe a run, as ``tracking`` in the configuration asks.
+
+    Args:
+        cfg: the complete configuration.
+        folder: the run's.
+        commit: of the code.
+        parent: what the run belongs to.
+    """
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    params = flatten({str(name): value for name, value in container.items() if name not in ("tracking", "paths")})
+    tags = {
+        "stage": cfg.stage.name,
+        "model": cfg.model.name,
+        "data": name_data(cfg),
+        "git_commit": commit or "none",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": "vpexp",
+        FOLDER_TAG: str(folder.path),
+        HOST_TAG: get_host(),
+        **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
+    }
+    if cfg.checkpoint:
+        tags |= trace(Path(cfg.checkpoint))
+    if parent:
+        tags |= parent.tags
+    return RunDescription(
+        uri=cfg.tracking.uri,
+        experiment=cfg.tracking.experiment,
+        name=_name(cfg, parent),
+        tags=tags,
+        params=params,
+        artifact_folder=Path(cfg.paths.output_dir) / "mlartifacts",
+        parent=parent.folder.path if parent else None,
+    )
+
+
+def _name(cfg: DictConfig, parent: Parent | None) -> str:
+    if parent:
+        return parent.name
+    return cfg.tracking.run_name or f"{cfg.stage.name} {cfg.model.name} {name_data(cfg)}"
+
+
+def trace(checkpoint: Path) -> dict[str, str]:
+    """Say where a checkpoint comes from: its file, and the MLflow run that made it."""
+    folder = RunFolder(checkpoint.parent.parent)
+    made_by = folder.read_run_json().get("mlflow_run_id") if folder.checkpoints == checkpoint.parent else None
+    return {"checkpoint": str(checkpoint)} | ({"checkpoint_run": str(made_by)} if made_by else {})

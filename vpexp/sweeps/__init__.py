@@ -1,0 +1,1 @@
+"""Sweeps: many jobs of one configuration, compared, kept apart, and resumed."""

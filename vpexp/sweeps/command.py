@@ -1,0 +1,204 @@
+"""``python -m vpexp -m``: order the jobs, keep the record of the whole, and tell what came of it."""
+
+import logging
+import os
+import time
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from vpexp.command_line import CommandLine, read_command_line
+from vpexp.config.quoting import quote_value, quote_word
+from vpexp.console import console, say
+from vpexp.environment import quiet_libraries
+from vpexp.errors import CheckpointError, ConfigError
+from vpexp.hydra_app import explain_error, start_hydra
+from vpexp.run import TIME_FORMAT
+from vpexp.runfolder import RunFolder, mark_latest
+from vpexp.signals import TERMINATED
+from vpexp.sweeps.job import JobFailedError, run_sweep_job
+from vpexp.sweeps.pictures import draw_pictures
+from vpexp.sweeps.plan import SweepPlan, plan_sweep
+from vpexp.sweeps.record import SweepFolder, SweepRecord
+from vpexp.sweeps.stop import SweepStopped, stop_in_two_steps
+from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
+from vpexp.sweeps.tracker import log_sweep_end, open_sweep_run
+from vpexp.sweeps.watch import DeathWatch
+from vpexp.tracking.abandoned import get_host, mark_killed
+from vpexp.tracking.mlflow_run import MlflowRun
+
+log = logging.getLogger("vpexp")
+
+RESUME = "sweep.resume="
+FAILED, INTERRUPTED = 1, 130
+
+
+def run_sweep(command_line: CommandLine) -> int:
+    """Run a sweep, or go on with one.
+
+    Returns:
+        The exit code: 0, 1 if a job did not finish, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        ConfigError: the command line is wrong; nothing was started.
+    """
+    command_line, resumed = _find_resumed(command_line)
+    plan = plan_sweep(command_line, resumed.path if resumed else None)
+    quiet_libraries()
+    sweep = _open_folder(plan, going_on=resumed is not None)
+    with sweep.hold():
+        _close_lost_jobs(sweep)
+        tracker = open_sweep_run(plan, sweep)
+        say(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
+        error = _run_jobs(plan, sweep)
+        return _conclude(plan, sweep, tracker, error)
+
+
+def _find_resumed(command_line: CommandLine) -> tuple[CommandLine, SweepFolder | None]:
+    """Read the command of a sweep that goes on; what is typed now comes on top, as another launcher or more values."""
+    asked = [override for override in command_line.overrides if override.startswith(RESUME)]
+    if not asked:
+        return command_line, None
+    place = Path(asked[-1].removeprefix(RESUME).strip("'\"")).expanduser().absolute()
+    if not place.is_dir():
+        raise CheckpointError(f"{RESUME}{place}: there is no such folder")
+    sweep = SweepFolder(place.resolve())
+    record = sweep.read()
+    typed = [override for override in command_line.overrides if override not in asked]
+    keys = {override.lstrip("+~").partition("=")[0] for override in typed}
+    kept = [override for override in record.overrides if override.lstrip("+~").partition("=")[0] not in keys]
+    if Path(record.cwd).is_dir():
+        os.chdir(record.cwd)  # folders on the command line were meant from there
+    return read_command_line(["-m", *_without_multirun(record.flags), *kept, *typed]), sweep
+
+
+def _without_multirun(flags: tuple[str, ...]) -> list[str]:
+    return [flag for flag in flags if flag not in ("-m", "--multirun")]
+
+
+def _open_folder(plan: SweepPlan, *, going_on: bool) -> SweepFolder:
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"hydra.sweep.dir={plan.folder} cannot be written: {error.strerror}") from error
+    sweep = SweepFolder(plan.folder.resolve())
+    if not going_on and sweep.run_json.exists():
+        raise ConfigError(
+            f"hydra.sweep.dir={plan.folder} holds a sweep already; go on with it: -m {RESUME}{plan.folder}"
+        )
+    sweep.write(
+        SweepRecord(
+            overrides=plan.overrides,
+            flags=plan.flags,
+            varying=plan.varying,
+            jobs=plan.jobs,
+            stage=plan.cfg.stage.name,
+            metric=plan.cfg.sweep.metric or "",
+            direction=plan.cfg.sweep.direction,
+            cwd=str(Path.cwd()),
+            output_dir=str(Path(plan.cfg.paths.output_dir).expanduser().absolute()),
+            process=os.getpid(),
+            workers=plan.workers,
+            searches=plan.searches,
+        )
+    )
+    sweep.update_run_json(
+        status="RUNNING",
+        error=None,
+        host=get_host(),
+        process=os.getpid(),
+        started=time.strftime(TIME_FORMAT),
+        ended=None,
+    )
+    return sweep
+
+
+def _close_lost_jobs(sweep: SweepFolder) -> None:
+    """A job whose process is gone is not running, whatever it wrote last."""
+    for job in sweep.find_jobs():
+        if not job.is_held() and mark_killed(job):
+            log.info("%s: its process is gone", job.path)
+
+
+def _run_jobs(plan: SweepPlan, sweep: SweepFolder) -> BaseException | None:
+    """Run all jobs; return what ended the sweep before its time."""
+    overrides = [*plan.overrides, f"hydra.sweep.dir={quote_value(sweep.path)}"]
+    try:
+        with stop_in_two_steps(sweep):
+            while True:
+                try:
+                    watch = DeathWatch(sweep)
+                    with watch if plan.workers != 1 else nullcontext():
+                        start_hydra(run_sweep_job, overrides, plan.flags)
+                except BrokenProcessPool as error:
+                    if not _leave_out_dead(sweep, watch):
+                        return error
+                    continue
+                except JobFailedError:
+                    return None  # told and recorded by the job
+                except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
+                    return explain_error(error, plan.overrides, ()) or error
+                return None
+    except (SweepStopped, KeyboardInterrupt, SystemExit) as stop:
+        return stop
+
+
+def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> bool:
+    """After a worker died: its job is left out, and the others that went with it go on in a new pool."""
+    dead = [job.read_run_json().get("config_hash") for job in watch.first_dead]
+    _close_lost_jobs(sweep)
+    for job in watch.first_dead:
+        say(f"job {job.path.name} was killed with its process; the others go on", style="red")
+    record = sweep.read()
+    sweep.write(replace(record, left_out=(*record.left_out, *(str(name) for name in dead))))
+    return bool(dead)
+
+
+def _conclude(plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: BaseException | None) -> int:
+    """Tell what came of the jobs, to people, to a file and to MLflow; return the exit code."""
+    _close_lost_jobs(sweep)
+    summary = summarize_sweep(sweep)
+    write_results(summary, sweep)
+    pictures = draw_pictures(summary, sweep.path)
+    if summary.jobs:
+        console.print(build_sweep_table(summary))
+    if summary.best is not None:
+        best = summary.best
+        say(f"best: job {best.number}, {best.name}: {summary.metric} {best.objective:.4f}, {best.folder.path}")
+        _mark_latest(best.folder, Path(sweep.read().output_dir))
+    say(f"results: {sweep.results}")
+    unfinished = max(plan.jobs, len(summary.jobs)) - summary.count("FINISHED")
+    if unfinished:
+        command = f"python -m vpexp -m {quote_word(f'{RESUME}{quote_value(sweep.path)}')}"
+        say(f"{unfinished} of {plan.jobs} jobs have not finished; go on with: {command}", style="yellow")
+    status, line, code = _judge(error, unfinished, plan.jobs)
+    sweep.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
+    log_sweep_end(tracker, sweep, summary, pictures)
+    tracker.close(status, line)
+    tracker.finish()
+    sweep.stop_marker.unlink(missing_ok=True)
+    if isinstance(error, Exception):
+        raise error
+    return code
+
+
+def _judge(error: BaseException | None, unfinished: int, jobs: int) -> tuple[str, str | None, int]:
+    """Judge how the sweep ended: its status, why, and the exit code."""
+    if isinstance(error, SystemExit):
+        return "KILLED", "stopped by SIGTERM", TERMINATED
+    if isinstance(error, KeyboardInterrupt | SweepStopped):
+        return "KILLED", "stopped by Ctrl-C", INTERRUPTED
+    if error is not None:
+        return "FAILED", f"{type(error).__name__}: {error}", FAILED
+    if unfinished:
+        return "FAILED", f"{unfinished} of {jobs} jobs have not finished", FAILED
+    return "FINISHED", None, 0
+
+
+def _mark_latest(best: RunFolder, output_dir: Path) -> None:
+    """Make the best job, and the steps of a pipeline in it, the latest of their stages."""
+    for folder in (best, *(RunFolder(path.parent) for path in sorted(best.path.glob("*/run.json")))):
+        record = folder.read_run_json()
+        if record.get("status") == "FINISHED":
+            mark_latest(output_dir, record["stage"], folder)

@@ -1,0 +1,157 @@
+"""One job of a sweep, in the sweep's own process or in one that works for it, here or on another machine."""
+
+import gc
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vpexp.console import console, say
+from vpexp.description import Parent
+from vpexp.environment import quiet_libraries
+from vpexp.errors import ConfigError
+from vpexp.runfolder import RunFolder
+from vpexp.sweeps.naming import name_job, read_values
+from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_config
+from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_process
+
+STARTING = "STARTING"
+
+
+class JobFailedError(Exception):
+    """A job did not finish; it has recorded why."""
+
+
+def run_sweep_job(cfg: Any) -> float:
+    """Run the job that Hydra has composed; Hydra and its launchers call this.
+
+    Returns:
+        The number that names the best job.
+
+    Raises:
+        JobFailedError: the job is recorded as FAILED or KILLED, the others run.
+        SweepStopped: nothing more is to start.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = HydraConfig.get()
+    sweep = SweepFolder(Path(settings.sweep.dir))
+    record = sweep.read()
+    overrides = list(settings.overrides.task)
+    try:
+        if is_sweeps_process(record.process):
+            return _run(sweep, record, cfg, overrides, int(settings.job.num))
+        with _work_elsewhere(record):
+            return _run(sweep, record, cfg, overrides, int(settings.job.num))
+    except (KeyboardInterrupt, SystemExit, SweepStopped) as error:
+        if is_sweeps_process(record.process):
+            raise
+        raise JobFailedError(f"stopped: {type(error).__name__}") from error  # this process has other jobs to do
+    except Exception as error:
+        raise JobFailedError(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _work_elsewhere(record: SweepRecord) -> Iterator[None]:
+    """In a process beside the sweep's: the same working folder, and no pictures of progress over one another."""
+    quiet_libraries()
+    folder = Path(record.cwd)
+    if Path.cwd() != folder and folder.is_dir():
+        os.chdir(folder)
+    console.quiet = True
+    try:
+        with ignore_first_interrupt():
+            yield
+    finally:
+        console.quiet = False
+
+
+def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: list[str], number: int) -> float:
+    if sweep.stop_marker.exists():
+        raise SweepStopped
+    values = read_values(overrides, record.varying)
+    name = name_job(values)
+    config_hash = hash_config(cfg)
+    if config_hash in record.left_out:
+        raise JobFailedError(f"job {number} ({name}) took its process with it before")
+    folder = _choose_folder(sweep, number, config_hash)
+    label = f"job {folder.path.name} ({number + 1} of {record.jobs}), {name}"
+    if folder.read_run_json().get("status") == "FINISHED":
+        say(f"{label}: finished before")
+        return _read_objective(folder, record)
+    _announce(f"{label}: started")
+    began = time.perf_counter()
+    folder.update_run_json(
+        status=STARTING, config_hash=config_hash, job=int(folder.path.name), job_name=name, values=values, error=None
+    )
+    try:
+        _run_stage(sweep, cfg, overrides, folder, name)
+        objective = _read_objective(folder, record)
+    except BaseException as error:
+        status = folder.read_run_json().get("status")
+        _announce(f"{label}: {status}, {folder.read_run_json().get('error') or error}", style="red")
+        raise
+    _announce(f"{label}: {objective:.4f} in {time.perf_counter() - began:.0f} s")
+    gc.collect()  # what the next job of this process needs
+    return objective
+
+
+def _run_stage(sweep: SweepFolder, cfg: DictConfig, overrides: list[str], folder: RunFolder, name: str) -> None:
+    """Run the stage, or go on with it; whatever stops it before it has a record of its own is recorded here."""
+    from vpexp.run import record_refused, run
+
+    tags = {"sweep": sweep.path.name, "job": folder.path.name}
+    parent = Parent(sweep, name, tags, marks_latest=False)
+    cfg = cfg.copy()
+    if (cfg.stage.name == "train" and folder.last_checkpoint.is_file()) or (
+        cfg.stage.name == "pipeline" and folder.config.is_file()
+    ):
+        cfg.resume, cfg.checkpoint = str(folder.path), None
+    try:
+        run(cfg, overrides, folder.path, parent)
+    except Exception as error:
+        if folder.read_run_json().get("status") == STARTING:
+            record_refused(cfg, folder.path, parent, error)
+        raise
+
+
+def _choose_folder(sweep: SweepFolder, number: int, config_hash: str) -> RunFolder:
+    """Choose the folder of a job that has begun before, known by its hash, or that of its number, or the next one free."""
+    for job in sweep.find_jobs():
+        if job.read_run_json().get("config_hash") == config_hash and not job.is_held():
+            return job
+    while True:
+        folder = RunFolder(sweep.path / str(number))
+        folder.path.mkdir(exist_ok=True)  # Hydra may have made it
+        if not folder.run_json.exists():
+            return folder
+        number += 1
+
+
+def _read_objective(folder: RunFolder, record: SweepRecord) -> float:
+    metrics: dict[str, float | None] = json.loads(folder.metrics_json.read_text(encoding="utf-8"))["metrics"]
+    name = choose_metric(metrics, record.metric)
+    value = metrics.get(name)
+    if value is None:
+        known = ", ".join(sorted(key for key in metrics if "/" in key and metrics[key] is not None)[:12])
+        raise ConfigError(f"sweep.metric={name} is not measured by this stage; there are {known}")
+    return value
+
+
+def choose_metric(metrics: dict[str, float | None], asked: str) -> str:
+    """Choose what names the best job: what was asked for, else f1-score of val, of test, or of whatever there is."""
+    usual = ("val/f1-score", "test/f1-score", "int8/f1-score", "torch/f1-score")
+    there = [name for name in (*usual, *sorted(metrics)) if name in metrics and name.endswith("f1-score")]
+    return asked or (there[0] if there else usual[0])
+
+
+def _announce(line: str, style: str | None = None) -> None:
+    """Tell a line in any process, one that is quiet otherwise too."""
+    quiet, console.quiet = console.quiet, False
+    say(line, style=style)
+    console.quiet = quiet

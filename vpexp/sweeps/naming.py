@@ -1,0 +1,23 @@
+"""What a job is called: by what varies."""
+
+from collections.abc import Sequence
+
+SHORT = {"batch_size": "bs", "weight_decay": "wd", "max_epochs": "epochs"}
+
+
+def read_values(overrides: Sequence[str], varying: Sequence[str]) -> dict[str, str]:
+    """Read the values of what varies from the overrides of a job, in the order of ``varying``."""
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    return {key: given[key.lstrip("+")] for key in varying if key.lstrip("+") in given}
+
+
+def name_job(values: dict[str, str]) -> str:
+    """Name a job, ``lr=1e-5 bs=2``: by the last word of each key, or by more where two keys end alike."""
+    return " ".join(f"{label}={value}" for label, value in zip(shorten(list(values)), values.values(), strict=True))
+
+
+def shorten(keys: Sequence[str]) -> list[str]:
+    """Shorten keys to labels that differ: ``optimizer.lr`` to ``lr``, ``data.batch_size`` to ``bs``."""
+    words = [key.lstrip("+").rsplit(".", 1)[-1] for key in keys]
+    labels = [SHORT.get(word, word) for word in words]
+    return [label if labels.count(label) == 1 else key.lstrip("+") for label, key in zip(labels, keys, strict=True)]

@@ -1,0 +1,156 @@
+"""What a sweep is going to do, read from its command line before anything starts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vpexp.command_line import CommandLine
+from vpexp.config.compose import compose_from
+from vpexp.config.explain import explain
+from vpexp.errors import ConfigError
+
+HYDRAS_OWN = "hydra._internal"
+JOBLIB = "hydra_plugins.hydra_joblib_launcher"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """A sweep before it starts.
+
+    Attributes:
+        overrides: what every job is asked, and what varies, as typed.
+        flags: Hydra's own.
+        varying: keys that have several values, those of the configuration before those of the command line.
+        jobs: how many there will be.
+        folder: of the sweep, absolute.
+        cfg: the first job's configuration.
+        workers: jobs at once on this machine; None where a launcher decides that elsewhere.
+        searches: whether a sweeper chooses values as it goes.
+    """
+
+    overrides: tuple[str, ...]
+    flags: tuple[str, ...]
+    varying: tuple[str, ...]
+    jobs: int
+    folder: Path
+    cfg: DictConfig
+    workers: int | None
+    searches: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A key of the command line with its overrides; an interval is known by its start."""
+
+    key: str
+    overrides: tuple[str, ...]
+    varies: bool
+
+
+def plan_sweep(command_line: CommandLine, folder: Path | None = None) -> SweepPlan:
+    """Compose the first job, and each value of what varies once, so that a typing error costs no job.
+
+    Args:
+        command_line: with ``-m``.
+        folder: of a sweep that goes on; None makes a new one.
+
+    Raises:
+        ConfigError: what is wrong: a key, a value, or nothing that varies.
+    """
+    typed = _read_axes(command_line.overrides)
+    cfg = _compose(command_line, [axis.overrides[0] for axis in typed])
+    keys = {axis.key for axis in typed}
+    axes = [axis for axis in _read_axes(_list_params(cfg)) if axis.key not in keys] + typed
+    cfg = _compose(command_line, [axis.overrides[0] for axis in axes])
+    varying = [axis for axis in axes if axis.varies]
+    if not varying:
+        raise ConfigError(
+            "a sweep needs a key with several values: python -m vpexp -m optimizer.lr=1e-5,1e-4, or sweep=lr_batch"
+        )
+    _check_values(command_line, axes)
+    hydra = cfg.hydra
+    searches = "n_trials" in hydra.sweeper
+    jobs = int(hydra.sweeper.n_trials) if searches else math.prod(len(axis.overrides) for axis in varying)
+    place = folder or Path(str(OmegaConf.select(cfg, "hydra.sweep.dir"))).expanduser().absolute()
+    OmegaConf.set_struct(cfg, value=False)
+    del cfg["hydra"]
+    _refuse_many_devices(cfg)
+    return SweepPlan(
+        overrides=tuple(command_line.overrides),
+        flags=tuple(command_line.flags),
+        varying=tuple(axis.key for axis in varying),
+        jobs=jobs,
+        folder=place,
+        cfg=cfg,
+        workers=_count_workers(hydra.launcher, jobs),
+        searches=searches,
+    )
+
+
+def _read_axes(overrides: Sequence[str]) -> list[_Axis]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except Exception as error:
+        line = explain(error, overrides, ())
+        if line is None:
+            raise
+        raise ConfigError(line) from error
+    axes = []
+    for typed, override in zip(overrides, parsed, strict=True):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            axes.append(_Axis(key, (typed,), varies=False))
+        elif override.is_discrete_sweep():
+            values = tuple(f"{key}={value}" for value in override.sweep_string_iterator())
+            axes.append(_Axis(key, values, varies=True))
+        else:
+            interval: Any = override.value()
+            axes.append(_Axis(key, (f"{key}={interval.start!s}",), varies=True))
+    return axes
+
+
+def _list_params(cfg: DictConfig) -> list[str]:
+    """List what the configuration itself sweeps over, as overrides."""
+    params: Any = cfg.hydra.sweeper.get("params")
+    container = OmegaConf.to_container(params, resolve=True) if params else {}
+    return [f"{key}={value}" for key, value in container.items()] if isinstance(container, dict) else []
+
+
+def _check_values(command_line: CommandLine, axes: Sequence[_Axis]) -> None:
+    """Compose every value once, beside the first of the others."""
+    firsts = [axis.overrides[0] for axis in axes]
+    for place, axis in enumerate(axes):
+        for override in axis.overrides[1:]:
+            _compose(command_line, [*firsts[:place], override, *firsts[place + 1 :]])
+
+
+def _compose(command_line: CommandLine, overrides: Sequence[str]) -> DictConfig:
+    folder, name = command_line.folders[0], command_line.config_name
+    return compose_from(folder, name, overrides, command_line.config_dir, with_hydra=True)
+
+
+def _count_workers(launcher: DictConfig, jobs: int) -> int | None:
+    target = str(launcher.get("_target_", ""))
+    if target.startswith(HYDRAS_OWN):
+        return 1
+    if target.startswith(JOBLIB):
+        from joblib import effective_n_jobs
+
+        return min(int(effective_n_jobs(launcher.n_jobs)), jobs)
+    return None
+
+
+def _refuse_many_devices(cfg: DictConfig) -> None:
+    """Lightning starts the other processes of a training with this process's command line: the whole sweep."""
+    strategy, devices = str(cfg.trainer.strategy), cfg.trainer.devices
+    if strategy.startswith(("ddp", "fsdp", "deepspeed")) or (isinstance(devices, int) and devices > 1):
+        raise ConfigError(
+            f"trainer.strategy={strategy} trainer.devices={devices}: a job of a sweep trains on one device; use "
+            "hydra/launcher=joblib or ray for several jobs at once, or train on several devices without -m"
+        )
