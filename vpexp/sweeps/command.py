@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
@@ -47,6 +48,7 @@ def run_sweep(command_line: CommandLine) -> int:
     plan = plan_sweep(command_line, resumed.path if resumed else None)
     quiet_libraries()
     sweep = _open_folder(plan, going_on=resumed is not None)
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")  # for a fresh one, says loky
     with sweep.hold():
         _close_lost_jobs(sweep)
         tracker = open_sweep_run(plan, sweep)

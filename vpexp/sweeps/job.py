@@ -2,6 +2,8 @@
 
 import gc
 import json
+import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from vpexp.sweeps.naming import name_job, read_values
 from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_config
 from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_process
 
+log = logging.getLogger(__name__)
+
 STARTING = "STARTING"
 
 
@@ -31,10 +35,10 @@ def run_sweep_job(cfg: Any) -> float:
     """Run the job that Hydra has composed; Hydra and its launchers call this.
 
     Returns:
-        The number that names the best job.
+        The number that names the best job; NaN if the job is recorded as FAILED or KILLED.
 
     Raises:
-        JobFailedError: the job is recorded as FAILED or KILLED, the others run.
+        JobFailedError: the same, in a search, whose sweeper has to know.
         SweepStopped: nothing more is to start.
     """
     from hydra.core.hydra_config import HydraConfig
@@ -48,12 +52,14 @@ def run_sweep_job(cfg: Any) -> float:
             return _run(sweep, record, cfg, overrides, int(settings.job.num))
         with _work_elsewhere(record):
             return _run(sweep, record, cfg, overrides, int(settings.job.num))
-    except (KeyboardInterrupt, SystemExit, SweepStopped) as error:
-        if is_sweeps_process(record.process):
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | SweepStopped)
+        if stopped and is_sweeps_process(record.process):  # another process has other jobs to do
             raise
-        raise JobFailedError(f"stopped: {type(error).__name__}") from error  # this process has other jobs to do
-    except Exception as error:
-        raise JobFailedError(f"{type(error).__name__}: {error}") from error
+        if record.searches:
+            raise JobFailedError(f"{type(error).__name__}: {error}") from error
+        log.debug("the job has recorded it", exc_info=error)
+        return math.nan
 
 
 @contextmanager
@@ -108,6 +114,8 @@ def _run_stage(sweep: SweepFolder, cfg: DictConfig, overrides: list[str], folder
     tags = {"sweep": sweep.path.name, "job": folder.path.name}
     parent = Parent(sweep, name, tags, marks_latest=False)
     cfg = cfg.copy()
+    if console.quiet and "progress" in cfg.callbacks:
+        cfg.callbacks.progress = None  # several bars would write over one another
     if (cfg.stage.name == "train" and folder.last_checkpoint.is_file()) or (
         cfg.stage.name == "pipeline" and folder.config.is_file()
     ):

@@ -1,7 +1,9 @@
 """What a job is called: by what varies."""
 
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 
+SMALL = Decimal("0.01")
 SHORT = {"batch_size": "bs", "weight_decay": "wd", "max_epochs": "epochs"}
 
 
@@ -13,7 +15,20 @@ def read_values(overrides: Sequence[str], varying: Sequence[str]) -> dict[str, s
 
 def name_job(values: dict[str, str]) -> str:
     """Name a job, ``lr=1e-5 bs=2``: by the last word of each key, or by more where two keys end alike."""
-    return " ".join(f"{label}={value}" for label, value in zip(shorten(list(values)), values.values(), strict=True))
+    pairs = zip(shorten(list(values)), values.values(), strict=True)
+    return " ".join(f"{label}={format_value(value)}" for label, value in pairs)
+
+
+def format_value(value: str) -> str:
+    """Write small numbers as people do, ``1e-5`` for Hydra's ``1e-05``; leave the rest as it is."""
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        return value
+    if not number.is_finite() or not 0 < abs(number) < SMALL:
+        return value
+    mantissa, _, exponent = f"{number.normalize():e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def shorten(keys: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vpexp.sweeps.naming import shorten
+from vpexp.sweeps.naming import format_value, shorten
 from vpexp.sweeps.summary import JobResult, SweepSummary
 
 COLORS = "viridis"
@@ -50,8 +50,8 @@ def _draw_heat_map(summary: SweepSummary, jobs: Sequence[JobResult], path: Path)
         dark = not np.isnan(value) and (value - low) > LIGHT * (high - low)
         axes.text(column, row, text, ha="center", va="center", color="black" if dark or text == "-" else "white")
     row_label, column_label = shorten([row_key, column_key])
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), [format_value(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [format_value(value) for value in rows])
     axes.set(xlabel=column_label, ylabel=row_label, title=summary.metric)
     figure.colorbar(image)
     figure.savefig(path, dpi=120)
@@ -80,7 +80,7 @@ def _draw_coordinates(summary: SweepSummary, jobs: Sequence[JobResult], path: Pa
             alpha=1 if best else 0.75,
         )
     for place, scale in enumerate(scales):
-        _label(axes, place, [(_place(value, scale), value) for value in scale])
+        _label(axes, place, [(_place(value, scale), format_value(value)) for value in scale])
     _label(axes, len(keys), [(0.0, f"{low:.4f}"), (1.0, f"{high:.4f}")] if high > low else [(0.5, f"{low:.4f}")])
     axes.set_xticks(range(len(keys) + 1), [*shorten(keys), summary.metric])
     axes.set_xlim(-0.3, len(keys) + 0.5)

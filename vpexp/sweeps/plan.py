@@ -110,8 +110,8 @@ def _read_axes(overrides: Sequence[str]) -> list[_Axis]:
             values = tuple(f"{key}={value}" for value in override.sweep_string_iterator())
             axes.append(_Axis(key, values, varies=True))
         else:
-            interval: Any = override.value()
-            axes.append(_Axis(key, (f"{key}={interval.start!s}",), varies=True))
+            start: float = getattr(override.value(), "start", 0.0)
+            axes.append(_Axis(key, (f"{key}={start}",), varies=True))
     return axes
 
 

@@ -25,8 +25,12 @@ def stop_in_two_steps(folder: SweepFolder) -> Iterator[None]:
     """
     folder.stop_marker.unlink(missing_ok=True)
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         del number, frame
+        if os.getpid() != owner:
+            return  # a process that reads images for this one, and has its handlers
         if folder.stop_marker.exists():
             raise KeyboardInterrupt
         folder.stop_marker.touch()
@@ -47,13 +51,13 @@ def stop_in_two_steps(folder: SweepFolder) -> Iterator[None]:
 @contextmanager
 def ignore_first_interrupt() -> Iterator[None]:
     """In a process that works for the sweep's: a terminal sends Ctrl-C to all of them, and the first one is not for jobs."""
-    heard = 0
+    heard, owner = 0, os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal heard
         del number, frame
         heard += 1
-        if heard > 1:
+        if heard > 1 and os.getpid() == owner:
             raise KeyboardInterrupt
 
     try:

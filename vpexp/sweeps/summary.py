@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.job import choose_metric
-from vpexp.sweeps.naming import shorten
+from vpexp.sweeps.naming import format_value, shorten
 from vpexp.sweeps.record import SweepFolder, SweepRecord
 
 SHOWN = ("f1-score", "mean_iou", "map")
@@ -127,16 +127,17 @@ def build_sweep_table(summary: SweepSummary) -> Table:
     prefix = summary.metric.rpartition("/")[0]
     columns = list(dict.fromkeys([summary.metric, *(f"{prefix}/{name}" for name in SHOWN)]))
     columns = [name for name in columns if any(job.metrics.get(name) is not None for job in summary.jobs)]
-    table = Table(title="sweep", title_justify="left", title_style="bold")
+    table = Table(title=f"sweep: {prefix}", title_justify="left", title_style="bold")
     table.add_column("job", justify="right")
     for label in shorten(summary.record.varying):
         table.add_column(label, justify="right")
     for name in ("status", *columns, "epochs", "time"):
-        table.add_column(name, justify="left" if name == "status" else "right")
+        left = name == "status"
+        table.add_column(name.removeprefix(f"{prefix}/"), justify="left" if left else "right", no_wrap=left)
     best = summary.best
     for job in summary.jobs:
         numbers = [_format(job.metrics.get(name)) for name in columns]
-        values = [job.values.get(key, "") for key in summary.record.varying]
+        values = [format_value(job.values.get(key, "")) for key in summary.record.varying]
         seconds = "-" if math.isnan(job.seconds) else f"{job.seconds:.0f} s"
         style = "bold green" if best is job else STYLES.get(job.status, "yellow")
         row = (str(job.number), *values, job.status, *numbers, str(job.epochs or "-"), seconds)
