@@ -118,8 +118,8 @@ def _read_axes(overrides: Sequence[str]) -> list[_Axis]:
 def _list_params(cfg: DictConfig) -> list[str]:
     """List what the configuration itself sweeps over, as overrides."""
     params: Any = cfg.hydra.sweeper.get("params")
-    container = OmegaConf.to_container(params, resolve=True) if params else {}
-    return [f"{key}={value}" for key, value in container.items()] if isinstance(container, dict) else []
+    container: Any = OmegaConf.to_container(params, resolve=True) if params else {}
+    return [f"{key}={value}" for key, value in container.items()]
 
 
 def _check_values(command_line: CommandLine, axes: Sequence[_Axis]) -> None:
