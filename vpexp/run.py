@@ -20,7 +20,7 @@ from vpexp.description import Parent, describe_run
 from vpexp.environment import quiet_libraries
 from vpexp.errors import OutputError
 from vpexp.provenance import get_git_commit, get_versions
-from vpexp.runfolder import RunFolder, create_run_folder, mark_latest, write_json
+from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest, write_json
 from vpexp.signals import is_sigterm, stop_on_sigterm
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.tracking.abandoned import get_host
@@ -30,7 +30,6 @@ from vpexp.tracking.mlflow_run import MlflowRun, open_mlflow_run
 log = logging.getLogger("vpexp")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 UNRECORDED = ("models", "sync")  # stages that make nothing: no folder, no record
 
 

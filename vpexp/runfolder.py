@@ -22,6 +22,7 @@ from vpexp.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of started and ended in run.json
 LATEST = "latest"  # what checkpoint= and resume= call the last run
 _held_here: set[Path] = set()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too

@@ -15,8 +15,7 @@ from vpexp.console import console, say
 from vpexp.environment import quiet_libraries
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.hydra_app import explain_error, start_hydra
-from vpexp.run import TIME_FORMAT
-from vpexp.runfolder import RunFolder, mark_latest
+from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
 from vpexp.signals import TERMINATED
 from vpexp.sweeps.job import JobFailedError, run_sweep_job
 from vpexp.sweeps.pictures import draw_pictures

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vpexp.runfolder import RunFolder
+from vpexp.runfolder import TIME_FORMAT, RunFolder
 from vpexp.sweeps.job import choose_metric
 from vpexp.sweeps.naming import format_value, shorten
 from vpexp.sweeps.record import SweepFolder, SweepRecord
@@ -119,7 +119,7 @@ def _measure(started: str | None, ended: str | None) -> float:
 
 
 def _parse(time: str) -> datetime:
-    return datetime.strptime(time, "%Y-%m-%dT%H:%M:%S%z")
+    return datetime.strptime(time, TIME_FORMAT)
 
 
 def build_sweep_table(summary: SweepSummary) -> Table:
