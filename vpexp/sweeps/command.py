@@ -17,7 +17,7 @@ from vpexp.errors import CheckpointError, ConfigError
 from vpexp.hydra_app import explain_error, start_hydra
 from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
 from vpexp.signals import TERMINATED
-from vpexp.sweeps.job import JobFailedError, run_sweep_job
+from vpexp.sweeps.job import JobFailedError, explain_missing, run_sweep_job
 from vpexp.sweeps.pictures import draw_pictures
 from vpexp.sweeps.plan import SweepPlan, plan_sweep
 from vpexp.sweeps.record import SweepFolder, SweepRecord
@@ -168,6 +168,8 @@ def _conclude(plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: Ba
         best = summary.best
         say(f"best: job {best.number}, {best.name}: {summary.metric} {best.objective:.4f}, {best.folder.path}")
         _mark_latest(best.folder, Path(sweep.read().output_dir))
+    elif summary.record.metric and summary.count("FINISHED"):
+        error = error or ConfigError(explain_missing(summary.metric, summary.jobs[-1].metrics))
     say(f"results: {sweep.results}")
     unfinished = max(plan.jobs, len(summary.jobs)) - summary.count("FINISHED")
     if unfinished:

@@ -25,6 +25,7 @@ from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_pr
 log = logging.getLogger(__name__)
 
 STARTING = "STARTING"
+KNOWN = 20  # names in a message
 
 
 class JobFailedError(Exception):
@@ -102,7 +103,8 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
         status = folder.read_run_json().get("status")
         _announce(f"{label}: {status}, {folder.read_run_json().get('error') or error}", style="red")
         raise
-    _announce(f"{label}: {objective:.4f} in {time.perf_counter() - began:.0f} s")
+    result = "finished" if math.isnan(objective) else f"{objective:.4f}"
+    _announce(f"{label}: {result} in {time.perf_counter() - began:.0f} s")
     gc.collect()  # what the next job of this process needs
     return objective
 
@@ -145,10 +147,15 @@ def _read_objective(folder: RunFolder, record: SweepRecord) -> float:
     metrics: dict[str, float | None] = json.loads(folder.metrics_json.read_text(encoding="utf-8"))["metrics"]
     name = choose_metric(metrics, record.metric)
     value = metrics.get(name)
-    if value is None:
-        known = ", ".join(sorted(key for key in metrics if "/" in key and metrics[key] is not None)[:12])
-        raise ConfigError(f"sweep.metric={name} is not measured by this stage; there are {known}")
-    return value
+    if value is None and record.searches:
+        raise ConfigError(explain_missing(name, metrics))
+    return math.nan if value is None else value
+
+
+def explain_missing(metric: str, metrics: dict[str, float | None]) -> str:
+    """Say that a number is not measured, and which are."""
+    known = sorted(name for name, value in metrics.items() if value is not None and not name.startswith("before/"))
+    return f"sweep.metric={metric} is not measured; there are {', '.join(known[:KNOWN])}"
 
 
 def choose_metric(metrics: dict[str, float | None], asked: str) -> str:

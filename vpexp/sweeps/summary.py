@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vpexp.runfolder import TIME_FORMAT, RunFolder
+from vpexp.runfolder import RunFolder
 from vpexp.sweeps.job import choose_metric
 from vpexp.sweeps.naming import format_value, shorten
 from vpexp.sweeps.record import SweepFolder, SweepRecord
@@ -115,11 +115,7 @@ def _read_metrics(folder: RunFolder) -> dict[str, float | None]:
 def _measure(started: str | None, ended: str | None) -> float:
     if not started or not ended:
         return math.nan
-    return (_parse(ended) - _parse(started)).total_seconds()
-
-
-def _parse(time: str) -> datetime:
-    return datetime.strptime(time, TIME_FORMAT)
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
 
 
 def build_sweep_table(summary: SweepSummary) -> Table:
