@@ -167,7 +167,7 @@ def test_run_sweep__metric_and_direction(start, tmp_path, capsys):
 
 
 def test_run_sweep__a_metric_that_is_not_measured_is_said(start, tmp_path):
-    with pytest.raises(ConfigError, match="sweep.metric=val/beauty is not measured; there are val/f1-score, val/map"):
+    with pytest.raises(ConfigError, match=r"sweep\.metric=val/beauty is not measured; there are val/f1-score, val/map"):
         start("optimizer.lr=1e-5,1e-4", "sweep.metric=val/beauty")
 
     assert get_statuses(find_sweep(tmp_path)) == ["FINISHED", "FINISHED"]
@@ -185,7 +185,7 @@ def test_run_sweep__a_metric_that_is_not_measured_is_said(start, tmp_path):
     ],
 )
 def test_run_sweep__mistakes_cost_no_job(start, stage, tmp_path, overrides, message):
-    with pytest.raises(ConfigError, match=".*") as caught:
+    with pytest.raises(ConfigError) as caught:
         start(*overrides)
 
     assert message in str(caught.value)
