@@ -20,7 +20,7 @@ class CommandLine:
         config_path: the folder of the main configuration, if it is not vpexp's own.
         config_name: the main configuration's name.
         help: the user asks for help.
-        multirun: the user asks for a sweep.
+        multirun: the user asks for a sweep, and for nothing that Hydra answers itself.
         plain: a single run from vpexp's own main configuration: no flags but --config-dir.
     """
 
@@ -63,7 +63,7 @@ def read_command_line(asked: Sequence[str]) -> CommandLine:
         config_dir=known.config_dir,
         config_name=known.config_name or "config",
         help=known.help,
-        multirun=known.multirun,
+        multirun=known.multirun and not (known.run or known.cfg or known.info or known.shell_completion),
     )
     if known.config_path is not None:
         read.config_path = Path(known.config_path).expanduser().absolute()

@@ -127,18 +127,36 @@ def test_main__flags_may_stand_between_overrides(runs, elsewhere):
     assert (cfg.data.name, cfg.data.root, cfg.data.batch_size) == ("voc", "grapes", 4)
 
 
-def test_main__multirun_runs_every_combination(runs, elsewhere):
-    main(["-m", "optimizer.lr=1e-5,1e-4", "data.batch_size=1,2"])
-
-    assert [(cfg.optimizer.lr, cfg.data.batch_size) for cfg, _ in runs] == [(1e-5, 1), (1e-5, 2), (1e-4, 1), (1e-4, 2)]
-    assert [entry.name for entry in elsewhere.iterdir()] == ["outputs"]
-
-
-def test_main__multirun_checks_all_jobs_before_the_first(runs, capsys):
+def test_main__multirun_checks_all_values_before_the_first_job(capsys, elsewhere):
     line = get_complaint(["-m", "model=sam_debug,sam_vit_c"], capsys)
 
     assert "model has no option 'sam_vit_c'; did you mean 'sam_vit_b'?" in line
-    assert runs == []
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_command__wrong_key_of_a_sweep_stops_before_anything_heavy_is_imported(elsewhere):
+    code = (
+        "import sys; from vpexp.cli import main\ntry: main(['-m', 'data.batch_sise=1,2'])\nfinally: print(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 2
+    assert result.stderr == "vpexp: unknown key 'data.batch_sise'; did you mean 'data.batch_size'?\n"
+    assert (set(HEAVY) - {"rich"}).isdisjoint(result.stdout.split())
+
+
+@pytest.mark.parametrize("override", ["sweep=lr_batch", "sweep.resume=outputs/sweeps/1"])
+def test_main__sweep_options_without_m_are_one_line(capsys, override):
+    assert get_complaint([override], capsys) == (
+        f"vpexp: {override} is for sweeps: add -m, python -m vpexp -m {override} ...\n"
+    )
 
 
 @pytest.fixture

@@ -38,17 +38,19 @@ SURFACE = {
         "max_drop",
     ],
     "predict": ["points_per_side", "min_score", "grid_min_score", "grid_overlap"],
+    "sweep": ["metric", "direction", "resume"],
     "tracking": ["enabled", "uri", "experiment", "run_name", "tags"],
     "paths": ["output_dir", "cache_dir"],
     "seed": [],
     "checkpoint": [],
     "resume": [],
     "source": [],
+    "run": [],
     "prompts": [],
 }
 
 OPTIONS = {
-    "stage": ["export", "models", "pipeline", "predict", "ptq", "test", "train"],
+    "stage": ["export", "models", "pipeline", "predict", "ptq", "sync", "test", "train"],
     "model": ["openvino_model", "sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
     "data": [
         *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),
@@ -62,13 +64,18 @@ OPTIONS = {
     "cache": ["default", "none"],
     "export": ["default", "fp16"],
     "ptq": ["default", "fast", "safe"],
+    "sweep": ["default", "lr_batch"],
     "tracking": ["default", "none"],
     "paths": ["default"],
     "experiment": ["debug", "quickstart"],
 }
 
 
-NEEDED = {("data", ""): ["data.root=somewhere"], ("stage", "predict"): ["source=photos", "prompts=grid"]}
+NEEDED = {
+    ("data", ""): ["data.root=somewhere"],
+    ("stage", "predict"): ["source=photos", "prompts=grid"],
+    ("stage", "sync"): ["run=outputs"],
+}
 """What an option does not go without."""
 
 
@@ -112,7 +119,16 @@ def test_files__commands_in_them_compose():
         for file in options.values():
             line = next(line for line in file.read_text().splitlines() if ": python -m vpexp" in line)
             for words in (line.partition("python -m vpexp")[2].partition("(")[0].split(),):
-                assert compose_config(words) is not None, file
+                assert compose_line(words) is not None, file
+
+
+def compose_line(words):
+    if words[0] != "-m":
+        return compose_config(words)
+    from vpexp.command_line import read_command_line
+    from vpexp.sweeps.plan import plan_sweep
+
+    return plan_sweep(read_command_line(words)).cfg
 
 
 def test_files__restated_defaults_equal_the_schema():
@@ -121,7 +137,7 @@ def test_files__restated_defaults_equal_the_schema():
     from vpexp.config.schema import Config
 
     schema, cfg = OmegaConf.structured(Config), compose_config()
-    for section in ("prompt", "loss", "trainer", "cache", "tracking", "paths"):
+    for section in ("prompt", "loss", "trainer", "cache", "sweep", "tracking", "paths"):
         assert OmegaConf.to_container(cfg[section]) == OmegaConf.to_container(schema[section]), section
 
 
