@@ -30,7 +30,10 @@ from vpexp.errors import ConfigError
         ("model.freeze=image_encoder", "model.freeze=image_encoder: must be a list, as [a,b]"),
         ("data.synthetic=3", "data.synthetic=3: must be a section of keys or null"),
         ("data=cocoo", "data has no option 'cocoo'; did you mean 'coco'? (there are: auto, coco,"),
-        ("stage=fly", "stage has no option 'fly' (there are: export, models, pipeline, predict, ptq, sync, test, train)"),
+        (
+            "stage=fly",
+            "stage has no option 'fly' (there are: export, models, pipeline, predict, ptq, sync, test, train)",
+        ),
         ("data=3", "data=3: choose an option of data (auto, coco,"),
         ("model=null", "model=null: choose an option of model (openvino_model, sam_debug,"),
         ("+data=voc", "data is chosen twice: write data=... once, without '+'"),
