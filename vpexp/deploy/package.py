@@ -72,11 +72,11 @@ def _build_signature() -> Any:
 
 def _build_example() -> Any:
     """Draw an image with a box around what is on it."""
-    import pandas
+    import pandas as pd
 
     image = Image.new("RGB", EXAMPLE_SIZE, "darkgreen")
     ImageDraw.Draw(image).ellipse(EXAMPLE_BOX, fill="gold")
     content = BytesIO()
     image.save(content, "PNG")
     text = base64.b64encode(content.getvalue()).decode("ascii")
-    return pandas.DataFrame([{IMAGE: text, "boxes": [[float(side) for side in EXAMPLE_BOX]]}])
+    return pd.DataFrame([{IMAGE: text, "boxes": [[float(side) for side in EXAMPLE_BOX]]}])

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
@@ -24,7 +24,7 @@ class MaskServer(PythonModel):  # type: ignore[misc]
         self._predictor = load_predictor(Path(next(iter(context.artifacts.values()))).parent)
         self._lock = threading.Lock()  # a server asks from several threads; the predictor's outputs hold for one call
 
-    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> list[dict[str, Any]]:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:
         """Answer row by row.
 
         Raises:
