@@ -2,17 +2,10 @@
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,14 +16,13 @@ from mlflow.entities import LoggedModelStatus, Run
 from pycocotools import mask as coco_mask
 
 from tests.conftest import RunDebug
+from tests.references.servers import choose_port, start_mlflow
 from vpexp.data.images import read_image
 from vpexp.environment import quiet_libraries
 from vpexp.inference.load import load_predictor
 from vpexp.stages.context import StageResult
 
 NAME = "shapes.int8"
-STARTED = 60.0  # seconds that a server may take
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +47,11 @@ def pipeline(output_dir: Path, run_debug: RunDebug) -> Path:
     result = run_debug(output_dir, "experiment=debug", "stage=pipeline", f"tracking.register={NAME}")
     assert result.folder is not None
     return result.folder
+
+
+@pytest.fixture(scope="module")
+def image(cache_dir: Path, pipeline: Path) -> Path:
+    return min(path for path in cache_dir.rglob("test_*") if path.suffix in (".jpg", ".png"))
 
 
 def read_state(folder: Path) -> dict:
@@ -84,7 +81,7 @@ def list_outputs(run: Run) -> list[str]:
 def test_lineage__leads_from_the_registered_int8_model_to_the_data(client: MlflowClient, pipeline: Path) -> None:
     version = client.get_model_version(NAME, "1")
 
-    stages, model_id = [], version.model_id
+    stages, model_id = [], version.tags["model_id"]
     while model_id is not None:
         model = client.get_logged_model(model_id)
         assert model.status == LoggedModelStatus.READY
@@ -122,9 +119,8 @@ def test_lineage__model_as_it_came_has_no_origin(client: MlflowClient, pipeline:
 
 
 def test_lineage__predict_and_a_checkpoint_that_is_not_the_best(
-    client: MlflowClient, pipeline: Path, output_dir: Path, run_debug: RunDebug, cache_dir: Path
+    client: MlflowClient, pipeline: Path, output_dir: Path, run_debug: RunDebug, image: Path
 ) -> None:
-    image = next(cache_dir.rglob("*.png"))
     predicted = run_debug(
         *(output_dir, "stage=predict", f"checkpoint='{pipeline / 'ptq'}'", f"source='{image}'", "prompts=grid"),
         *("predict.points_per_side=2", "data=synthetic"),
@@ -154,7 +150,9 @@ def test_register__version_says_what_it_is(client: MlflowClient, pipeline: Path)
     assert tags["torch/f1-score"] == f"{scores['torch']['f1-score']:.4f}"
     assert (tags["stage"], tags["model"], tags["data"]) == ("pipeline", "sam_debug", "synthetic")
     assert "sam_debug on synthetic, OpenVINO INT8" in version.description
-    assert version.model_id == read_state(pipeline / "ptq")["model_id"]
+    model = client.get_logged_model(read_state(pipeline / "ptq")["model_id"])
+    assert version.tags["model_id"] == model.model_id
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": "1"}]
 
 
 def test_register__needs_no_torch_and_pins_what_is_installed(pipeline: Path) -> None:
@@ -188,49 +186,11 @@ def test_sync__told_again_from_the_start_changes_nothing(
 # ---------------------------------------------------------------- served
 
 
-def choose_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def start(command: list[str], uri: str, port: int, path: str) -> Iterator[str]:
-    """Start a server of MLflow; with all of its processes it ends with the block."""
-    address = f"http://127.0.0.1:{port}"
-    path_variable = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path_variable, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [str(BIN / "mlflow"), *command, "--host", "127.0.0.1", "--port", str(port)],
-        env=env,
-        cwd="/",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    log: list[str] = []
-    reader = threading.Thread(target=lambda: log.extend(process.stdout or ()), daemon=True)
-    reader.start()
-    try:
-        until = time.monotonic() + STARTED
-        while True:
-            assert process.poll() is None, "".join(log)
-            assert time.monotonic() < until, "".join(log)
-            try:
-                urllib.request.urlopen(f"{address}{path}", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(uri: str, pipeline: Path) -> Iterator[str]:
-    with start(["models", "serve", "-m", f"models:/{NAME}/1", "--env-manager", "local"], uri, choose_port(), "/ping") as it:
+    with start_mlflow(
+        ["models", "serve", "-m", f"models:/{NAME}/1", "--env-manager", "local"], uri, choose_port(), "/ping"
+    ) as it:
         yield f"{it}/invocations"
 
 
@@ -242,11 +202,6 @@ def ask(address: str, *records: dict) -> tuple[int, dict]:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
-
-
-@pytest.fixture(scope="module")
-def image(cache_dir: Path, pipeline: Path) -> Path:
-    return sorted(cache_dir.glob("synthetic/**/images/test/*.png"))[0]
 
 
 def encode(image: Path) -> str:
@@ -351,7 +306,7 @@ def tracking_server(
     """The server that was down, up now, on the database that is there already."""
     artifacts = tmp_path_factory.mktemp("artifacts")
     options = ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts), "--workers", "1"]
-    with start(["server", *options], uri, late_export[1], "/health") as address:
+    with start_mlflow(["server", *options], uri, late_export[1], "/health") as address:
         yield address
 
 
@@ -373,7 +328,7 @@ def test_register__while_the_store_is_down_is_done_by_sync(
     assert version.run_id == run.info.run_id
     assert version.tags["precision"] == "FP32"
     assert "torch/val/f1-score" in version.tags
-    assert list_outputs(run) == [version.model_id]
+    assert list_outputs(run) == [version.tags["model_id"]]
     assert list_inputs(run) == [read_state(train)["model_id"]]
     assert run.data.tags["checkpoint_run"] == read_state(train)["run_id"]
     assert json.loads((train / "run.json").read_text())["mlflow_run_id"] == read_state(train)["run_id"]

@@ -15,6 +15,15 @@ from vpexp.deploy.serving import IMAGE, PROMPTS
 from vpexp.inference.exported import ExportedModel
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
+ROOMS = (
+    "__init__.py",
+    "errors.py",
+    "environment.py",
+    "data/*.py",
+    "inference/*.py",
+    "deploy/__init__.py",
+    "deploy/serving.py",
+)
 RUNTIMES = {"openvino": "openvino", "onnx": "onnxruntime"}
 NEEDED = ("mlflow", "numpy", "pillow", "pycocotools")
 EXAMPLE_SIZE, EXAMPLE_BOX = (96, 64), (20, 12, 70, 50)  # width and height; xyxy
@@ -47,12 +56,13 @@ def write_mlflow_model(model: ExportedModel, folder: Path) -> Path:
 
 
 def _copy_code(folder: Path) -> Path:
-    """Copy the package's Python files, without weights and configuration."""
+    """Copy the rooms of the package that serving is made of; a server would upload all of it file by file."""
     package = Path(vpexp.__file__).parent
-    for file in package.rglob("*.py"):
-        target = folder / package.name / file.relative_to(package)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, target)
+    for room in ROOMS:
+        for file in package.glob(room):
+            target = folder / package.name / file.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
     return folder / package.name
 
 
