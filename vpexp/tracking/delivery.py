@@ -4,11 +4,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vpexp.errors import CheckpointError
+from vpexp.errors import CheckpointError, VpexpError
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.abandoned import close_abandoned_runs
 from vpexp.tracking.journal import Entry, Journal, State, open_journal, read_state
@@ -164,7 +165,7 @@ class Courier:
         state, other = read_state(folder), RunFolder(folder)
         if state is None or state.uri != self.journal.state.uri:
             return None
-        if other.is_held():
+        if other.is_held() or not os.access(folder, os.W_OK):  # of a run that goes on, or of somebody else
             return state
         try:
             with other.hold():
@@ -207,5 +208,7 @@ def deliver_waiting(journal: Journal) -> tuple[int, tuple[str, ...]]:
 
 def get_patience(error: Exception) -> float:
     """Say how often a delivery is tried that failed so: once, where the store understood and refused."""
+    if isinstance(error, VpexpError):  # of a run's own files, which will be no better the next time
+        return 1
     code = getattr(error, "error_code", None)
     return TRIES.get(str(code), math.inf)
