@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes that runs and models do without
 STARTED = 120.0  # seconds that a server may take
 BIN = Path(sys.executable).parent
 
@@ -34,7 +35,7 @@ def start_mlflow(command: list[str], uri: str, port: int, path: str) -> Iterator
     """
     address = f"http://127.0.0.1:{port}"
     path_variable = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path_variable, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path_variable, "OMP_NUM_THREADS": "1", **LEAN}
     process = subprocess.Popen(
         [str(BIN / "mlflow"), *command, "--host", "127.0.0.1", "--port", str(port)],
         env=env,

@@ -14,7 +14,7 @@ from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.registry import log_exported, read_trained_scores, register_exported
+from vpexp.stages.registry import log_exported, log_weights, read_trained_scores, register_exported
 from vpexp.stages.trial_image import find_trial_image
 from vpexp.stages.weights import load_configured_model
 
@@ -61,7 +61,7 @@ def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
     final = context.folder.path / path.name
     path.replace(final)
     say(f"weights in the official layout: {final}")
-    context.tracker.log_artifact(final, "model")
+    log_weights(context, final)
     return StageResult({"export/size_mb": final.stat().st_size / 1e6}, {"weights": final}, context.folder.path)
 
 

@@ -28,6 +28,16 @@ def log_checkpoint(context: RunContext, file: Path) -> None:
     )
 
 
+def log_weights(context: RunContext, file: Path) -> None:
+    """Log weights in the official layout as the model of this run, and upload them."""
+    context.tracker.log_artifact(file, "model")
+    context.tracker.log_model(
+        f"{context.cfg.model.name} official weights",
+        "weights",
+        _describe(context) | {"format": "sam", "precision": context.cfg.export.precision, "file": str(file)},
+    )
+
+
 def log_exported(context: RunContext, model: ExportedModel) -> None:
     """Log an exported or quantized model as the model of this run, and upload its files."""
     for file in model.files:
