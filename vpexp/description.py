@@ -6,10 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vpexp.runfolder import RunFolder
+from vpexp.runfolder import RunFolder, find_maker
 from vpexp.stages.context import name_data
 from vpexp.tracking.abandoned import FOLDER_TAG, HOST_TAG, get_host
-from vpexp.tracking.mlflow_run import RunDescription
+from vpexp.tracking.mlflow_run import Origin, RunDescription
 from vpexp.tracking.names import flatten
 
 
@@ -54,7 +54,7 @@ def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent:
         **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
     }
     if cfg.checkpoint:
-        tags |= trace(Path(cfg.checkpoint))
+        tags["checkpoint"] = str(cfg.checkpoint)
     if parent:
         tags |= parent.tags
     return RunDescription(
@@ -65,6 +65,7 @@ def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent:
         params=params,
         artifact_folder=Path(cfg.paths.output_dir) / "mlartifacts",
         parent=parent.folder.path if parent else None,
+        origin=find_origin(Path(cfg.checkpoint)) if cfg.checkpoint else None,
     )
 
 
@@ -74,8 +75,10 @@ def _name(cfg: DictConfig, parent: Parent | None) -> str:
     return cfg.tracking.run_name or f"{cfg.stage.name} {cfg.model.name} {name_data(cfg)}"
 
 
-def trace(checkpoint: Path) -> dict[str, str]:
-    """Say where a checkpoint comes from: its file, and the MLflow run that made it."""
-    folder = RunFolder(checkpoint.parent.parent)
-    made_by = folder.read_run_json().get("mlflow_run_id") if folder.checkpoints == checkpoint.parent else None
-    return {"checkpoint": str(checkpoint)} | ({"checkpoint_run": str(made_by)} if made_by else {})
+def find_origin(checkpoint: Path) -> Origin | None:
+    """Find the run that made a checkpoint or an exported model; None where it lies in no run's folder."""
+    maker = find_maker(checkpoint)
+    if maker is None:
+        return None
+    best = maker.read_run_json().get("best_checkpoint")
+    return Origin(maker.path, is_model=best is None or maker.path / best == checkpoint.resolve())

@@ -146,6 +146,7 @@ class Engine:
         if stage != saved.stage.name:
             fresh = compose_config([f"stage={stage}"])
             cfg.stage, cfg.checkpoint = fresh.stage, fresh.checkpoint
+            cfg.tracking.register = None  # what the saved run made was registered
         for name, value in settings.items():
             if name == "stage":
                 continue

@@ -23,6 +23,7 @@ from vpexp.errors import CheckpointError, ConfigError
 log = logging.getLogger(__name__)
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of started and ended in run.json
+CHECKPOINTS = "checkpoints"
 LATEST = "latest"  # what checkpoint= and resume= call the last run
 _held_here: set[Path] = set()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
@@ -42,7 +43,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """``epoch_NNN.ckpt`` (best) and ``last.ckpt``."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def last_checkpoint(self) -> Path:
@@ -179,6 +180,13 @@ def mark_latest(output_dir: Path, stage: str, folder: RunFolder) -> None:
     draft.unlink(missing_ok=True)
     draft.symlink_to(os.path.relpath(folder.path, latest))
     draft.replace(latest / stage)
+
+
+def find_maker(file: Path) -> RunFolder | None:
+    """Find the run whose folder a checkpoint or a file of an exported model lies in; None where it is no run's folder."""
+    folder = file.parent.parent if file.parent.name == CHECKPOINTS else file.parent
+    maker = RunFolder(folder.resolve())
+    return maker if maker.run_json.is_file() else None
 
 
 def find_latest(output_dir: Path, stage: str) -> RunFolder | None:

@@ -1,13 +1,18 @@
 """The examples of clients in the documentation, run as they stand."""
 
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import RunDebug
 from tests.references.exports import draw_vineyard, export
+from tests.references.servers import BIN, choose_port, start_mlflow
 from vpexp.inference.load import load_predictor
 from vpexp.models.load import load_model
 
@@ -15,8 +20,8 @@ DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 BOXES_N4 = np.array([[30, 40, 120, 160], [200, 80, 250, 130]], np.float32)  # those of the examples
 
 
-def find_example(first_word: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
+def find_example(first_word: str, language: str = "python") -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if first_word in block]
     return block
 
@@ -61,3 +66,28 @@ def test_model_api_example__gives_the_masks_of_the_torch_model(tmp_path, photo_H
     masks = np.concatenate(names["result"].hard_predictions)
     overlap = (masks & expected.masks).sum(axis=(1, 2)) / (masks | expected.masks).sum(axis=(1, 2))
     assert overlap.min() >= 0.995
+
+
+def test_mlflow_example__gives_the_masks_of_the_exported_model(tmp_path, monkeypatch, photo_HW3, run_debug: RunDebug):
+    run_debug(tmp_path / "outputs", "stage.test=false")
+    Image.fromarray(photo_HW3).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(DEPLOYMENT.parents[1]))
+    export_line, store_line, serve_line = find_example("mlflow models serve", "bash").splitlines()
+    asking = find_example("curl", "bash")
+    subprocess.run(shlex.split(export_line), check=True, capture_output=True, timeout=300)
+    assert store_line == "export MLFLOW_TRACKING_URI=sqlite:///outputs/mlflow.db"
+    command, _, port_option = serve_line.rpartition(" --port ")
+    port = choose_port()
+
+    store = f"sqlite:///{tmp_path}/outputs/mlflow.db"  # the server is started in another folder
+    with start_mlflow(shlex.split(command)[1:], store, port, "/ping"):
+        subprocess.run(["bash", "-c", asking.replace(f":{port_option}/", f":{port}/")], check=True, timeout=120)
+    names: dict = {}
+    exec(find_example("coco_mask"), names)
+
+    predictor = load_predictor("outputs/.latest/export")
+    expected = predictor.decode(predictor.embed(np.asarray(Image.open("photo.jpg"))), boxes=BOXES_N4)
+    np.testing.assert_array_equal(np.stack(names["inside"]), expected.masks)
+    np.testing.assert_allclose(names["answer"]["iou"], expected.iou, atol=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.runfolder import RunFolder, create_run_folder, find_latest, mark_latest, write_json
+from vpexp.runfolder import RunFolder, create_run_folder, find_latest, find_maker, mark_latest, write_json
 
 
 def test_create_run_folder__is_named_after_stage_and_time(tmp_path):
@@ -102,3 +102,21 @@ def test_write_json__nan_becomes_null_at_any_depth(tmp_path):
         "c": {"d": [None, "x"]},
         "e": 2,
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/epoch_003.ckpt", "exported_model_decoder.xml", "optimized_model_decoder.onnx"]
+)
+def test_find_maker__is_the_run_in_whose_folder_a_file_lies(tmp_path, name):
+    maker = create_run_folder(tmp_path, "train", tmp_path / "sweep" / "3")
+    maker.update_run_json(stage="train")
+    mark_latest(tmp_path, "train", maker)
+
+    assert find_maker(maker.path / name) == maker
+    assert find_maker(tmp_path / ".latest" / "train" / name) == maker
+
+
+def test_find_maker__a_file_elsewhere_has_none(tmp_path):
+    RunFolder(tmp_path).update_run_json(stage="train")
+
+    assert find_maker(tmp_path / "copies" / "epoch_003.ckpt") is None

@@ -238,6 +238,9 @@ class TrackingConfig:
     """MLflow's run name; null lets vpexp name it after stage, model and data."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of your own."""
+    register: str | None = None
+    """Export, ptq, pipeline: the name in MLflow's model registry whose next version the exported model becomes, ready for
+    ``mlflow models serve``; null registers nothing."""
 
 
 @dataclass

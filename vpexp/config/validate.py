@@ -1,5 +1,6 @@
 """Values that have the right type and yet make no sense."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
@@ -14,6 +15,8 @@ from vpexp.errors import ConfigError
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 QUANTIZED_PARTS = ("image_encoder", "decoder")
+REGISTERING = ("export", "ptq", "pipeline")
+REGISTERED_NAME = re.compile(r"\w[\w.-]*")  # what needs no quoting in models:/<name>/<version>
 FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "synthetic")
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
@@ -129,6 +132,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_pipeline(flat)
     yield from _check_ptq(values["ptq"]["parts"])
     yield from _check_predict(flat)
+    yield from _check_register(flat)
     if flat["stage.name"] == "sync" and not flat["run"]:
         yield "run is not given: write run=... (the folder of a run, a pipeline or a sweep)"
 
@@ -205,6 +209,23 @@ def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
         yield "source is not given: write source=... (an image, a folder, or a pattern)"
     if not flat["prompts"]:
         yield "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)"
+
+
+def _check_register(flat: dict[str, Any]) -> Iterator[str]:
+    name = flat["tracking.register"]
+    if name is None:
+        return
+    if not REGISTERED_NAME.fullmatch(name):
+        yield f"tracking.register={name}: a name is made of letters, digits, _, - and ."
+    elif not flat["tracking.enabled"]:
+        yield f"tracking.register={name}: the registry is MLflow's, and tracking is off: leave out tracking=none"
+    elif flat["stage.name"] not in REGISTERING:
+        yield (
+            f"tracking.register={name}: stage={flat['stage.name']} makes no model that can be served; "
+            f"{', '.join(REGISTERING)} do"
+        )
+    elif flat["stage.name"] == "export" and flat["export.format"] == "sam":
+        yield f"tracking.register={name}: export.format=sam is weights alone; openvino and onnx can be served"
 
 
 def _check_ptq(parts: list[str]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from vpexp.data.masks import decode_rle
 from vpexp.data.types import AnnotatedImage, Rle
@@ -99,6 +98,8 @@ def find_deepest_point(rle: Rle, box_4: NDArray[np.float32]) -> NDArray[np.float
 
     Always inside the mask, holes and concave shapes included; float32 [2], x y. The first pixel in row order wins ties.
     """
+    from scipy import ndimage  # not needed where an exported model is served
+
     left, top, right, bottom = box_4.astype(int)
     padded_HW = np.pad(decode_rle(rle)[top:bottom, left:right], 1)
     depth_HW = ndimage.distance_transform_edt(padded_HW)

@@ -77,6 +77,22 @@ def read_prompt_file(path: Path) -> dict[str, ImagePrompts]:
         raise DataError(f"{path}: {error}") from error
 
 
+def parse_prompts(name: str, entry: Mapping[str, Any]) -> ImagePrompts:
+    """Parse the prompts of one image, as JSON holds them.
+
+    Args:
+        name: of the image, for errors.
+        entry: boxes, points, point_labels and labels.
+
+    Raises:
+        DataError: the entry is malformed.
+    """
+    try:
+        return _parse_image(name, entry)
+    except _MalformedError as error:
+        raise DataError(str(error)) from error
+
+
 def fit_prompts(image_prompts: ImagePrompts, *, height: int, width: int, origin: str) -> ImagePrompts:
     """Check prompts against the size of their image, and cut boxes at its edges.
 

@@ -58,7 +58,7 @@ def segment(predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts, *
     """
     masks: list[FoundMask] = []
     empty = weak = 0
-    for start, prediction in _decode_in_chunks(predictor, embedding, prompts):
+    for start, prediction in decode_in_chunks(predictor, embedding, prompts):
         for offset, (rle, score) in enumerate(zip(prediction.encode_masks(), prediction.iou.tolist(), strict=True)):
             if not max(score, 0.0) >= min_score:
                 weak += 1
@@ -69,9 +69,10 @@ def segment(predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts, *
     return Segmentation(masks, empty, weak)
 
 
-def _decode_in_chunks(
+def decode_in_chunks(
     predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts
 ) -> Iterator[tuple[int, Prediction]]:
+    """Decode prompts in chunks whose masks fit into memory; with each, the place of its first prompt."""
     height, width = embedding.original_hw
     chunk = min(CHUNK_PROMPTS, max(1, CHUNK_PIXELS // (height * width)))
     for start in range(0, len(prompts), chunk):

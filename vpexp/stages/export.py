@@ -14,6 +14,7 @@ from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.registry import log_exported, log_weights, read_trained_scores, register_exported
 from vpexp.stages.trial_image import find_trial_image
 from vpexp.stages.weights import load_configured_model
 
@@ -44,8 +45,8 @@ def run(context: RunContext) -> StageResult:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     say(f"{NAMES[model.format]}, {model.size_mb:.1f} MB: {model.folder}")
-    for file in model.files:
-        context.tracker.log_artifact(file, "model")
+    log_exported(context, model)
+    register_exported(context, model, read_trained_scores(cfg.checkpoint))
     metrics = {
         "export/size_mb": model.size_mb,
         "export/flipped_per_10000": parity.flipped * 1e4,
@@ -60,7 +61,7 @@ def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
     final = context.folder.path / path.name
     path.replace(final)
     say(f"weights in the official layout: {final}")
-    context.tracker.log_artifact(final, "model")
+    log_weights(context, final)
     return StageResult({"export/size_mb": final.stat().st_size / 1e6}, {"weights": final}, context.folder.path)
 
 

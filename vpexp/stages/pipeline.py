@@ -20,6 +20,7 @@ from vpexp.reporting.report import Report, StepRecord, gather_report, write_repo
 from vpexp.runfolder import RunFolder
 from vpexp.stages.assessment import BLIND_DROP
 from vpexp.stages.context import RunContext, StageResult, name_data
+from vpexp.stages.registry import SCORES, register_exported
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ STEPS = (
     Step("test_int8", "test", source="ptq", column="int8"),
 )
 ONNX_STEPS = ("export_onnx", "test_onnx")
+DEPLOYED = "ptq"
 EXPORTED = {"export": "ir", "export_onnx": "onnx"}
 
 
@@ -80,6 +82,7 @@ def run(context: RunContext) -> StageResult:
     report = _report(context)
     assert report is not None, "the tests have finished"
     _tell(context, report)
+    _register(context, report)
     files = {path.name: path for path in context.folder.path.glob("report*")}
     return StageResult(report.metrics, files, context.folder.path)
 
@@ -124,6 +127,7 @@ def _build_config(context: RunContext, step: Step) -> DictConfig:
     cfg.export.format = "onnx" if step.name in ONNX_STEPS else "openvino"
     cfg.checkpoint = str(_find_model(context, step.source)) if step.source else pipeline.checkpoint
     cfg.resume = None
+    cfg.tracking.register = None  # at the end, when the tests have said how good it is
     if pipeline.resume and step.stage == "train" and folder.last_checkpoint.is_file():
         cfg.checkpoint, cfg.resume = None, str(folder.path)
     return cfg
@@ -163,6 +167,13 @@ def _report(context: RunContext) -> Report | None:
         for path in write_report(report, context.folder.path).values():
             context.tracker.log_artifact(path)
     return report
+
+
+def _register(context: RunContext, report: Report) -> None:
+    """Register what the pipeline is for, the model in INT8, if a name is given for it."""
+    maker = _get_folder(context, DEPLOYED)
+    scores = {name: value for name, value in report.metrics.items() if name.rpartition("/")[2] in SCORES}
+    register_exported(context, find_exported(maker.path), scores, maker)
 
 
 def _report_unfinished(context: RunContext) -> None:

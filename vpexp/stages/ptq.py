@@ -19,6 +19,7 @@ from vpexp.inference.load import open_exported
 from vpexp.stages.assessment import assess, tell_unreadable
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.registry import log_exported, read_trained_scores, register_exported
 
 FEW_IMAGES, ENOUGH_IMAGES = 10, 32
 WORDS = {INT8: "INT8", WEIGHTS: "INT8, weights only", KEEP: "as it was exported"}
@@ -41,9 +42,10 @@ def run(context: RunContext) -> StageResult:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     costs = _tell_gain(context, source, metadata, model, calibration)
-    for file in model.files:
-        context.tracker.log_artifact(file, "model")
     metrics = _list_metrics(made, *costs) | {"ptq/seconds": time.perf_counter() - started}
+    log_exported(context, model)
+    scores = {name: value for name, value in metrics.items() if name.endswith("f1-score")}
+    register_exported(context, model, read_trained_scores(cfg.checkpoint) | scores)
     details = _describe(made, calibration)
     context.folder.update_run_json(quantization=details)
     artifacts = {ENCODER: model.encoder, DECODER: model.decoder}

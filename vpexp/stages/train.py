@@ -30,6 +30,7 @@ from vpexp.stages.assessment import (
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
 from vpexp.stages.embeddings import prepare_embeddings
+from vpexp.stages.registry import log_checkpoint
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
     build_callbacks,
@@ -207,6 +208,6 @@ def _conclude(
         metrics |= {f"before/{split}/{name}": value for name, value in before.get(split, {}).items()}
         save_overlays(context, result, split)
     record_unreadable(context, details)
-    context.tracker.log_artifact(best, "checkpoints")
+    log_checkpoint(context, best)
     artifacts = {"best_checkpoint": best, "last_checkpoint": context.folder.last_checkpoint}
     return StageResult(metrics, artifacts, context.folder.path, details)

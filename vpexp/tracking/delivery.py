@@ -2,19 +2,27 @@
 
 import hashlib
 import json
+import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vpexp.errors import CheckpointError, VpexpError
+from vpexp.runfolder import RunFolder
 from vpexp.tracking.abandoned import close_abandoned_runs
-from vpexp.tracking.journal import Entry, Journal, read_state
+from vpexp.tracking.journal import Entry, Journal, State, open_journal, read_state
+from vpexp.tracking.models import log_made_model, log_taken_model, register_version
 from vpexp.tracking.names import clean_name, clean_params, clean_tags
 from vpexp.tracking.store import connect, find_experiment
+
+log = logging.getLogger(__name__)
 
 PARAMS_A_CALL = 100  # MLflow's limits
 METRICS_A_CALL = 1000
 PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows runs below one another
+ORIGIN_TAG = "checkpoint_run"
 TRIES = {
     "INVALID_PARAMETER_VALUE": 1,
     "RESOURCE_DOES_NOT_EXIST": 1,
@@ -45,6 +53,9 @@ class Courier:
             "tags": self._set_tags,
             "artifact": self._log_artifact,
             "dataset": self._log_dataset,
+            "origin": self._log_origin,
+            "model": self._log_model,
+            "register": self._register,
             "close": self._close,
         }
 
@@ -129,11 +140,75 @@ class Courier:
         entity = DatasetInput(dataset, [InputTag("mlflow.data.context", entry.content["context"])])
         self.client.log_inputs(self.journal.state.run_id, datasets=[entity])
 
+    def _log_origin(self, entry: Entry) -> None:
+        folder, state = Path(entry.content["folder"]), self.journal.state
+        origin = self._read_run(folder)
+        run_id = origin.run_id if origin else RunFolder(folder).read_run_json().get("mlflow_run_id")
+        if run_id:
+            self.client.set_tag(state.run_id, ORIGIN_TAG, run_id)
+        if origin and origin.model_id and entry.content["is_model"]:
+            log_taken_model(self.client, state, origin.model_id)
+
+    def _log_model(self, entry: Entry) -> None:
+        state = self.journal.state
+        state.model_id = log_made_model(self.client, state, entry.content)
+        self.journal.save()
+
+    def _register(self, entry: Entry) -> None:
+        maker = self._read_run(Path(entry.content["maker"]))
+        register_version(self.client, maker if maker and maker.run_id else self.journal.state, entry.content)
+
+    def _read_run(self, folder: Path) -> State | None:
+        """Read where another run stands in the same store; what it could not deliver itself is delivered first."""
+        if folder == self.journal.folder:
+            return self.journal.state
+        state, other = read_state(folder), RunFolder(folder)
+        if state is None or state.uri != self.journal.state.uri:
+            return None
+        if other.is_held() or not os.access(folder, os.W_OK):  # of a run that goes on, or of somebody else
+            return state
+        try:
+            with other.hold():
+                journal = open_journal(folder)
+                assert journal is not None
+                deliver_waiting(journal)
+                return journal.state
+        except (ParentNotOpenError, CheckpointError) as error:  # of a pipeline that is not in the store; taken just now
+            log.warning("tracking: %s: %s", folder, error)
+            return read_state(folder)
+
     def _close(self, entry: Entry) -> None:
         self.client.set_terminated(self.journal.state.run_id, entry.content["status"], end_time=entry.time)
 
 
+def deliver_waiting(journal: Journal) -> tuple[int, tuple[str, ...]]:
+    """Deliver all that waits in the journal of a run that has ended, and write MLflow's id into the run's own record.
+
+    Returns:
+        How many entries arrived, and which the store refused for good.
+
+    Raises:
+        Exception: the store cannot be used; what has arrived stays noted.
+    """
+    courier, delivered, refused = Courier(journal), 0, []
+    while (entry := journal.get_first()) is not None:
+        try:
+            courier.deliver(entry)
+            delivered += 1
+        except Exception as error:  # which are final is for the store's answer to say
+            if get_patience(error) > 1:
+                raise
+            refused.append(f"{entry.kind}: {error}")
+        journal.mark_delivered()
+    folder = RunFolder(journal.folder)
+    if folder.run_json.is_file() and journal.state.run_id:
+        folder.update_run_json(mlflow_run_id=journal.state.run_id)
+    return delivered, tuple(refused)
+
+
 def get_patience(error: Exception) -> float:
     """Say how often a delivery is tried that failed so: once, where the store understood and refused."""
+    if isinstance(error, VpexpError):  # of a run's own files, which will be no better the next time
+        return 1
     code = getattr(error, "error_code", None)
     return TRIES.get(str(code), math.inf)

@@ -25,7 +25,7 @@ class Entry:
     """One thing to tell.
 
     Attributes:
-        kind: create, reopen, params, metrics, tags, artifact, dataset, lineage or close.
+        kind: create, reopen, params, metrics, tags, artifact, dataset, origin, model, register or close.
         time: when it was said, milliseconds since 1970.
         content: depends on the kind; what JSON can hold.
     """
@@ -44,12 +44,14 @@ class State:
         run_id: MLflow's id of the run; None until the store has opened it.
         delivered: entries that have arrived.
         experiment_id: MLflow's id of the experiment.
+        model_id: MLflow's id of the model that the run made, for the runs that take it up.
     """
 
     uri: str
     run_id: str | None = None
     delivered: int = 0
     experiment_id: str | None = None
+    model_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +108,7 @@ class Journal:
                     "run_id": state.run_id,
                     "delivered": state.delivered,
                     "experiment_id": state.experiment_id,
+                    "model_id": state.model_id,
                 },
             )
         except OSError as error:
@@ -123,12 +126,16 @@ def open_journal(folder: Path, uri: str | None = None) -> Journal | None:
         The journal; None where there is none and ``uri`` is None.
     """
     state = read_state(folder)
-    if uri is not None and (state is None or state.uri != uri):
-        state = State(uri)
+    is_new = uri is not None and (state is None or state.uri != uri)
+    if is_new:
+        state = State(str(uri))
     if state is None:
         return None
     _end_last_line(folder / ENTRIES)
-    return Journal(folder, state, _read_entries(folder / ENTRIES)[state.delivered :])
+    journal = Journal(folder, state, _read_entries(folder / ENTRIES)[state.delivered :])
+    if is_new:
+        journal.save()  # by which it is found later, whether or not the store ever answers this process
+    return journal
 
 
 def read_state(folder: Path) -> State | None:
@@ -141,6 +148,18 @@ def read_state(folder: Path) -> State | None:
     except (ValueError, TypeError) as error:
         log.warning("tracking: %s is not readable: %s", path, error)
         return None
+
+
+def read_begin(folder: Path) -> int:
+    """Read when a run began to tell, milliseconds since 1970; 0 where it has told nothing."""
+    path = folder / ENTRIES
+    if not path.is_file():
+        return 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            return int(json.loads(file.readline())["time"])
+        except (ValueError, KeyError, TypeError):  # half a line
+            return 0
 
 
 def _read_entries(path: Path) -> list[Entry]:

@@ -20,6 +20,19 @@ CLOSE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the checkpoint of a run comes from.
+
+    Attributes:
+        folder: of the run that made it.
+        is_model: whether it is the model that this run was for; an epoch that was not the best is not.
+    """
+
+    folder: Path
+    is_model: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class RunDescription:
     """What a run is in MLflow before it starts.
 
@@ -31,6 +44,7 @@ class RunDescription:
         params: of the run.
         artifact_folder: where the experiment's files go, if the store is a local database.
         parent: folder of the run that this one belongs to.
+        origin: the checkpoint that it takes up.
     """
 
     uri: str
@@ -40,6 +54,7 @@ class RunDescription:
     params: dict[str, Any]
     artifact_folder: Path
     parent: Path | None = None
+    origin: Origin | None = None
 
 
 class MlflowRun:
@@ -87,6 +102,35 @@ class MlflowRun:
         """Log a split of a data set as an input of the run; its digest is that of the profile."""
         self._tell("dataset", {"name": name, "source": source, "context": context, "profile": dict(profile)})
 
+    def log_origin(self, origin: Origin) -> None:
+        """Log the run that made the checkpoint as a tag, and its model as an input of this run."""
+        self._tell("origin", {"folder": str(origin.folder.absolute()), "is_model": origin.is_model})
+
+    def log_model(self, name: str, kind: str, tags: Mapping[str, Any]) -> None:
+        """Log the model that this run made: one a run, in MLflow an output of it."""
+        self._tell("model", {"name": name, "kind": kind, "tags": {key: str(value) for key, value in tags.items()}})
+
+    def register_model(
+        self, name: str, package: Path, *, maker: Path, tags: Mapping[str, Any], description: str
+    ) -> None:
+        """Register a model as the next version of a name.
+
+        Args:
+            name: in MLflow's registry.
+            package: folder of an MLflow model, which stays where it is until it has been uploaded.
+            maker: folder of the run that made the model; a run has one version under a name.
+            tags: of the version.
+            description: of the version.
+        """
+        content = {
+            "name": name,
+            "package": str(package.absolute()),
+            "maker": str(maker.absolute()),
+            "tags": {key: str(value) for key, value in tags.items()},
+            "description": description,
+        }
+        self._tell("register", content)
+
     def close(self, status: str, error: str | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED, with the error as a tag."""
         if error:
@@ -111,7 +155,8 @@ class MlflowRun:
     def _upload_parts(self, folder: Path) -> None:
         """Deliver what the runs inside this one could not while the store was away."""
         try:
-            for upload in upload_waiting(find_tracked_folders(folder)[1:]):
+            parts = [part for part in find_tracked_folders(folder) if part != folder]
+            for upload in upload_waiting(parts):
                 log.info("tracking: %s: %d records uploaded late", upload.folder, upload.delivered)
         except Exception as error:  # whatever the store does, the run has ended well
             log.warning("tracking: %s", folder, exc_info=error)
@@ -145,5 +190,7 @@ def open_mlflow_run(description: RunDescription, folder: Path) -> MlflowRun:
             },
         )
         run.log_params(description.params)
+        if description.origin:
+            run.log_origin(description.origin)
     run.start()
     return run

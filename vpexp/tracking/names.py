@@ -28,6 +28,11 @@ def clean_name(name: str) -> str:
     return "/".join("_" if part in ("", ".", "..") else part for part in parts)[:NAME_LENGTH].rstrip("/")
 
 
+def clean_model_name(name: str) -> str:
+    """Keep what MLflow allows in the name of a model."""
+    return re.sub(r"[/:.%\"']", "_", name)[:NAME_LENGTH]
+
+
 def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
     """Make tags of MLflow: text, not too long."""
     return {clean_name(name): str(value)[:TAG_LENGTH] for name, value in tags.items()}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.delivery import Courier, get_patience
-from vpexp.tracking.journal import STATE, Journal, open_journal
+from vpexp.tracking.delivery import deliver_waiting
+from vpexp.tracking.journal import STATE, open_journal, read_begin
 from vpexp.tracking.store import normalize_uri
 
 
@@ -28,8 +28,8 @@ class Upload:
 
 
 def find_tracked_folders(folder: Path) -> list[Path]:
-    """Find the runs in a folder and below it, parents first."""
-    return sorted((path.parent for path in folder.rglob(STATE)), key=lambda path: (len(path.parts), path))
+    """Find the runs in a folder and below it, in the order they began: parents first, and what a run took up before it."""
+    return sorted((path.parent for path in folder.rglob(STATE)), key=lambda path: (read_begin(path), len(path.parts)))
 
 
 def upload_waiting(folders: list[Path], uri: str | None = None) -> Iterator[Upload]:
@@ -49,20 +49,5 @@ def upload_waiting(folders: list[Path], uri: str | None = None) -> Iterator[Uplo
         with folder.hold():
             journal = open_journal(path, normalize_uri(uri) if uri else None)
             if journal is not None and journal.count_waiting():
-                yield _deliver(folder, journal)
-
-
-def _deliver(folder: RunFolder, journal: Journal) -> Upload:
-    courier, delivered, refused = Courier(journal), 0, []
-    while (entry := journal.get_first()) is not None:
-        try:
-            courier.deliver(entry)
-            delivered += 1
-        except Exception as error:  # which are final is for the store's answer to say
-            if get_patience(error) > 1:
-                raise
-            refused.append(f"{entry.kind}: {error}")
-        journal.mark_delivered()
-    if folder.run_json.is_file() and journal.state.run_id:
-        folder.update_run_json(mlflow_run_id=journal.state.run_id)
-    return Upload(folder.path, journal.state.run_id, delivered, tuple(refused))
+                delivered, refused = deliver_waiting(journal)
+                yield Upload(path, journal.state.run_id, delivered, refused)

@@ -39,7 +39,7 @@ SURFACE = {
     ],
     "predict": ["points_per_side", "min_score", "grid_min_score", "grid_overlap"],
     "sweep": ["metric", "direction", "resume"],
-    "tracking": ["enabled", "uri", "experiment", "run_name", "tags"],
+    "tracking": ["enabled", "uri", "experiment", "run_name", "tags", "register"],
     "paths": ["output_dir", "cache_dir"],
     "seed": [],
     "checkpoint": [],

@@ -54,6 +54,14 @@ from vpexp.errors import ConfigError
         (["+data.bacth_size=1"], "unknown key 'data.bacth_size'; did you mean 'data.batch_size'?"),
         (["+data.synthetic.scen=shapes"], "unknown key 'data.synthetic.scen'; did you mean 'data.synthetic.scene'?"),
         (["+mine=1"], "unknown key 'mine'"),
+        (["stage=export", "tracking.register=my/model"], "tracking.register=my/model: a name is made of letters"),
+        (["stage=export", "tracking.register="], "tracking.register=: a name is made of letters"),
+        (["stage=export", "tracking=none", "tracking.register=a"], "tracking is off: leave out tracking=none"),
+        (
+            ["stage=train", "tracking.register=a"],
+            "stage=train makes no model that can be served; export, ptq, pipeline do",
+        ),
+        (["stage=export", "export.format=sam", "tracking.register=a"], "export.format=sam is weights alone"),
         (["data.root=${nope}"], "cannot resolve data.root: Interpolation key 'nope' not found"),
     ],
 )
@@ -84,6 +92,8 @@ def test_validate__names_key_value_and_what_is_wanted(overrides, message):
         ["stage=predict", "source=photos/*.jpg", "prompts=grid", "predict.points_per_side=1"],
         ["data.val_fraction=0.5", "data.limit_images=1", "prompt.max_per_image=1"],
         ["+tracking.tags.owner=me"],
+        ["stage=export", "export.format=onnx", "tracking.register=my-model.2"],
+        ["stage=pipeline", "tracking.register=7"],
     ],
 )
 def test_validate__lets_sensible_things_pass(overrides):
