@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vpexp.config import compose_config
-from vpexp.errors import ConfigError, DataError
+from vpexp.errors import DataError
 from vpexp.run import run
 from vpexp.tracking.metrics_csv import read_metrics
 
@@ -135,7 +135,7 @@ def test_sigterm__ends_all_processes_and_the_resumed_run_is_that_of_one_process_
     tmp_path, build_overrides
 ):
     process = start(build_overrides(*TWO, "trainer.max_epochs=30"))
-    folder = wait_for_epochs(process, tmp_path / "out", 2)
+    folder = wait_for_epochs(process, tmp_path / "out", 1)
     assert len(find_followers(folder)) == 1
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -143,9 +143,9 @@ def test_sigterm__ends_all_processes_and_the_resumed_run_is_that_of_one_process_
     assert find_followers(folder) == []
     assert read_record(folder)["status"] == "KILLED"
     done = len(read_metrics(folder / "metrics.csv")) - 1
-    assert 2 <= done < 30
+    assert 1 <= done < 30
     assert "resume=" in output
-    goal = f"trainer.max_epochs={done + 2}"
+    goal = f"trainer.max_epochs={done + 1}"
     assert train(build_overrides(f"resume='{folder}'", goal)) == folder
     expected = train([*build_overrides(*ONE, goal), f"paths.output_dir='{tmp_path}/one'", "tracking=none"])
     assert_same_training(expected, folder)
@@ -157,7 +157,7 @@ def test_follower_lost__run_fails_within_seconds_and_says_which(tmp_path, build_
     folder = wait_for_epochs(process, tmp_path / "out", 1)
     follower = find_followers(folder)[0]
     os.kill(follower, signal.SIGKILL)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=30)
     assert process.returncode == 2
     (line,) = [line for line in output.splitlines() if line.startswith("vpexp: ")]
     assert line.startswith("vpexp: process 2 of the 2 that train was killed by SIGKILL; its log: ")
@@ -174,7 +174,7 @@ def test_rank_0_lost__followers_end_too(tmp_path, build_overrides):
     folder = wait_for_epochs(process, tmp_path / "out", 1)
     assert find_followers(folder)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=30)
     wait_until_alone(folder)
 
 
@@ -205,8 +205,3 @@ def test_error_of_a_follower__is_the_error_of_the_run(tmp_path, monkeypatch, bui
 def test_more_processes_than_val_images__is_one_line(build_overrides):
     with pytest.raises(DataError, match=r"^the val split has 3 images with objects, fewer than the 4 processes"):
         train(build_overrides("trainer.devices=4", "tracking=none"))
-
-
-def test_other_strategies__are_refused_for_several_devices(build_overrides):
-    with pytest.raises(ConfigError, match=r"^trainer\.strategy=ddp_spawn: .* set trainer\.strategy=ddp"):
-        train(build_overrides(*TWO, "trainer.strategy=ddp_spawn", "tracking=none"))

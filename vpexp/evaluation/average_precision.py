@@ -105,7 +105,8 @@ class MaskAveragePrecision(Metric):
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         """Gather the records of all processes: they are Python objects, which torchmetrics does not gather itself.
 
-        Predictions of one score rank in the order of their images, so that order is made again: the processes had taken turns.
+        Predictions of one score rank in the order of their images, so that order is made again: the processes had taken
+        turns.
         """
         del dist_sync_fn
         gathered: list[list[dict[str, Any]] | None] = [None] * distributed.get_world_size(process_group)

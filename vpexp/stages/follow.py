@@ -1,7 +1,7 @@
 """A follower: a process that trains beside rank 0 and keeps no record. Rank 0 starts it, nobody else.
 
-``python -m vpexp.stages.follow <rank> <process of rank 0> <run folder>``, with its assignment on standard input; what it prints is its
-log, ``rank_<rank>.log`` in the run folder.
+``python -m vpexp.stages.follow <rank> <process of rank 0> <run folder>``, with its assignment on standard input; what it
+prints is its log, ``rank_<rank>.log`` in the run folder.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Lightning's DDP for processes that vpexp starts itself.
 
-Lightning would start the other processes by running this one's command line again: each would open a run of its own, and the
-jobs of a notebook or of a script without a guard would begin anew.
+Lightning would start the other processes by running this one's command line again: each would open a run of its own, and
+what a script without a guard does would begin anew.
 """
 
 from types import FrameType
@@ -48,7 +48,7 @@ class FollowedDDPStrategy(DDPStrategy):
         """Start nothing."""
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for the others; not while this process ends early: then they are gone, or know nothing of it."""
+        """Wait for the others; not while this one ends early: then they are gone, or know nothing of it."""
         module = self.lightning_module
         if module is None or module._trainer is None or not module.trainer.interrupted:  # noqa: SLF001 (raises if unset)
             super().barrier(*args, **kwargs)

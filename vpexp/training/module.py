@@ -212,9 +212,9 @@ class SamFineTuner(pl.LightningModule):
     def _share(self, terms: LossTerms, prompts: int, image_ids: list[str]) -> Tensor:
         """Note the losses of the whole step, and return this process's part in it.
 
-        The loss is a mean over prompts. Where several processes share a step, each has the prompts of its own images, more or fewer,
-        and DDP takes the mean of their gradients: so each loss is weighted by the process's share of all prompts, and
-        the step is that of one process with all the images.
+        The loss is a mean over prompts. Where several processes share a step, each has the prompts of its own images,
+        more or fewer, and DDP takes the mean of their gradients: so each loss is weighted by the process's share of all
+        prompts, and the step is that of one process with all the images.
 
         Args:
             terms: means over this process's prompts.

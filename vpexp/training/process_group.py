@@ -1,4 +1,4 @@
-"""The processes of a training on several devices, one rank each: they are joined while they train, not before or after."""
+"""The processes of a training on several devices, one rank each: joined while they train, not before or after."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,8 @@ def connect_store(port: int, world_size: int) -> TCPStore:
 def join(store: Store, device: torch.device, *, rank: int, world_size: int) -> Iterator[None]:
     """Join the process group for as long as the training lasts.
 
-    What comes after, the final assessment, belongs to rank 0 alone: samplers and metrics must not wait for the others then.
+    What comes after, the final assessment, belongs to rank 0 alone: samplers and metrics must not wait for the others
+    then.
     """
     on_gpu = device.type == "cuda"
     distributed.init_process_group(

@@ -59,7 +59,7 @@ def train_alone(tmp_path, build_parts):
 
 @pytest.fixture
 def four_images(tmp_path):
-    """Four images to learn from, so that no process sees one twice, with more and fewer objects; three for validation."""
+    """Four images to learn from, with more and fewer objects, so that no process sees one twice; three to validate."""
     splits = {}
     for name, counts in (("train", (1, 2, 3, 5)), ("val", (3, 1, 2))):
         images = tuple(draw_image(tmp_path / f"{name}{i}.png", seed=i, count=count) for i, count in enumerate(counts))
