@@ -45,3 +45,7 @@ class TrackingError(VpexpError):
 
 class StepError(VpexpError):
     """A step of a pipeline that failed."""
+
+
+class ProcessError(VpexpError):
+    """A process of a training on several devices that was lost."""

@@ -13,7 +13,7 @@ from vpexp.models.sam import Sam
 from vpexp.runfolder import create_run_folder
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.data import load_configured_dataset
-from vpexp.stages.train import build_loop
+from vpexp.stages.training_loop import build_loop
 from vpexp.tracking.mlflow_run import MlflowRun
 
 

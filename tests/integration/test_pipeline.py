@@ -194,7 +194,7 @@ def test_pipeline__stopped_training_goes_on_where_it_was(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vpexp.stages.train.append_metrics", stop_in_epoch_2)
+        patch.setattr("vpexp.stages.training_loop.append_metrics", stop_in_epoch_2)
         capsys.readouterr()
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(tmp_path / "stopped", *asked)

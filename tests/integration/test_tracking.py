@@ -271,7 +271,7 @@ def test_run__server_that_dies_in_mid_run_costs_one_line(
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait(timeout=10)
 
-        monkeypatch.setattr("vpexp.stages.train.append_metrics", kill_server_in_epoch_2)
+        monkeypatch.setattr("vpexp.stages.training_loop.append_metrics", kill_server_in_epoch_2)
         result = run_debug(tmp_path, f"tracking.uri=http://127.0.0.1:{port}", "trainer.max_epochs=4")
     finally:
         if server.poll() is None:

@@ -137,9 +137,9 @@ class TrainerConfig:
     accelerator: str = "auto"
     """auto, cpu, gpu, mps or whatever else PyTorch Lightning knows."""
     devices: int | str = 1
-    """How many devices, or which: 2, auto, "0,1"."""
+    """How many devices, or which: 2, auto, "0,1". Each takes data.batch_size images a step, in a process of its own."""
     strategy: str = "auto"
-    """auto, ddp or another strategy of PyTorch Lightning."""
+    """auto (ddp where there are several devices), ddp, or for one device another strategy of PyTorch Lightning."""
     precision: str = "32-true"
     """32-true, 16-mixed, bf16-mixed, ..."""
     gradient_clip_val: float | None = None

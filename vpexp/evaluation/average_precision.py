@@ -53,6 +53,7 @@ class MaskAveragePrecision(Metric):
         scores_N: NDArray[np.float32],
         annotated: Sequence[Rle],
         labels_N: NDArray[np.int64],
+        place: int | None = None,
     ) -> None:
         """Add one image: a prediction for each of its annotated objects.
 
@@ -61,9 +62,11 @@ class MaskAveragePrecision(Metric):
             scores_N: predicted IoU; NaN, from a model that diverged, ranks last.
             annotated: the objects' masks as RLE.
             labels_N: class of each object, and so of its prediction.
+            place: of the image among those that this process sees, damaged ones counted; None: the next.
         """
         self.records.append(
             {
+                "place": len(self.records) if place is None else place,
                 "predicted": list(predicted),
                 "scores": np.nan_to_num(scores_N, nan=LOWEST_SCORE).tolist(),
                 "annotated": list(annotated),
@@ -100,11 +103,16 @@ class MaskAveragePrecision(Metric):
         return result
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
-        """Gather the records of all processes: they are Python objects, which torchmetrics does not gather itself."""
+        """Gather the records of all processes: they are Python objects, which torchmetrics does not gather itself.
+
+        Predictions of one score rank in the order of their images, so that order is made again: the processes had taken
+        turns.
+        """
         del dist_sync_fn
         gathered: list[list[dict[str, Any]] | None] = [None] * distributed.get_world_size(process_group)
         distributed.all_gather_object(gathered, self.records, group=process_group)
-        self.records = [record for part in gathered if part for record in part]
+        records = [record for part in gathered if part for record in part]
+        self.records = sorted(records, key=lambda record: record["place"])  # stable: of one place, by rank
 
     def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
         """Move to a device what is a tensor: records are not."""

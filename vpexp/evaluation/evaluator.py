@@ -143,7 +143,8 @@ class Evaluator:
         predicted, scores_N, decoder_seconds = self._measure(predictor, embedding, sample, self.totals.model)
         self.totals.decoder_seconds.append(decoder_seconds)
         annotations = sample.annotations
-        self.average_precision.update(predicted, scores_N, annotations.masks, annotations.labels_N)
+        place = self.totals.images + len(self.totals.unreadable)
+        self.average_precision.update(predicted, scores_N, annotations.masks, annotations.labels_N, place)
         if self.totals.images in self.keep:
             self.kept.append(KeptPrediction(sample, predicted, scores_N))
         self.totals.images += 1

@@ -1,9 +1,8 @@
 """Pixel metrics: dice, F1, IoU over all object masks at original size, counted without expanding a mask."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from vpexp.data.masks import compute_area, compute_overlap
 from vpexp.data.types import Rle
@@ -47,5 +46,9 @@ class PixelCounts:
             "dice": dice,
             "f1-score": dice,
             "iou": self.overlap / union if union else float("nan"),
-            "mean_iou": float(np.mean(self.object_ious)) if self.object_ious else float("nan"),
+            "mean_iou": self._average_ious(),
         }
+
+    def _average_ious(self) -> float:
+        """Sum exactly: the mean must not depend on the order in which processes saw the objects."""
+        return math.fsum(self.object_ious) / len(self.object_ious) if self.object_ious else float("nan")

@@ -47,6 +47,12 @@ class EncoderUse:
         """What data sets read instead of pixels."""
         return self.cache.stored if self.cache else None
 
+    def add(self, images: int, encoded: int) -> None:
+        """Add what another process of the training counted: encoder passes, and those for want of a stored embedding."""
+        self.passes.images += images
+        if self.cache:
+            self.cache.encoded += encoded
+
     def record(self, context: RunContext) -> None:
         """Write the number of images encoded so far, this run's own passes and those of training steps, down."""
         passes = self.before + self.passes.images

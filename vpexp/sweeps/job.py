@@ -19,6 +19,7 @@ from vpexp.environment import quiet_libraries
 from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.naming import name_job, read_values
+from vpexp.sweeps.plan import refuse_many_devices
 from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_config
 from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_process
 
@@ -123,6 +124,7 @@ def _run_stage(sweep: SweepFolder, cfg: DictConfig, overrides: list[str], folder
     ):
         cfg.resume, cfg.checkpoint = str(folder.path), None
     try:
+        refuse_many_devices(cfg)  # the plan has looked at the first job
         run(cfg, overrides, folder.path, parent)
     except Exception as error:
         if folder.read_run_json().get("status") == STARTING:

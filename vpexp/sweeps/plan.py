@@ -78,7 +78,7 @@ def plan_sweep(command_line: CommandLine, folder: Path | None = None) -> SweepPl
     place = folder or Path(str(OmegaConf.select(cfg, "hydra.sweep.dir"))).expanduser().absolute()
     OmegaConf.set_struct(cfg, value=False)
     del cfg["hydra"]
-    _refuse_many_devices(cfg)
+    refuse_many_devices(cfg)
     return SweepPlan(
         overrides=tuple(command_line.overrides),
         flags=tuple(command_line.flags),
@@ -146,10 +146,15 @@ def _count_workers(launcher: DictConfig, jobs: int) -> int | None:
     return None
 
 
-def _refuse_many_devices(cfg: DictConfig) -> None:
-    """Lightning starts the other processes of a training with this process's command line: the whole sweep."""
+def refuse_many_devices(cfg: DictConfig) -> None:
+    """A sweep's devices are for its jobs: several at once would start their processes on the same ones.
+
+    Raises:
+        ConfigError: a job would train on several devices.
+    """
     strategy, devices = str(cfg.trainer.strategy), cfg.trainer.devices
-    if strategy.startswith(("ddp", "fsdp", "deepspeed")) or (isinstance(devices, int) and devices > 1):
+    many = devices > 1 if isinstance(devices, int) else len(str(devices).strip("[], ").split(",")) > 1
+    if strategy.startswith(("ddp", "fsdp", "deepspeed")) or many:
         raise ConfigError(
             f"trainer.strategy={strategy} trainer.devices={devices}: a job of a sweep trains on one device; use "
             "hydra/launcher=joblib or ray for several jobs at once, or train on several devices without -m"

@@ -82,7 +82,9 @@ class EpochRecorder(Callback):
         self.record = record
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Collect what was logged in this epoch, training and validation."""
+        """Collect what was logged in this epoch, training and validation; of several processes the first records."""
+        if isinstance(pl_module, SamFineTuner):
+            pl_module.gather_unreadable()
         if not trainer.is_global_zero:
             return
         metrics = {

@@ -20,9 +20,12 @@ from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.training.datamodule import FineTuningData
+from vpexp.training.losses import LossTerms
+from vpexp.training.process_group import average, gather, get_world_size
 from vpexp.training.step_loss import StepLoss
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+LOSS_NAMES = ("train/loss", "train/loss_focal", "train/loss_dice", "train/loss_iou")
 
 
 class SamFineTuner(pl.LightningModule):
@@ -90,25 +93,18 @@ class SamFineTuner(pl.LightningModule):
         self.eval()
 
     def training_step(self, batch: Batch | list[UnreadableImage], batch_idx: int) -> Tensor:
-        """Compute the loss of all prompts of a batch."""
+        """Compute the loss of all prompts of a step."""
         del batch_idx
         if isinstance(batch, list):
             self._note_unreadable(batch)
-            # Every process must take part in the backward pass, also one that has nothing to learn from this time.
-            return sum((p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)) * 0
+            return self._share(self._compute_nothing(), 0, [])
         self._note_unreadable(batch.unreadable)
-        terms = self.step_loss.compute(self.sam, self._get_embeddings(batch), batch, scale=self._get_gradient_scale())
-        if not torch.isfinite(terms.total):
-            raise DivergenceError(
-                f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {', '.join(batch.image_ids)}): "
-                "lower optimizer.lr, set trainer.gradient_clip_val=1, or trainer.precision=32-true"
-            )
-        for name, value in (("loss", terms.total), ("focal", terms.focal), ("dice", terms.dice), ("iou", terms.iou)):
-            key = f"train/{name}" if name == "loss" else f"train/loss_{name}"
-            self.epoch_sums[key] = self.epoch_sums.get(key, 0.0) + float(value.detach())
-        self.epoch_sums["steps"] = self.epoch_sums.get("steps", 0) + 1
-        self.log("train/loss_step", terms.total.detach(), on_step=True, on_epoch=False, batch_size=len(batch.image_ids))
-        return terms.total
+        return self._share(self._compute_terms(batch), len(batch.labels_NP), batch.image_ids)
+
+    def gather_unreadable(self) -> None:
+        """Let every process know which images could not be read anywhere."""
+        for part in gather(self.unreadable):
+            self.unreadable.update(part)
 
     def on_train_epoch_start(self) -> None:
         """Choose the epoch's order of images; start its sums, unless they came with a checkpoint from its middle."""
@@ -204,6 +200,42 @@ class SamFineTuner(pl.LightningModule):
 
     def _note_unreadable(self, images: Sequence[UnreadableImage]) -> None:
         self.unreadable.update({image.image_id: image.reason for image in images})
+
+    def _compute_terms(self, batch: Batch) -> LossTerms:
+        return self.step_loss.compute(self.sam, self._get_embeddings(batch), batch, scale=self._get_gradient_scale())
+
+    def _compute_nothing(self) -> LossTerms:
+        """Every process takes part in the backward pass, also one that has nothing to learn from this time."""
+        zero = sum((p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)) * 0
+        return LossTerms(zero, zero, zero, zero)
+
+    def _share(self, terms: LossTerms, prompts: int, image_ids: list[str]) -> Tensor:
+        """Note the losses of the whole step, and return this process's part in it.
+
+        The loss is a mean over prompts. Where several processes share a step, each has the prompts of its own images,
+        more or fewer, and DDP takes the mean of their gradients: so each loss is weighted by the process's share of all
+        prompts, and the step is that of one process with all the images.
+
+        Args:
+            terms: means over this process's prompts.
+            prompts: their number.
+            image_ids: of this process, for messages.
+        """
+        own_4 = torch.stack([terms.total, terms.focal, terms.dice, terms.iou]).detach()
+        mean_4, all_prompts = average(own_4, prompts)
+        if not all_prompts:
+            return terms.total
+        if not torch.isfinite(mean_4[0]):  # in all processes alike: they have the same mean
+            images = ", ".join(image_id for part in gather(image_ids) for image_id in part)
+            raise DivergenceError(
+                f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {images}): "
+                "lower optimizer.lr, set trainer.gradient_clip_val=1, or trainer.precision=32-true"
+            )
+        for name, value in zip(LOSS_NAMES, mean_4.tolist(), strict=True):
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
+        self.epoch_sums["steps"] = self.epoch_sums.get("steps", 0) + 1
+        self.log("train/loss_step", mean_4[0], on_step=True, on_epoch=False, batch_size=1)
+        return terms.total * (prompts * get_world_size() / all_prompts)
 
     def _get_embeddings(self, batch: Batch) -> Tensor:
         """Get the embeddings [B, C, S/16, S/16] of a step's images: from the cache, or from the encoder."""

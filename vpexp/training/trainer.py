@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -18,11 +18,26 @@ from vpexp.errors import ConfigError
 from vpexp.signals import TERMINATED
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
+from vpexp.training.ddp import LocalSignals, choose_strategy
 from vpexp.training.module import SamFineTuner
 
 
-def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Path) -> pl.Trainer:
+def build_trainer(
+    cfg: DictConfig,
+    callbacks: list[Callback],
+    *,
+    tensorboard: Path,
+    rank: int = 0,
+    find_unused_parameters: bool = False,
+) -> pl.Trainer:
     """Build the Trainer from the section ``trainer``.
+
+    Args:
+        cfg: the section.
+        callbacks: of the loop.
+        tensorboard: folder of TensorBoard's files.
+        rank: of this process, where several devices train; 0 starts the others and alone writes files.
+        find_unused_parameters: whether some of what learns has no part in some steps.
 
     Raises:
         ConfigError: accelerator, devices, precision or strategy cannot be had here.
@@ -33,7 +48,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Pa
         trainer = pl.Trainer(
             accelerator=cfg.accelerator,
             devices=cfg.devices,
-            strategy=cfg.strategy,
+            strategy=choose_strategy(cfg, rank, find_unused_parameters=find_unused_parameters),
             precision=cfg.precision,
             max_epochs=cfg.max_epochs,
             gradient_clip_val=cfg.gradient_clip_val,
@@ -54,10 +69,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], *, tensorboard: Pa
     except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     if trainer.world_size > 1:
-        raise ConfigError(
-            f"trainer.devices={cfg.devices} asks for {trainer.world_size} processes: "
-            "vpexp trains on one device, set trainer.devices=1"
-        )
+        trainer._signal_connector = LocalSignals(trainer)  # noqa: SLF001 (Lightning's own is not to be had otherwise)
     return trainer
 
 
@@ -69,7 +81,7 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
         SystemExit: SIGTERM, code 143.
     """
     try:
-        with _leave_sigterm_to_lightning():
+        with _leave_sigterm_to_lightning() if trainer.is_global_zero else nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
