@@ -74,7 +74,7 @@ def wait_for_server(url: str) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            urllib.request.urlopen(url, timeout=5).close()  # noqa: S310
+            urllib.request.urlopen(url, timeout=5).close()
         except (urllib.error.URLError, OSError):
             assert time.monotonic() < until, f"no answer from {url}"
             time.sleep(0.5)
