@@ -15,8 +15,8 @@ CACHE_DIR_VARIABLE = "VPEXP_CACHE_DIR"
 QUIET_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is down is noticed in seconds
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is down is noticed in seconds; who asked tries again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "POSSIBLE_USER_WARNINGS": "off",  # Lightning's tips
@@ -24,7 +24,10 @@ QUIET_DEFAULTS = {
     "DATUMARO_TELEMETRY": "0",
 }
 
-_NOISY_LOGGERS = ("alembic", "mlflow", "pytorch_lightning", "lightning", "matplotlib", "datumaro", "faster_coco_eval")
+_NOISY_LOGGERS = (
+    *("alembic", "mlflow", "urllib3", "pytorch_lightning", "lightning"),
+    *("matplotlib", "datumaro", "faster_coco_eval"),
+)
 
 
 def find_cache_dir() -> Path:

@@ -100,18 +100,20 @@ class Courier:
         """Judge a failed delivery; where the error leaves it open, the store is asked whether it is there."""
         reason, code = describe_error(error), getattr(error, "error_code", None)
         if isinstance(error, ParentNotOpenError):
-            return Judgement(Trouble.PARENT, reason)
-        if isinstance(error, FileGoneError):
-            return Judgement(Trouble.REFUSED, reason)
-        if code == BUSY:
-            return Judgement(Trouble.BUSY, reason)
-        if self.journal.state.run_id is None or is_unreachable(error):
-            return Judgement(Trouble.AWAY, reason)
-        if (trouble := self._ask_for_run()) is not None:
-            return trouble
-        if entry.kind == "reopen":  # what follows would be recorded in a run that has ended
-            return Judgement(Trouble.AWAY, reason)
-        return Judgement(Trouble.REFUSED if code in REFUSALS else Trouble.ALONE, reason)
+            trouble = Trouble.PARENT
+        elif isinstance(error, FileGoneError):
+            trouble = Trouble.REFUSED
+        elif code == BUSY:
+            trouble = Trouble.BUSY
+        elif self.journal.state.run_id is None or is_unreachable(error):
+            trouble = Trouble.AWAY
+        elif (judgement := self._ask_for_run()) is not None:
+            return judgement
+        elif entry.kind == "reopen":  # what follows would be recorded in a run that has ended
+            trouble = Trouble.AWAY
+        else:
+            trouble = Trouble.REFUSED if code in REFUSALS else Trouble.ALONE
+        return Judgement(trouble, reason)
 
     def _ask_for_run(self) -> Judgement | None:
         """Ask the store for the run; None: it is there."""

@@ -47,11 +47,11 @@ def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
 def describe_error(error: BaseException) -> str:
     """Say what is wrong in a few words: for a connection, the system's words at the bottom of what libraries made of it."""
     causes = list(_list_causes(error))
-    if any(_is_timeout(cause) for cause in causes):
-        return "no answer in time"
     innermost = causes[-1]
     if isinstance(innermost, OSError) and innermost.strerror:
         return innermost.strerror
+    if any(_is_timeout(cause) for cause in causes):
+        return "no answer in time"
     return (str(error).strip() or type(error).__name__).splitlines()[0][:DESCRIPTION_LENGTH]
 
 

@@ -87,7 +87,7 @@ class Sender:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                self._changed.wait(left)
+                self._changed.wait(min(left, LONGEST_PAUSE))
             self._waited_for = False
         return self.journal.count_waiting() == 0
 
@@ -103,7 +103,8 @@ class Sender:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        if self._thread.ident is not None and self._failures == 0:
+        self._let_folder_go()
+        if self._thread.ident is not None:
             self._thread.join(LAST_PAUSE)  # it ends at once, unless a request is under way
 
     def join(self) -> None:
@@ -122,10 +123,15 @@ class Sender:
             folder = self.journal.folder.resolve()
             if _at_work.get(folder) is self:
                 del _at_work[folder]
-            self._held.close()
+            self._let_folder_go()
             with self._changed:
                 self._stopped = True
                 self._changed.notify_all()
+
+    def _let_folder_go(self) -> None:
+        with self._changed:
+            held = self._held.pop_all()
+        held.close()
 
     def _get_next(self) -> list[Entry]:
         """Wait for something to deliver; nothing: it is time to end."""
