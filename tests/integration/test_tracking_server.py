@@ -1,5 +1,6 @@
 """A real MLflow server that is slow, stopped and started again: no run is lost, and no record of it."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,7 @@ def list_said(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_server_that_comes_back_in_mid_run__everything_arrives_by_the_end(
+    *,
     server: MlflowServer,
     client: MlflowClient,
     undisturbed: RunFolder,
@@ -156,65 +160,101 @@ def test_server_that_comes_back_in_mid_run__everything_arrives_by_the_end(
     assert said[1] == f"tracking: {server.uri} is back"
 
 
+@dataclass(frozen=True)
+class Unheard:
+    """A run whose server was away when it ended."""
+
+    folder: RunFolder
+    began: float
+    ended: float
+    said: list[str]
+
+
 @pytest.fixture(scope="module")
-def unheard(server: MlflowServer, undisturbed: RunFolder, outputs: Path, cache_dir: Path) -> dict[str, Any]:
-    """Two runs, as commands, whose server was away: one that was begun with it, one that was not."""
-    runs: dict[str, Any] = {}
-    for name in ("begun", "never"):
-        if name == "begun":
-            server.start()
-        before = set((outputs / "train").iterdir())
-        began = time.time()
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vpexp", *DEBUG, *EPOCHS, f"tracking.uri={server.uri}"),
-                *(f"paths.output_dir='{outputs}'", f"paths.cache_dir='{cache_dir}'"),
-            ],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        folder = None
-        while name == "begun" and process.poll() is None and server.is_up:
-            folder = next(iter(set((outputs / "train").iterdir()) - before), None)
-            if folder and len(read_metrics(folder / "metrics.csv")) > 1:
-                server.stop()
-            time.sleep(0.02)
-        out, err = process.communicate(timeout=120)
-        (folder,) = set((outputs / "train").iterdir()) - before
-        runs[name] = (RunFolder(folder), began, time.time(), process.returncode, out, err)
-    return runs
-
-
-@pytest.mark.parametrize("name", ["begun", "never"])
-def test_server_that_stays_away__run_ends_well_and_says_how_to_upload(
-    server: MlflowServer, unheard: dict[str, Any], name: str
-) -> None:
-    folder, _, _, code, out, err = unheard[name]
-
-    assert code == 0
-    assert "Traceback" not in err
-    said = [line for line in out.splitlines() if line.startswith("tracking")]
-    assert len(said) == 2
-    assert said[0].startswith(f"tracking: {server.uri} cannot be used (")
-    assert said[1].split(" records")[1] == (
-        " of this run are not in MLflow; when it is back: "
-        f"python -m vpexp stage=sync \"run='{folder.path}'\""
+def begun(server: MlflowServer, undisturbed: RunFolder, outputs: Path, cache_dir: Path) -> Unheard:
+    """A command whose server went away in mid-run."""
+    server.start()
+    before = set((outputs / "train").iterdir())
+    began = time.time()
+    command = [sys.executable, "-m", "vpexp", *DEBUG, *EPOCHS, f"tracking.uri={server.uri}"]
+    process = subprocess.Popen(
+        [*command, f"paths.output_dir='{outputs}'", f"paths.cache_dir='{cache_dir}'"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert [row["epoch"] for row in read_metrics(folder.metrics_csv)] == ["0", "1", "2", "3", "4"]
-    record = folder.read_run_json()
-    assert (record["status"], record["mlflow_run_id"] is None) == ("FINISHED", name == "never")
+    folder = wait_for_epochs(outputs, before, process, 1)
+    server.stop()
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    return Unheard(folder, began, time.time(), [line for line in out.splitlines() if line.startswith("tracking")])
+
+
+@pytest.fixture(scope="module")
+def never(server: MlflowServer, begun: Unheard, outputs: Path, run_debug: RunDebug) -> Unheard:
+    """A run whose server was away from the start."""
+    server.stop()
+    began, out = time.time(), io.StringIO()
+    with redirect_stdout(out):
+        result = run_debug(outputs, f"tracking.uri={server.uri}", *EPOCHS)
+    said = [line for line in out.getvalue().splitlines() if line.startswith("tracking")]
+    return Unheard(get_folder(result), began, time.time(), said)
+
+
+@pytest.fixture(scope="module")
+def pipeline(server: MlflowServer, never: Unheard, outputs: Path, run_debug: RunDebug) -> Unheard:
+    """A pipeline, its last step failed, whose server was away from the start."""
+    server.stop()
+
+    def fail(context: RunContext) -> StageResult:
+        raise ExportError("the IR differs")
+
+    began, out, patch = time.time(), io.StringIO(), pytest.MonkeyPatch()
+    patch.setattr("vpexp.stages.export.run", fail)
+    with redirect_stdout(out), pytest.raises(StepError):
+        run_debug(outputs, "stage=pipeline", "experiment=debug", "stage=pipeline", f"tracking.uri={server.uri}")
+    patch.undo()
+    (folder,) = (outputs / "pipeline").iterdir()
+    said = [line for line in out.getvalue().splitlines() if line.startswith("tracking")]
+    return Unheard(RunFolder(folder), began, time.time(), said)
+
+
+def wait_for_epochs(outputs: Path, before: set[Path], process: subprocess.Popen[Any], epochs: int) -> RunFolder:
+    """Wait until a command has trained some epochs, in a new folder."""
+    while process.poll() is None:
+        folder = next(iter(set((outputs / "train").iterdir()) - before), None)
+        if folder and len(read_metrics(folder / "metrics.csv")) > epochs:
+            return RunFolder(folder)
+        time.sleep(0.02)
+    pytest.fail("the command has ended")
+
+
+@pytest.mark.parametrize("name", ["begun", "never", "pipeline"])
+def test_server_that_stays_away__run_ends_well_and_says_how_to_upload(
+    server: MlflowServer, begun: Unheard, never: Unheard, pipeline: Unheard, name: str
+) -> None:
+    unheard = {"begun": begun, "never": never, "pipeline": pipeline}[name]
+
+    first, last = unheard.said
+    assert first.startswith(f"tracking: {server.uri} cannot be used (")
+    assert last.split(" records")[1] == (
+        f" of this run are not in MLflow; when it is back: python -m vpexp stage=sync \"run='{unheard.folder.path}'\""
+    )
+    record = unheard.folder.read_run_json()
+    assert record["status"] == ("FAILED" if name == "pipeline" else "FINISHED")
+    assert (record["mlflow_run_id"] is None) == (name != "begun")
+    if name != "pipeline":
+        assert [row["epoch"] for row in read_metrics(unheard.folder.metrics_csv)] == ["0", "1", "2", "3", "4"]
 
 
 def test_sync__server_that_is_away_is_one_line(
-    server: MlflowServer, unheard: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    server: MlflowServer, never: Unheard, pipeline: Unheard, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.stop()
-    folder = unheard["never"][0]
 
     with pytest.raises(SystemExit) as caught:
-        main(["stage=sync", f"run='{folder.path}'"])
+        main(["stage=sync", f"run='{never.folder.path}'"])
 
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -222,29 +262,35 @@ def test_sync__server_that_is_away_is_one_line(
 
 
 def test_sync__uploads_what_a_run_without_disturbance_has(
-    server: MlflowServer, client: MlflowClient, undisturbed: RunFolder, unheard: dict[str, Any]
+    *,
+    server: MlflowServer,
+    client: MlflowClient,
+    undisturbed: RunFolder,
+    begun: Unheard,
+    never: Unheard,
+    pipeline: Unheard,
 ) -> None:
     server.start()
-    command = [sys.executable, "-m", "vpexp", "stage=sync"]
-    place = unheard["begun"][0].path.parent
+    command = [sys.executable, "-m", "vpexp", "stage=sync", f"run='{never.folder.path.parent}'"]
 
-    done = subprocess.run([*command, f"run='{place}'"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert lines[-1].endswith(" runs, 2 had something to upload")
     expected = describe(client, undisturbed)
-    for folder, began, ended, *_ in unheard.values():
-        assert f"{folder.path}: " in done.stdout
-        assert describe(client, folder) == expected
-        check_times(client, folder, began, ended)
+    for unheard in (begun, never):
+        assert f"{unheard.folder.path}: " in done.stdout
+        assert describe(client, unheard.folder) == expected
+        check_times(client, unheard.folder, unheard.began, unheard.ended)
 
 
 def test_sync__twice_changes_nothing(
-    server: MlflowServer, client: MlflowClient, unheard: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    server: MlflowServer, client: MlflowClient, never: Unheard, pipeline: Unheard, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = unheard["never"][0]
+    server.start()
+    folder = never.folder
     main(["stage=sync", f"run='{folder.path}'"])
     before = describe(client, folder)
     capsys.readouterr()
@@ -256,26 +302,12 @@ def test_sync__twice_changes_nothing(
 
 
 def test_sync__pipeline_is_uploaded_with_its_steps_below_it(
-    server: MlflowServer,
-    client: MlflowClient,
-    tmp_path: Path,
-    run_debug: RunDebug,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    server: MlflowServer, client: MlflowClient, pipeline: Unheard
 ) -> None:
-    server.stop()
-
-    def fail(context: RunContext) -> StageResult:
-        raise ExportError("the IR differs")
-
-    monkeypatch.setattr("vpexp.stages.export.run", fail)
-    with pytest.raises(StepError):
-        run_debug(tmp_path, "stage=pipeline", "experiment=debug", "stage=pipeline", f"tracking.uri={server.uri}")
-    assert len(list_said(capsys)) == 2, "the steps have nothing to add"
-    (folder,) = (tmp_path / "pipeline").iterdir()
     server.start()
+    folder = pipeline.folder.path
 
-    main(["stage=sync", f"run='{folder / 'train'}'"])  # with one of its parts the whole, without which it has no place
+    main(["stage=sync", f"run='{folder / 'train'}'"])  # with a part the whole, without which it has no place
     main(["stage=sync", f"run='{folder}'"])
 
     parent = find_run(client, RunFolder(folder))
@@ -289,6 +321,7 @@ def test_sync__pipeline_is_uploaded_with_its_steps_below_it(
 
 
 def test_slow_server__training_does_not_wait_and_sync_uploads_the_rest(
+    *,
     server: MlflowServer,
     client: MlflowClient,
     way: BadWay,
@@ -299,14 +332,14 @@ def test_slow_server__training_does_not_wait_and_sync_uploads_the_rest(
 ) -> None:
     monkeypatch.setattr(mlflow_run, "OPEN_SECONDS", 0.5)
     monkeypatch.setattr(mlflow_run, "CLOSE_SECONDS", 3.0)
-    way.delay = 1.5  # the whole of the records would take a minute
+    way.delay = 3.0  # the whole of the records would take a minute
     epochs: list[float] = []
     at_epoch(monkeypatch, dict.fromkeys(range(5), lambda: epochs.append(time.monotonic())))
 
     folder = get_folder(run_debug(tmp_path, f"tracking.uri={way.uri}", *EPOCHS))
 
     assert time.monotonic() - epochs[-1] < 15
-    assert epochs[-1] - epochs[0] < 4 * way.delay, "an epoch does not wait for a request"
+    assert epochs[-1] - epochs[0] < 4 * way.delay, "no epoch waits for a request"
     (said,) = list_said(capsys)
     assert "records of this run are not in MLflow" in said
     way.delay = 0.0
@@ -318,6 +351,7 @@ def test_slow_server__training_does_not_wait_and_sync_uploads_the_rest(
 
 
 def test_server_that_refuses_one_record__takes_the_others(
+    *,
     server: MlflowServer,
     client: MlflowClient,
     way: BadWay,
@@ -327,7 +361,7 @@ def test_server_that_refuses_one_record__takes_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vpexp.tracking.sender.SHORTEST_PAUSE", 0.1)
-    way.refuses = lambda path, body: b'"train/loss"' in body and b'"step": 1' in body
+    way.refuses = lambda body: b'"train/loss"' in body and b'"step": 1' in body
 
     folder = get_folder(run_debug(tmp_path, f"tracking.uri={way.uri}", *EPOCHS))
 
@@ -338,13 +372,19 @@ def test_server_that_refuses_one_record__takes_the_others(
     assert len(said) == 2
     assert said[0].startswith("tracking: the store does not take metrics (")
     assert said[1].startswith("tracking: 1 records of this run are not in MLflow; when it is back: ")
-    way.refuses = lambda path, body: False
+    way.refuses = lambda _: False
     main(["stage=sync", f"run='{folder.path}'"])
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
 
 
 def test_killed_process__is_closed_by_the_next_run_of_any_stage(
-    server: MlflowServer, client: MlflowClient, undisturbed: RunFolder, outputs: Path, cache_dir: Path, run_debug: RunDebug
+    *,
+    server: MlflowServer,
+    client: MlflowClient,
+    undisturbed: RunFolder,
+    outputs: Path,
+    cache_dir: Path,
+    run_debug: RunDebug,
 ) -> None:
     server.start()
     before = set((outputs / "train").iterdir())
@@ -354,16 +394,10 @@ def test_killed_process__is_closed_by_the_next_run_of_any_stage(
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
     )
-    folder = None
-    while process.poll() is None:
-        folder = next(iter(set((outputs / "train").iterdir()) - before), None)
-        if folder and len(read_metrics(folder / "metrics.csv")) > 2:
-            process.kill()
-            process.wait()
-        time.sleep(0.02)
-    assert folder is not None
+    lost = wait_for_epochs(outputs, before, process, 2)
+    process.kill()
+    process.wait()
     killed = time.time()
-    lost = RunFolder(folder)
     assert (lost.read_run_json()["status"], find_run(client, lost).info.status) == ("RUNNING", "RUNNING")
 
     run_debug(outputs, "stage=test", f"tracking.uri={server.uri}", f"checkpoint='{undisturbed.path}'")

@@ -75,19 +75,19 @@ class BadWay:
 
     Attributes:
         delay: seconds that every request takes.
-        refuses: says of a request's path and body whether it is answered with 400.
+        refuses: says of a request's body whether it is answered with 400.
     """
 
     def __init__(self, server: MlflowServer) -> None:
         self.delay = 0.0
-        self.refuses: Callable[[str, bytes], bool] = lambda path, body: False
+        self.refuses: Callable[[bytes], bool] = lambda _: False
         way = self
 
         class Handler(BaseHTTPRequestHandler):
             def _pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(way.delay)
-                if way.refuses(self.path, body):
+                if way.refuses(body):
                     self._answer(400, b"no such thing here")
                     return
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}

@@ -83,11 +83,11 @@ class Sender:
             self._waited_for, self._tries = True, 0
             tries = 1 if self._failures else tries
             self._changed.notify_all()
-            while self.journal.count_waiting() and not self._stopped and self._tries < tries:
+            while self.journal.count_waiting() and self._thread.is_alive() and self._tries < tries:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                self._changed.wait(min(left, LONGEST_PAUSE))
+                self._changed.wait(min(left, LAST_PAUSE))
             self._waited_for = False
         return self.journal.count_waiting() == 0
 

@@ -1,5 +1,4 @@
 import json
-import os
 import resource
 import threading
 
@@ -231,4 +230,4 @@ def test_save__is_never_half_written(journal):
     reader.join()
 
     assert broken == []
-    assert sorted(os.listdir(journal.folder)) == [STATE, ENTRIES]
+    assert sorted(path.name for path in journal.folder.iterdir()) == [STATE, ENTRIES]

@@ -225,7 +225,7 @@ def test_store_that_cannot_be_used__file_that_is_no_database_is_found_in_seconds
     assert "notes.txt cannot be used (file is not a database)" in list_said(capsys)[0]
 
 
-def test_store_that_comes_back__one_line_and_nothing_lost(store, away_uri, let_back, tmp_path, capsys, monkeypatch):
+def test_store_that_comes_back__one_line_and_nothing_lost(*, store, away_uri, let_back, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vpexp.tracking.sender.SHORTEST_PAUSE", 0.05)
     opened = store.open(tmp_path / "run", uri=away_uri)
     for step in range(5):

@@ -41,7 +41,7 @@ def test_find_experiment__artifacts_of_a_local_database_lie_where_they_are_asked
 def test_connect__folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(OSError, match="File exists|Not a directory"):
+    with pytest.raises(OSError, match=r"File exists|Not a directory"):
         connect(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 

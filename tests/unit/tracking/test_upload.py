@@ -103,7 +103,7 @@ def test_upload_waiting__part_before_its_whole_says_what_is_missing(store, away_
 def test_upload_waiting__store_that_is_away_loses_nothing(store, away_uri, tmp_path):
     record_unsent(store, tmp_path / "run", away_uri)
 
-    with pytest.raises(TrackingError, match="File exists|Not a directory"):
+    with pytest.raises(TrackingError, match=r"File exists|Not a directory"):
         list(upload_waiting([tmp_path / "run"]))
     assert count_missing(tmp_path / "run") == 7
 
