@@ -94,17 +94,16 @@ def describe(client: MlflowClient, folder: RunFolder) -> dict[str, Any]:
         "tags": {name: value for name, value in run.data.tags.items() if name != "run_folder"},
         "steps": {name: [point.step for point in curve] for name, curve in curves.items()},
         "values": {name: [point.value for point in curves[name]] for name in SAME},
-        "artifacts": sorted(list_files(client, run_id)),
+        "artifacts": sorted(list_files(client, run)),
         "data": sorted((entry.tags[0].value, entry.dataset.digest) for entry in run.inputs.dataset_inputs),
     }
 
 
-def list_files(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
-    for entry in client.list_artifacts(run_id, folder):
-        if entry.is_dir:
-            yield from list_files(client, run_id, entry.path)
-        else:
-            yield entry.path
+def list_files(client: MlflowClient, run: Run) -> Iterator[str]:
+    """List a run's artifacts where the server keeps them."""
+    server = Path(client.tracking_uri.removeprefix("sqlite:///")).parent
+    folder = server / "artifacts" / run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def check_times(client: MlflowClient, folder: RunFolder, began: float, ended: float) -> None:
