@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 EPOCHS = ("trainer.max_epochs=4", "callbacks.early_stopping=null")
+OWN_TAGS = ("run_folder", "git_commit")  # somebody may commit while the tests run
 # What two runs of the same configuration share; times differ.
 SAME = ("train/loss", "lr", "val/f1-score", "val/map", "final/val/f1-score", "test/f1-score", "before/val/f1-score")
 
@@ -91,7 +92,7 @@ def describe(client: MlflowClient, folder: RunFolder) -> dict[str, Any]:
         "name": run.info.run_name,
         "status": run.info.status,
         "params": run.data.params,
-        "tags": {name: value for name, value in run.data.tags.items() if name != "run_folder"},
+        "tags": {name: value for name, value in run.data.tags.items() if name not in OWN_TAGS},
         "steps": {name: [point.step for point in curve] for name, curve in curves.items()},
         "values": {name: [point.value for point in curves[name]] for name in SAME},
         "artifacts": sorted(list_files(client, run)),
