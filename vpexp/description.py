@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from vpexp.config.quoting import format_sync
 from vpexp.runfolder import RunFolder, find_maker
 from vpexp.stages.context import name_data
 from vpexp.tracking.abandoned import FOLDER_TAG, HOST_TAG, get_host
@@ -64,6 +65,7 @@ def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent:
         tags=tags,
         params=params,
         artifact_folder=Path(cfg.paths.output_dir) / "mlartifacts",
+        upload_command=format_sync(folder.path),
         parent=parent.folder.path if parent else None,
         origin=find_origin(Path(cfg.checkpoint)) if cfg.checkpoint else None,
     )

@@ -16,8 +16,9 @@ QUIET_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is down is noticed in seconds
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # from a thread, in the midst of progress bars
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is down is noticed in seconds; who asked tries again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "POSSIBLE_USER_WARNINGS": "off",  # Lightning's tips
@@ -25,7 +26,10 @@ QUIET_DEFAULTS = {
     "DATUMARO_TELEMETRY": "0",
 }
 
-_NOISY_LOGGERS = ("alembic", "mlflow", "pytorch_lightning", "lightning", "matplotlib", "datumaro", "faster_coco_eval")
+_NOISY_LOGGERS = (
+    *("alembic", "mlflow", "urllib3", "pytorch_lightning", "lightning"),
+    *("matplotlib", "datumaro", "faster_coco_eval"),
+)
 
 
 def find_cache_dir() -> Path:

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -52,7 +53,7 @@ def run(
     quiet_libraries()
     validate(cfg)
     if cfg.stage.name in UNRECORDED:
-        return _answer(cfg)
+        return _answer(cfg, overrides)
     cfg, resumed = complete(cfg, overrides)
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
@@ -71,15 +72,16 @@ def record_refused(cfg: DictConfig, folder: Path, parent: Parent, error: Excepti
     with run_folder.hold(), _log_to(run_folder.log):
         commit = _begin_record(cfg, run_folder)
         context = _build_context(cfg, (), run_folder, _open_tracker(cfg, run_folder, commit, parent), parent)
+        context.tracker.start()
         _close_failed(context, error, parent)
         context.tracker.finish()
 
 
-def _answer(cfg: DictConfig) -> StageResult:
+def _answer(cfg: DictConfig, overrides: Sequence[str]) -> StageResult:
     if cfg.stage.name == "sync":
         from vpexp.stages.sync import run as upload_records
 
-        return upload_records(cfg)
+        return upload_records(cfg, elsewhere=any(override.startswith("tracking.uri=") for override in overrides))
     from vpexp.stages.models import run as show_models
 
     return show_models()
@@ -90,7 +92,8 @@ def _run_recorded(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, 
     commit = _begin_record(cfg, folder)
     context = _build_context(cfg, overrides, folder, MlflowRun(), parent)
     try:
-        context = _build_context(cfg, overrides, folder, _open_tracker(cfg, folder, commit, parent), parent)
+        context = replace(context, tracker=_open_tracker(cfg, folder, commit, parent))
+        context.tracker.start()
         result = _run_stage(context)
         _log_end(context, result)
     except BaseException as error:
@@ -143,15 +146,7 @@ def _build_context(
 def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, parent: Parent | None) -> MlflowRun:
     if not cfg.tracking.enabled:
         return MlflowRun()
-    tracker = open_mlflow_run(describe_run(cfg, folder, commit, parent), folder.path)
-    _write_run_id(folder, tracker)
-    return tracker
-
-
-def _write_run_id(folder: RunFolder, tracker: MlflowRun) -> None:
-    """Write MLflow's id into the run's record; a store that was down may have given it late."""
-    if tracker.run_id is not None:
-        folder.update_run_json(mlflow_run_id=tracker.run_id)
+    return open_mlflow_run(describe_run(cfg, folder, commit, parent), folder.path)
 
 
 def _run_stage(context: RunContext) -> StageResult:
@@ -169,7 +164,6 @@ def _log_end(context: RunContext, result: StageResult) -> None:
     if not curves:
         append_metrics(folder.metrics_csv, 0, result.metrics)
     folder.update_run_json(status="FINISHED", ended=time.strftime(TIME_FORMAT))
-    _write_run_id(folder, context.tracker)
     # What was measured every epoch keeps its curve; the number of the model that is kept stands beside it.
     context.tracker.log_metrics(
         {f"final/{name}" if name in curves else name: value for name, value in result.metrics.items()}
@@ -184,7 +178,6 @@ def _close_failed(context: RunContext, error: BaseException, parent: Parent | No
     line = _describe(error)
     log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
     context.folder.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
-    _write_run_id(context.folder, context.tracker)
     if stopped and parent is None and context.folder.last_checkpoint.is_file():
         say(f"stopped; go on with: {format_resume(context.folder.path)}")
     context.tracker.close(status, line)

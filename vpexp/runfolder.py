@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vpexp.errors import CheckpointError, ConfigError
 
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of started and ended in run.json
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"  # what checkpoint= and resume= call the last run
-_held_here: set[Path] = set()
+_held_here: dict[Path, tuple[TextIO, int]] = {}  # the open lock file, and how many hold it
+_hold_lock = threading.Lock()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
 
 
@@ -102,38 +103,51 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the folder for this process: the lock goes with the process, however it ends.
+        """Hold the folder for this process: the lock goes with the process, however it ends, or with its last holder.
 
         Raises:
             CheckpointError: another process works in this folder.
         """
         place = self.path.resolve()
-        with self.lock.open("a") as file:
-            try:
-                # Not flock, which processes that read images beside a training would keep after its end.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise CheckpointError(f"{self.path} is in use by another process: wait for its end") from None
-                log.warning("%s cannot be locked: %s", self.path, error.strerror)  # a file system without locks
-            _held_here.add(place)
-            try:
-                yield
-            finally:
-                _held_here.discard(place)
+        with _hold_lock:
+            file = _held_here[place][0] if place in _held_here else _lock(self)
+            _held_here[place] = (file, _held_here.get(place, (file, 0))[1] + 1)
+        try:
+            yield
+        finally:
+            with _hold_lock:
+                count = _held_here.pop(place)[1] - 1
+                if count:
+                    _held_here[place] = (file, count)
+                else:
+                    file.close()
 
     def is_held(self) -> bool:
         """Say whether a process works in the folder; where the file system has no locks nobody can know: True."""
-        if self.path.resolve() in _held_here:  # to open and close the file would end this process's lock
-            return True
-        try:
-            with self.lock.open("r+") as file:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        with _hold_lock:
+            if self.path.resolve() in _held_here:  # to open and close the file would end this process's lock
+                return True
+            try:
+                with self.lock.open("r+") as file:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                return False
+            except OSError:
+                return True
             return False
-        except OSError:
-            return True
-        return False
+
+
+def _lock(folder: RunFolder) -> TextIO:
+    file = folder.lock.open("a")
+    try:
+        # Not flock, which processes that read images beside a training would keep after its end.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise CheckpointError(f"{folder.path} is in use by another process: wait for its end") from None
+        log.warning("%s cannot be locked: %s", folder.path, error.strerror)  # a file system without locks
+    return file
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,8 +18,8 @@ from vpexp.config import compose_config
 from vpexp.environment import quiet_libraries
 from vpexp.errors import DataError
 from vpexp.stages.context import StageResult
-from vpexp.tracking.metrics_csv import append_metrics, read_metrics
-from vpexp.tracking.mlflow_run import flatten
+from vpexp.tracking.metrics_csv import read_metrics
+from vpexp.tracking.names import flatten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -193,7 +192,7 @@ def test_run__without_tracking_there_is_no_database(tmp_path: Path, run_debug: R
     assert json.loads((result.folder / "run.json").read_text())["mlflow_run_id"] is None
 
 
-def test_run__server_that_is_not_there_costs_seconds_and_one_line(
+def test_run__server_that_is_not_there_costs_seconds_and_two_lines(
     tmp_path: Path, run_debug: RunDebug, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
@@ -201,15 +200,22 @@ def test_run__server_that_is_not_there_costs_seconds_and_one_line(
 
     assert time.monotonic() - started < 30
     said = [line for line in capsys.readouterr().out.splitlines() if "tracking" in line or "MLflow" in line]
-    assert said == [
-        "tracking: http://127.0.0.1:9 cannot be used (Connection refused); going on without MLflow",
-    ]
     assert result.folder is not None
+    assert said[0] == (
+        "tracking: http://127.0.0.1:9 cannot be used (Connection refused); "
+        "going on without it, what it misses is kept in the run's folder"
+    )
+    assert re.fullmatch(
+        r"tracking: \d+ records of this run are not in MLflow; when it is back: "
+        rf"python -m vpexp stage=sync run={result.folder}",
+        said[1],
+    )
+    assert len(said) == 2
     assert [row["epoch"] for row in read_metrics(result.folder / "metrics.csv")] == ["0", "1", "2"]
     assert json.loads((result.folder / "run.json").read_text())["status"] == "FINISHED"
 
 
-# ---------------------------------------------------------------- signals and servers: whole processes
+# ---------------------------------------------------------------- signals: whole processes
 
 STOPS = [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped by Ctrl-C")]
 
@@ -249,50 +255,3 @@ def test_command__stopped_run_is_killed_and_says_how_to_go_on(
     assert f"""stopped; go on with: python -m vpexp "resume='{folder}'"\n""" in out
     assert err == ("vpexp: interrupted\n" if number == signal.SIGINT else "")
     assert (output_dir / ".latest" / "train").resolve() != folder
-
-
-@pytest.mark.slow
-def test_run__server_that_dies_in_mid_run_costs_one_line(
-    tmp_path: Path, run_debug: RunDebug, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path)]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
-    try:
-        wait_for_port(port)
-
-        def kill_server_in_epoch_2(path: Path, epoch: int, metrics: dict[str, float]) -> None:
-            append_metrics(path, epoch, metrics)
-            if epoch == 2:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(timeout=10)
-
-        monkeypatch.setattr("vpexp.stages.training_loop.append_metrics", kill_server_in_epoch_2)
-        result = run_debug(tmp_path, f"tracking.uri=http://127.0.0.1:{port}", "trainer.max_epochs=4")
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
-    said = [line for line in capsys.readouterr().out.splitlines() if "tracking" in line]
-    # The reason is the system's: refused, or reset where the connection was still open.
-    assert re.fullmatch(r"tracking: could not log metrics \(.+\); going on without MLflow", said[0])
-    assert len(said) == 2, "once when it dies, once when the run ends"
-    assert result.folder is not None
-    assert [row["epoch"] for row in read_metrics(result.folder / "metrics.csv")] == ["0", "1", "2", "3", "4"]
-    assert json.loads((result.folder / "run.json").read_text())["status"] == "FINISHED"
-    left = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    history = left.get_metric_history(get_run_id(result), "train/loss")
-    assert [metric.step for metric in history] == [1]
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as connection:
-            if connection.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    pytest.fail("the MLflow server did not start")

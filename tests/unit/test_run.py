@@ -1,3 +1,4 @@
+import json
 import logging
 import signal
 import threading
@@ -12,6 +13,7 @@ from vpexp.errors import ConfigError, DataError
 from vpexp.run import run
 from vpexp.runfolder import RunFolder, find_latest
 from vpexp.stages.context import RunContext, StageResult
+from vpexp.tracking.mlflow_run import MlflowRun
 
 
 @pytest.fixture
@@ -251,3 +253,82 @@ def test_run__mistake_opens_no_run(tmp_path):
         start(tmp_path, "+data.foo=1")
 
     assert not list(tmp_path.iterdir())
+
+
+def start_tracked(tmp_path: Path, uri: str, *asked: str, folder: Path | None = None) -> StageResult:
+    return start(tmp_path, "tracking=default", f"tracking.uri='{uri}'", *asked, folder=folder)
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """A store that cannot be used: its folder would be in a file."""
+    (tmp_path / "file").write_text("")
+    return f"sqlite:///{tmp_path}/file/mlflow.db"
+
+
+def list_kinds(folder: RunFolder) -> list[str]:
+    return [json.loads(line)["kind"] for line in (folder.path / "tracking.jsonl").read_text().splitlines()]
+
+
+def test_run__store_that_is_away_costs_no_run(stage, tmp_path, nowhere, capsys):
+    stage(lambda _: StageResult({"test/iou": 1.0}))
+
+    assert start_tracked(tmp_path, nowhere).metrics == {"test/iou": 1.0}
+
+    folder = get_only_run(tmp_path)
+    assert (folder.read_run_json()["status"], folder.read_run_json()["mlflow_run_id"]) == ("FINISHED", None)
+    assert list_kinds(folder) == ["create", "params", "metrics", *["artifact"] * 5, "close"]
+    assert find_latest(tmp_path / "out", "train") == folder
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tracking")]
+    assert len(said) == 2
+    assert said[1].endswith(f"MLflow; when it is back: python -m vpexp stage=sync run={folder.path}")
+
+
+def test_run__store_that_is_away_hides_no_error(stage, tmp_path, nowhere):
+    def fail(_: RunContext) -> StageResult:
+        raise DataError("no images")
+
+    stage(fail)
+    with pytest.raises(DataError):
+        start_tracked(tmp_path, nowhere)
+
+    folder = get_only_run(tmp_path)
+    assert folder.read_run_json()["status"] == "FAILED"
+    assert list_kinds(folder)[:4] == ["create", "params", "tags", "close"]
+
+
+def test_run__ctrl_c_while_the_store_is_waited_for_is_recorded(stage, tmp_path, nowhere, monkeypatch):
+    def interrupt(_: MlflowRun) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowRun, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start_tracked(tmp_path, nowhere)
+
+    folder = get_only_run(tmp_path)
+    assert folder.read_run_json()["status"] == "KILLED"
+    assert "close" in list_kinds(folder), "what uploads it later knows how it ended"
+
+
+def test_run__goes_on_in_its_folder(stage, tmp_path, nowhere):
+    stage(lambda _: StageResult({"test/iou": 1.0}))
+    folder = RunFolder(tmp_path / "out" / "train" / "a")
+
+    start_tracked(tmp_path, nowhere, folder=folder.path)
+    start_tracked(tmp_path, nowhere, folder=folder.path)
+
+    kinds = list_kinds(folder)
+    assert (kinds.count("create"), kinds.count("reopen"), kinds.count("close")) == (1, 1, 2)
+
+
+def test_run_child__says_nothing_of_the_store_that_its_parent_has_not_said(stage, tmp_path, nowhere, capsys):
+    stage(with_child(lambda _: StageResult({"val/iou": 0.5})))
+
+    start_tracked(tmp_path, nowhere)
+
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tracking")]
+    assert len(said) == 2
+    parent = get_only_run(tmp_path)
+    create = json.loads((parent.path / "step" / "tracking.jsonl").read_text().splitlines()[0])
+    assert create["content"]["parent"] == ".."
+    assert not RunFolder(parent.path / "step").is_held()

@@ -1,7 +1,10 @@
 import json
 import math
 import re
+import subprocess
+import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,73 @@ def test_find_maker__a_file_elsewhere_has_none(tmp_path):
     RunFolder(tmp_path).update_run_json(stage="train")
 
     assert find_maker(tmp_path / "copies" / "epoch_003.ckpt") is None
+
+
+def hold_in_another_process(folder: RunFolder) -> int:
+    """Try to hold a folder in another process: 0 where that works, 2 where it is in use."""
+    script = f"""
+import sys
+from pathlib import Path
+from vpexp.errors import CheckpointError
+from vpexp.runfolder import RunFolder
+folder = RunFolder(Path({str(folder.path)!r}))
+held = folder.is_held()
+try:
+    with folder.hold():
+        sys.exit(1 if held else 0)
+except CheckpointError:
+    sys.exit(2 if held else 1)
+"""
+    return subprocess.run([sys.executable, "-c", script], check=False).returncode
+
+
+def test_hold__another_process_is_kept_out_until_the_last_holder_has_gone(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert not folder.is_held()
+
+    with folder.hold():
+        with folder.hold():  # the thread that sends its records, or a part of a pipeline that goes on
+            assert folder.is_held()
+        assert folder.is_held()
+        assert hold_in_another_process(folder) == 2
+    assert not folder.is_held()
+    assert hold_in_another_process(folder) == 0
+
+
+def test_hold__holders_may_go_in_any_order(tmp_path):
+    folder = RunFolder(tmp_path)
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(folder.hold())
+    second.enter_context(folder.hold())
+
+    first.close()
+    assert folder.is_held()
+    second.close()
+    assert not folder.is_held()
+
+
+def test_hold__goes_with_a_process_that_is_killed(tmp_path):
+    folder = RunFolder(tmp_path)
+    script = f"""
+import time
+from pathlib import Path
+from vpexp.runfolder import RunFolder
+with RunFolder(Path({str(tmp_path)!r})).hold():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    assert folder.is_held()
+    with pytest.raises(CheckpointError, match="is in use by another process"), folder.hold():
+        pass
+
+    process.kill()
+    process.wait()
+
+    assert not folder.is_held()
+
+
+def test_is_held__folder_that_is_not_there(tmp_path):
+    assert not RunFolder(tmp_path / "nowhere").is_held()

@@ -40,3 +40,8 @@ def quote_word(word: str) -> str:
 def format_resume(folder: Path) -> str:
     """Write the command that goes on with the run in a folder."""
     return f"python -m vpexp {quote_word(f'resume={quote_value(folder)}')}"
+
+
+def format_sync(folder: Path) -> str:
+    """Write the command that uploads what MLflow has missed of the runs in a folder."""
+    return f"python -m vpexp stage=sync {quote_word(f'run={quote_value(folder)}')}"

@@ -6,35 +6,47 @@ from omegaconf import DictConfig
 
 from vpexp.console import say
 from vpexp.errors import CheckpointError, TrackingError
+from vpexp.runfolder import RunFolder
 from vpexp.stages.context import StageResult
-from vpexp.tracking.names import describe_error
-from vpexp.tracking.upload import find_tracked_folders, upload_waiting
+from vpexp.tracking.upload import find_parent_folders, find_tracked_folders, upload_waiting
 
 
-def run(cfg: DictConfig) -> StageResult:
+def run(cfg: DictConfig, *, elsewhere: bool = False) -> StageResult:
     """Upload, and say what went where.
+
+    Args:
+        cfg: the configuration.
+        elsewhere: whether everything is to go to ``tracking.uri``, not to the stores that the runs were recorded in.
 
     Raises:
         CheckpointError: there is no such folder, or nothing in it was tracked.
         TrackingError: the store cannot be used.
     """
-    folder = Path(cfg.run).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"run={cfg.run}: there is no such folder")
-    folders = find_tracked_folders(folder.resolve())
-    if not folders:
-        raise CheckpointError(f"run={cfg.run}: no run in it was tracked; runs lie in outputs/<stage>/<time>")
+    folders = _find_folders(cfg.run)
     uploaded = 0
     try:
-        for upload in upload_waiting(folders):
+        for upload in upload_waiting(folders, cfg.tracking.uri if elsewhere else None):
             uploaded += 1
             say(f"{upload.folder}: {upload.delivered} records uploaded to MLflow run {upload.run_id}")
             for line in upload.refused:
-                say(f"  refused: {line}", style="yellow")
-    except Exception as error:
+                say(f"  not taken: {line}", style="yellow")
+    except TrackingError as error:
         raise TrackingError(
-            f"MLflow cannot be used ({describe_error(error)}): {uploaded} of {len(folders)} runs are done, "
-            "nothing is lost; try again when it is back"
+            f"MLflow cannot be used ({error}): {uploaded} runs were uploaded, nothing is lost; try again when it is back"
         ) from error
+    running = [path for path in folders if RunFolder(path).is_held()]
+    for path in running:
+        say(f"{path}: left to the process that works in it")
     say(f"{len(folders)} runs, {uploaded} had something to upload")
     return StageResult({"uploaded": float(uploaded)})
+
+
+def _find_folders(asked: str) -> list[Path]:
+    """Find the runs to upload: those in a folder, and those that they belong to, without which they have no place."""
+    folder = Path(asked).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"run={asked}: there is no such folder")
+    folders = find_tracked_folders(folder.resolve())
+    if not folders:
+        raise CheckpointError(f"run={asked}: no run in it was tracked; runs lie in outputs/<stage>/<time>")
+    return [*find_parent_folders(folder.resolve()), *folders]

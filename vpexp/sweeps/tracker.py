@@ -4,6 +4,7 @@ import getpass
 from collections.abc import Sequence
 from pathlib import Path
 
+from vpexp.config.quoting import format_sync
 from vpexp.provenance import get_git_commit
 from vpexp.stages.context import name_data
 from vpexp.sweeps.plan import SweepPlan
@@ -38,9 +39,10 @@ def open_sweep_run(plan: SweepPlan, sweep: SweepFolder) -> MlflowRun:
         tags=tags,
         params=params | {"varying": ", ".join(plan.varying), "jobs": plan.jobs},
         artifact_folder=Path(cfg.paths.output_dir) / "mlartifacts",
+        upload_command=format_sync(sweep.path),
     )
     tracker = open_mlflow_run(description, sweep.path)
-    sweep.update_run_json(mlflow_run_id=tracker.run_id)
+    tracker.start()
     return tracker
 
 
@@ -58,7 +60,5 @@ def log_sweep_end(tracker: MlflowRun, sweep: SweepFolder, summary: SweepSummary,
         numbers = {name: value for name, value in best.metrics.items() if value is not None}
         tracker.log_metrics({f"best/{name}": value for name, value in numbers.items() if name.count("/") == 1})
         tracker.set_tags({"best_job": best.name, "best_run": best.run_id or "", "best_folder": str(best.folder.path)})
-    if tracker.run_id is not None:
-        sweep.update_run_json(mlflow_run_id=tracker.run_id)
     for path in (sweep.results, *pictures, sweep.run_json):
         tracker.log_artifact(path)

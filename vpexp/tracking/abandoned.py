@@ -7,6 +7,7 @@ from typing import Any
 
 from vpexp.console import say
 from vpexp.runfolder import RunFolder
+from vpexp.tracking.journal import ENTRIES, Journal
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,22 @@ def close_abandoned_runs(client: Any, experiment_id: str) -> int:
         if not run.data.tags.get(FOLDER_TAG) or folder.is_held():
             continue
         client.set_tag(run.info.run_id, "error", ERROR)
-        client.set_terminated(run.info.run_id, "KILLED")
+        client.set_terminated(run.info.run_id, "KILLED", end_time=_find_last_sign(folder))
         mark_killed(folder)
         closed += 1
         say(f"closed as KILLED: {folder.path}, {ERROR}")
     return closed
+
+
+def close_dead_run(folder: RunFolder, journal: Journal) -> None:
+    """End the journal of a run that nobody works in and that has not said how it ended, at the last it said."""
+    if not journal.is_open:
+        return
+    mark_killed(folder)
+    record = folder.read_run_json()
+    if record.get("error"):
+        journal.append("tags", {"error": record["error"]}, at=journal.last_time)
+    journal.append("close", {"status": record.get("status", "KILLED")}, at=journal.last_time)
 
 
 def mark_killed(folder: RunFolder) -> bool:
@@ -51,3 +63,11 @@ def mark_killed(folder: RunFolder) -> bool:
         return False
     folder.update_run_json(status="KILLED", error=ERROR)
     return True
+
+
+def _find_last_sign(folder: RunFolder) -> int | None:
+    """Find when a run told something last, milliseconds since 1970; None: nobody knows."""
+    try:
+        return int((folder.path / ENTRIES).stat().st_mtime * 1000)
+    except OSError:
+        return None

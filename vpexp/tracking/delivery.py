@@ -1,45 +1,66 @@
-"""Hand the entries of a journal to MLflow, one after another."""
+"""Hand the entries of a journal to MLflow, and judge what a failure says of the store."""
 
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from vpexp.errors import CheckpointError, VpexpError
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.abandoned import close_abandoned_runs
+from vpexp.tracking.abandoned import FOLDER_TAG, close_abandoned_runs
 from vpexp.tracking.journal import Entry, Journal, State, open_journal, read_state
-from vpexp.tracking.models import log_made_model, log_taken_model, register_version
-from vpexp.tracking.names import clean_name, clean_params, clean_tags
+from vpexp.tracking.models import PackageMissingError, log_made_model, log_taken_model, register_version
+from vpexp.tracking.names import clean_name, clean_params, clean_tags, clean_text, describe_error, is_unreachable
 from vpexp.tracking.store import connect, find_experiment
 
 log = logging.getLogger(__name__)
 
 PARAMS_A_CALL = 100  # MLflow's limits
 METRICS_A_CALL = 1000
-PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows runs below one another
 ORIGIN_TAG = "checkpoint_run"
-TRIES = {
-    "INVALID_PARAMETER_VALUE": 1,
-    "RESOURCE_DOES_NOT_EXIST": 1,
-    "RESOURCE_ALREADY_EXISTS": 1,
-    "BAD_REQUEST": 4,  # a local database answers some passing troubles so
-}
+PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows runs below one another
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")  # the store understood, and will never take it
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+BUSY = "TEMPORARILY_UNAVAILABLE"  # a database that others write to
 
 
 class ParentNotOpenError(Exception):
     """The run that this one belongs to is not in the store yet."""
 
 
+class FileGoneError(Exception):
+    """A file that was to be uploaded is not there any more."""
+
+
+class Trouble(Enum):
+    """What a failed delivery says."""
+
+    AWAY = "the store cannot be used"
+    BUSY = "the store is there, others use it"
+    PARENT = "the store has not opened the run that this one belongs to"
+    LOST = "the store does not know the run any more"
+    ALONE = "the store is there, but this entry fails"
+    REFUSED = "the store will never take this entry"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a failed delivery says, and why, for people."""
+
+    trouble: Trouble
+    reason: str
+
+
 class Courier:
     """Delivers the entries of one journal.
 
     Args:
-        journal: is told what has arrived, and the MLflow run's id.
+        journal: is told MLflow's id of the run.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -66,86 +87,157 @@ class Courier:
             self._client = connect(self.journal.state.uri)
         return self._client
 
-    def deliver(self, entry: Entry) -> None:
-        """Deliver one entry; delivered again after a crash, it changes nothing.
+    @property
+    def _run_id(self) -> str:
+        assert self.journal.state.run_id is not None, "nothing is delivered before the run is open"
+        return self.journal.state.run_id
+
+    def deliver(self, entries: list[Entry]) -> None:
+        """Deliver an entry, or several metrics; delivered again after a crash, they change nothing.
 
         Raises:
-            Exception: whatever the store raises; ``get_patience`` says how often to try.
+            Exception: whatever the store raises; ``judge`` says what it means.
         """
-        hand_over = self._hand_over.get(entry.kind)
-        if hand_over is not None:
-            hand_over(entry)
+        if len(entries) > 1:
+            self._log_all_metrics(entries)
+        elif (hand_over := self._hand_over.get(entries[0].kind)) is not None:
+            hand_over(entries[0])
+
+    def judge(self, error: Exception, entry: Entry) -> Judgement:
+        """Judge a failed delivery; where the error leaves it open, the store is asked whether it is there."""
+        reason, code = describe_error(error), getattr(error, "error_code", None)
+        if isinstance(error, ParentNotOpenError):
+            trouble = Trouble.PARENT
+        elif isinstance(error, FileGoneError | PackageMissingError | VpexpError):  # of files, no better the next time
+            trouble = Trouble.REFUSED
+        elif code == BUSY:
+            trouble = Trouble.BUSY
+        elif self.journal.state.run_id is None or is_unreachable(error):
+            trouble = Trouble.AWAY
+        elif (judgement := self._ask_for_run()) is not None:
+            return judgement
+        elif entry.kind == "reopen":  # what follows would be recorded in a run that has ended
+            trouble = Trouble.AWAY
+        else:
+            trouble = Trouble.REFUSED if code in REFUSALS else Trouble.ALONE
+        return Judgement(trouble, reason)
+
+    def _ask_for_run(self) -> Judgement | None:
+        """Ask the store for the run; None: it is there."""
+        try:
+            run = self.client.get_run(self._run_id)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the store is not there as it should be)
+            lost = getattr(error, "error_code", None) == MISSING
+            return Judgement(Trouble.LOST if lost else Trouble.AWAY, describe_error(error))
+        if run.info.lifecycle_stage != "deleted":
+            return None
+        restore = f"mlflow runs restore --run-id {run.info.run_id}"
+        return Judgement(Trouble.AWAY, f"the run was deleted there; to have it back: {restore}")
 
     def _create(self, entry: Entry) -> None:
         state, content = self.journal.state, entry.content
-        if state.run_id is not None:
-            return
-        tags = clean_tags(content["tags"])
-        if content["parent"]:
-            parent = read_state(Path(content["parent"]))
-            if parent is None or parent.run_id is None:
-                raise ParentNotOpenError(f"the run in {content['parent']} is not in the store yet")
-            tags[PARENT_TAG] = parent.run_id
-        experiment_id = find_experiment(self.client, state.uri, content["experiment"], Path(content["artifact_folder"]))
-        run = self.client.create_run(experiment_id, start_time=entry.time, tags=tags, run_name=content["name"])
-        state.run_id, state.experiment_id = run.info.run_id, experiment_id
-        self.journal.save()
-        close_abandoned_runs(self.client, experiment_id)
+        if state.run_id is None:
+            tags = clean_tags(content["tags"])
+            if parent := self._find_parent(content["parent"]):
+                tags[PARENT_TAG] = parent
+            place = Path(content["artifact_folder"])
+            state.experiment_id = find_experiment(self.client, state.uri, clean_text(content["experiment"]), place)
+            run = self._find_created(entry.time, tags) or self.client.create_run(
+                state.experiment_id, start_time=entry.time, tags=tags, run_name=clean_text(content["name"])
+            )
+            state.run_id = run.info.run_id
+            self.journal.save()
+        self._note_open()
+
+    def _find_parent(self, folder: str | None) -> str | None:
+        """Find MLflow's id of the run that this one belongs to; None where it has none in this store, and never will."""
+        if folder is None:
+            return None
+        parent = read_state(self.journal.folder / folder)
+        if parent is None or parent.uri != self.journal.state.uri:
+            return None
+        if parent.run_id is None:
+            raise ParentNotOpenError(f"the run in {(self.journal.folder / folder).resolve()} is not in the store yet")
+        return parent.run_id
+
+    def _find_created(self, began: int, tags: dict[str, str]) -> Any:
+        """Find the run that an earlier try made, whose answer did not arrive."""
+        found = self.client.search_runs([self.journal.state.experiment_id], f"attributes.start_time = {began}")
+        return next((run for run in found if run.data.tags.get(FOLDER_TAG) == tags.get(FOLDER_TAG)), None)
+
+    def _note_open(self) -> None:
+        """Write MLflow's id into the run's own record, and put the runs in order that were left open."""
+        folder = RunFolder(self.journal.folder)
+        state = self.journal.state
+        if folder.run_json.is_file() and folder.read_run_json().get("mlflow_run_id") != state.run_id:
+            folder.update_run_json(mlflow_run_id=state.run_id)
+        try:
+            close_abandoned_runs(self.client, str(state.experiment_id))
+        except Exception as error:  # the run itself is open
+            log.warning("tracking: runs left open cannot be closed", exc_info=error)
 
     def _reopen(self, entry: Entry) -> None:
         """Let a run that was stopped go on, without the error that stopped it."""
         del entry
-        run_id = self.journal.state.run_id
+        run_id = self._run_id
         self.client.update_run(run_id, status="RUNNING")
         if "error" in self.client.get_run(run_id).data.tags:
             self.client.delete_tag(run_id, "error")
+        self._note_open()
 
     def _log_params(self, entry: Entry) -> None:
         from mlflow.entities import Param
 
         params = [Param(name, value) for name, value in clean_params(entry.content).items()]
         for start in range(0, len(params), PARAMS_A_CALL):
-            self.client.log_batch(self.journal.state.run_id, params=params[start : start + PARAMS_A_CALL])
+            self.client.log_batch(self._run_id, params=params[start : start + PARAMS_A_CALL])
 
     def _log_metrics(self, entry: Entry) -> None:
+        self._log_all_metrics([entry])
+
+    def _log_all_metrics(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
-        step = entry.content["step"]
         metrics = [
-            Metric(clean_name(name), value, entry.time, step) for name, value in entry.content["metrics"].items()
+            Metric(clean_name(name), value, entry.time, entry.content["step"])
+            for entry in entries
+            for name, value in entry.content["metrics"].items()
         ]
         for start in range(0, len(metrics), METRICS_A_CALL):
-            self.client.log_batch(self.journal.state.run_id, metrics=metrics[start : start + METRICS_A_CALL])
+            self.client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_A_CALL])
 
     def _set_tags(self, entry: Entry) -> None:
         from mlflow.entities import RunTag
 
         tags = [RunTag(name, value) for name, value in clean_tags(entry.content).items()]
-        self.client.log_batch(self.journal.state.run_id, tags=tags)
+        self.client.log_batch(self._run_id, tags=tags)
 
     def _log_artifact(self, entry: Entry) -> None:
-        path, folder, run_id = Path(entry.content["path"]), entry.content["folder"], self.journal.state.run_id
+        path, folder, run_id = self.journal.folder / entry.content["path"], entry.content["folder"], self._run_id
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), folder or path.name)
         elif path.is_file():
             self.client.log_artifact(run_id, str(path), folder)
+        else:
+            raise FileGoneError(f"{path} is not there any more")
 
     def _log_dataset(self, entry: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        name, source, profile = entry.content["name"], entry.content["source"], entry.content["profile"]
+        name, source = clean_text(entry.content["name"]), clean_text(entry.content["source"])
+        profile = entry.content["profile"]
         text = json.dumps(profile, sort_keys=True, default=str)
         digest = hashlib.sha256(f"{source} {text}".encode()).hexdigest()[:8]
         dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=text)
         entity = DatasetInput(dataset, [InputTag("mlflow.data.context", entry.content["context"])])
-        self.client.log_inputs(self.journal.state.run_id, datasets=[entity])
+        self.client.log_inputs(self._run_id, datasets=[entity])
 
     def _log_origin(self, entry: Entry) -> None:
         folder, state = Path(entry.content["folder"]), self.journal.state
         origin = self._read_run(folder)
         run_id = origin.run_id if origin else RunFolder(folder).read_run_json().get("mlflow_run_id")
         if run_id:
-            self.client.set_tag(state.run_id, ORIGIN_TAG, run_id)
+            self.client.set_tag(self._run_id, ORIGIN_TAG, run_id)
         if origin and origin.model_id and entry.content["is_model"]:
             log_taken_model(self.client, state, origin.model_id)
 
@@ -165,50 +257,41 @@ class Courier:
         state, other = read_state(folder), RunFolder(folder)
         if state is None or state.uri != self.journal.state.uri:
             return None
-        if other.is_held() or not os.access(folder, os.W_OK):  # of a run that goes on, or of somebody else
+        if not os.access(folder, os.W_OK):  # of somebody else
             return state
+        if other.is_held():
+            journal = open_journal(folder)
+            if journal is not None and not journal.is_open and journal.count_waiting():  # on its way, from a thread
+                raise ParentNotOpenError(f"the run in {folder} is still being uploaded")
+            return journal.state if journal else state
         try:
             with other.hold():
                 journal = open_journal(folder)
                 assert journal is not None
-                deliver_waiting(journal)
+                _deliver_waiting(journal)
                 return journal.state
         except (ParentNotOpenError, CheckpointError) as error:  # of a pipeline that is not in the store; taken just now
             log.warning("tracking: %s: %s", folder, error)
             return read_state(folder)
 
     def _close(self, entry: Entry) -> None:
-        self.client.set_terminated(self.journal.state.run_id, entry.content["status"], end_time=entry.time)
+        self.client.set_terminated(self._run_id, entry.content["status"], end_time=entry.time)
 
 
-def deliver_waiting(journal: Journal) -> tuple[int, tuple[str, ...]]:
-    """Deliver all that waits in the journal of a run that has ended, and write MLflow's id into the run's own record.
-
-    Returns:
-        How many entries arrived, and which the store refused for good.
+def _deliver_waiting(journal: Journal) -> None:
+    """Deliver all that waits in the journal of a run that has ended; what the store does not take is set aside.
 
     Raises:
         Exception: the store cannot be used; what has arrived stays noted.
     """
-    courier, delivered, refused = Courier(journal), 0, []
-    while (entry := journal.get_first()) is not None:
+    courier = Courier(journal)
+    while entries := journal.get_next(1):
         try:
-            courier.deliver(entry)
-            delivered += 1
-        except Exception as error:  # which are final is for the store's answer to say
-            if get_patience(error) > 1:
+            courier.deliver(entries)
+        except Exception as error:
+            if courier.judge(error, entries[0]).trouble not in (Trouble.ALONE, Trouble.REFUSED):
                 raise
-            refused.append(f"{entry.kind}: {error}")
-        journal.mark_delivered()
-    folder = RunFolder(journal.folder)
-    if folder.run_json.is_file() and journal.state.run_id:
-        folder.update_run_json(mlflow_run_id=journal.state.run_id)
-    return delivered, tuple(refused)
-
-
-def get_patience(error: Exception) -> float:
-    """Say how often a delivery is tried that failed so: once, where the store understood and refused."""
-    if isinstance(error, VpexpError):  # of a run's own files, which will be no better the next time
-        return 1
-    code = getattr(error, "error_code", None)
-    return TRIES.get(str(code), math.inf)
+            log.warning("tracking: %s: %s", journal.folder, entries[0].kind, exc_info=error)
+            journal.set_aside(entries)
+        else:
+            journal.mark_delivered(entries)

@@ -1,14 +1,14 @@
 """What a run has to tell MLflow, on disk before it is sent: nothing is lost when the store or the process goes away.
 
-``tracking.jsonl`` in the run's folder holds one entry a line, in order; ``tracking.json`` says where they go, which MLflow
-run they belong to, and how many have arrived.
+``tracking.jsonl`` in the run's folder holds one numbered entry a line, in order; ``tracking.json`` says where they go,
+which MLflow run they belong to, and up to which number they have arrived.
 """
 
 import json
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ENTRIES = "tracking.jsonl"
 STATE = "tracking.json"
+TOGETHER = "metrics"  # entries of this kind are delivered many at once: a slow store is asked less often
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,13 @@ class Entry:
         kind: create, reopen, params, metrics, tags, artifact, dataset, origin, model, register or close.
         time: when it was said, milliseconds since 1970.
         content: depends on the kind; what JSON can hold.
+        number: its place in the journal, from 1.
     """
 
     kind: str
     time: int
     content: dict[str, Any]
+    number: int = 0
 
 
 @dataclass(slots=True)
@@ -42,9 +45,10 @@ class State:
     Attributes:
         uri: the store.
         run_id: MLflow's id of the run; None until the store has opened it.
-        delivered: entries that have arrived.
+        delivered: number of the last entry that was dealt with; all before it were too.
         experiment_id: MLflow's id of the experiment.
         model_id: MLflow's id of the model that the run made, for the runs that take it up.
+        set_aside: numbers of entries before it that the store did not take; the next upload tries them again.
     """
 
     uri: str
@@ -52,67 +56,129 @@ class State:
     delivered: int = 0
     experiment_id: str | None = None
     model_id: str | None = None
+    set_aside: list[int] = field(default_factory=list)
 
 
-@dataclass(slots=True)
 class Journal:
     """The journal of one run; one process writes to it at a time, any number of its threads.
 
-    Attributes:
+    Args:
         folder: the run's folder.
         state: of the delivery; ``save`` after a change.
+        entries: all that are on disk.
+
+    Attributes:
+        is_open: whether the last that was told is not the run's end.
+        last_time: when something was told last; 0 where nothing was.
     """
 
-    folder: Path
-    state: State
-    _waiting: list[Entry] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, folder: Path, state: State, entries: list[Entry]) -> None:
+        self.folder = folder
+        self.state = state
+        self.is_open = False
+        self.last_time = 0
+        self._last_number = state.delivered
+        self._waiting: list[Entry] = []
+        self._unsaved: list[str] = []  # lines that a full disk did not take
+        self._torn = _ends_within_line(folder / ENTRIES)  # half a line of a process that was killed, or of a full disk
+        self._left = False
+        self._lock = threading.RLock()
+        for entry in entries:
+            self._note(entry)
+            if entry.number > state.delivered or entry.number in state.set_aside:
+                self._waiting.append(entry)
 
-    def append(self, kind: str, content: dict[str, Any]) -> None:
-        """Add an entry. A disk that is full costs its copy on disk, not the entry."""
-        entry = Entry(kind, int(time.time() * 1000), content)
-        line = json.dumps({"kind": entry.kind, "time": entry.time, "content": content}, default=str)
+    def append(self, kind: str, content: dict[str, Any], at: int | None = None) -> None:
+        """Add an entry; ``at`` says when it happened, if not now. A full disk costs its copy on disk, not the entry."""
         with self._lock:
+            now = int(time.time() * 1000) if at is None else at
+            entry = Entry(kind, now, content, self._last_number + 1)
+            self._note(entry)
             self._waiting.append(entry)
-            try:
-                with (self.folder / ENTRIES).open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-            except OSError as error:
-                log.warning("tracking: %s cannot be written: %s", self.folder / ENTRIES, error)
+            fields = {"number": entry.number, "kind": kind, "time": now, "content": content}
+            self._unsaved.append(json.dumps(fields, default=str, skipkeys=True) + "\n")
+            self._write()
 
-    def get_first(self) -> Entry | None:
-        """Get the oldest entry that has not arrived."""
+    def get_next(self, most: int) -> list[Entry]:
+        """Get the oldest entry that has not arrived, with up to ``most`` in all that can go with it."""
         with self._lock:
-            return self._waiting[0] if self._waiting else None
+            first = self._waiting[:1]
+            if not first or first[0].kind != TOGETHER:
+                return first
+            count = 1
+            while count < min(most, len(self._waiting)) and self._waiting[count].kind == TOGETHER:
+                count += 1
+            return self._waiting[:count]
 
-    def mark_delivered(self) -> None:
-        """Note that the oldest entry has arrived, or that it never can."""
-        with self._lock:
-            self._waiting.pop(0)
-            self.state.delivered += 1
-        self.save()
+    def mark_delivered(self, entries: list[Entry]) -> None:
+        """Note that entries have arrived, or that they never can."""
+        self._deal_with(entries, set_aside=False)
+
+    def set_aside(self, entries: list[Entry]) -> None:
+        """Note that the store takes what comes after these entries, but not these."""
+        self._deal_with(entries, set_aside=True)
 
     def count_waiting(self) -> int:
-        """Count the entries that have not arrived."""
+        """Count the entries that are still to be delivered."""
         with self._lock:
             return len(self._waiting)
 
+    def count_missing(self) -> int:
+        """Count the entries that have not arrived: those that wait, and those set aside."""
+        with self._lock:
+            return len({entry.number for entry in self._waiting} | set(self.state.set_aside))
+
+    def start_again(self) -> None:
+        """The store has lost the run: everything is to be told anew."""
+        with self._lock:
+            self.state = State(self.state.uri)
+            unsaved = [entry for entry in self._waiting if entry.number > self._last_number - len(self._unsaved)]
+            known = {entry.number: entry for entry in [*_read_entries(self.folder / ENTRIES), *unsaved]}
+            self._waiting = [known[number] for number in sorted(known)]
+            self.save()
+
+    def leave(self) -> None:
+        """Write no more about the delivery: from here on somebody else may deliver what is left."""
+        with self._lock:
+            self._left = True
+
     def save(self) -> None:
         """Write down where the delivery stands."""
-        state = self.state
+        with self._lock:
+            if self._left:
+                return
+            try:
+                write_json(self.folder / STATE, asdict(self.state))
+            except OSError as error:
+                log.warning("tracking: %s cannot be written: %s", self.folder / STATE, error)
+
+    def _note(self, entry: Entry) -> None:
+        self._last_number = max(self._last_number, entry.number)
+        self.last_time = max(self.last_time, entry.time)
+        if entry.kind in ("create", "reopen", "close"):
+            self.is_open = entry.kind != "close"
+
+    def _deal_with(self, entries: list[Entry], *, set_aside: bool) -> None:
+        with self._lock:
+            numbers = {entry.number for entry in entries}
+            self._waiting = [entry for entry in self._waiting if entry.number not in numbers]
+            self.state.set_aside = sorted({*self.state.set_aside} - numbers | (numbers if set_aside else set()))
+            self.state.delivered = max(self.state.delivered, *numbers)
+            self.save()
+
+    def _write(self) -> None:
+        """Write what is not on disk yet; half a line from a disk that was full is ended first, readers pass over it."""
+        lines = ("\n" if self._torn else "") + "".join(self._unsaved)
         try:
-            write_json(
-                self.folder / STATE,
-                {
-                    "uri": state.uri,
-                    "run_id": state.run_id,
-                    "delivered": state.delivered,
-                    "experiment_id": state.experiment_id,
-                    "model_id": state.model_id,
-                },
-            )
+            with (self.folder / ENTRIES).open("a", encoding="utf-8") as file:
+                file.write(lines)
         except OSError as error:
-            log.warning("tracking: %s cannot be written: %s", self.folder / STATE, error)
+            if not self._torn:
+                log.warning("tracking: %s cannot be written: %s", self.folder / ENTRIES, error)
+            self._torn = True
+        else:
+            self._torn = False
+            self._unsaved.clear()
 
 
 def open_journal(folder: Path, uri: str | None = None) -> Journal | None:
@@ -127,14 +193,13 @@ def open_journal(folder: Path, uri: str | None = None) -> Journal | None:
     """
     state = read_state(folder)
     is_new = uri is not None and (state is None or state.uri != uri)
-    if is_new:
-        state = State(str(uri))
+    if uri is not None and is_new:
+        state = State(uri)
     if state is None:
         return None
-    _end_last_line(folder / ENTRIES)
-    journal = Journal(folder, state, _read_entries(folder / ENTRIES)[state.delivered :])
+    journal = Journal(folder, state, _read_entries(folder / ENTRIES))
     if is_new:
-        journal.save()  # by which it is found later, whether or not the store ever answers this process
+        journal.save()  # at once: a run that never reaches its store is uploaded by what is written here
     return journal
 
 
@@ -150,6 +215,30 @@ def read_state(folder: Path) -> State | None:
         return None
 
 
+def _read_entries(path: Path) -> list[Entry]:
+    if not path.is_file():
+        return []
+    entries: dict[int, Entry] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line:
+            continue
+        try:
+            entry = Entry(**json.loads(line))
+        except (ValueError, TypeError):  # half a line: the process was killed, or the disk was full
+            log.info("tracking: a line of %s is not readable", path)
+        else:
+            entries[entry.number] = entry
+    return [entries[number] for number in sorted(entries)]
+
+
+def _ends_within_line(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"
+
+
 def read_begin(folder: Path) -> int:
     """Read when a run began to tell, milliseconds since 1970; 0 where it has told nothing."""
     path = folder / ENTRIES
@@ -160,24 +249,3 @@ def read_begin(folder: Path) -> int:
             return int(json.loads(file.readline())["time"])
         except (ValueError, KeyError, TypeError):  # half a line
             return 0
-
-
-def _read_entries(path: Path) -> list[Entry]:
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            fields = json.loads(line)
-            entries.append(Entry(fields["kind"], fields["time"], fields["content"]))
-        except (ValueError, KeyError, TypeError):  # the last line of a process that was killed while writing it
-            log.warning("tracking: a line of %s is not readable", path)
-            entries.append(Entry("unreadable", 0, {}))
-    return entries
-
-
-def _end_last_line(path: Path) -> None:
-    """A process that was killed while writing leaves half a line, which must not swallow the next."""
-    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")

@@ -2,20 +2,24 @@
 
 import logging
 import math
+import os
+import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpexp.console import say
+from vpexp.console import console, say
 from vpexp.tracking.journal import Journal, open_journal
-from vpexp.tracking.sender import Sender
+from vpexp.tracking.notices import forget
+from vpexp.tracking.sender import Sender, find_senders_below, is_at_work
 from vpexp.tracking.store import normalize_uri
-from vpexp.tracking.upload import find_tracked_folders, upload_waiting
+from vpexp.tracking.upload import count_missing, find_tracked_folders, upload_waiting
 
 log = logging.getLogger(__name__)
 
-OPEN_SECONDS = 30.0  # to make the tables of a new database takes some seconds
+OPEN_SECONDS = 10.0  # to make the tables of a new database takes some seconds
 CLOSE_SECONDS = 60.0
 
 
@@ -43,6 +47,7 @@ class RunDescription:
         tags: of the run.
         params: of the run.
         artifact_folder: where the experiment's files go, if the store is a local database.
+        upload_command: what people type to upload what the store has missed.
         parent: folder of the run that this one belongs to.
         origin: the checkpoint that it takes up.
     """
@@ -53,6 +58,7 @@ class RunDescription:
     tags: dict[str, str]
     params: dict[str, Any]
     artifact_folder: Path
+    upload_command: str
     parent: Path | None = None
     origin: Origin | None = None
 
@@ -62,10 +68,14 @@ class MlflowRun:
 
     Args:
         journal: what was told; None records nothing.
+        upload_command: what people type to upload what the store has missed.
+        parent: folder of the run that this one belongs to.
     """
 
-    def __init__(self, journal: Journal | None = None) -> None:
+    def __init__(self, journal: Journal | None = None, upload_command: str = "", parent: Path | None = None) -> None:
         self.journal = journal
+        self._upload_command = upload_command
+        self._parent = parent
         self._sender = Sender(journal) if journal else None
 
     @property
@@ -74,10 +84,12 @@ class MlflowRun:
         return self.journal.state.run_id if self.journal else None
 
     def start(self) -> None:
-        """Begin to deliver, and wait until the run is open, or the store has failed."""
+        """Begin to deliver, and wait until the run is open, or the store has failed, or takes too long."""
         if self._sender:
+            import mlflow  # noqa: F401  (here: two threads that import at once may meet half a module)
+
             self._sender.start()
-            self._sender.wait(OPEN_SECONDS, tries=1)
+            self._sender.wait(time.monotonic() + OPEN_SECONDS, tries=1)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, with None and lists as text."""
@@ -91,8 +103,8 @@ class MlflowRun:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Upload a file, or a folder with all that it holds, as it is when its turn comes."""
-        if path.exists():
-            self._tell("artifact", {"path": str(path.absolute()), "folder": folder})
+        if self.journal is not None and path.exists():
+            self._tell("artifact", {"path": _write_place(path, self.journal.folder), "folder": folder})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
@@ -138,28 +150,33 @@ class MlflowRun:
         self._tell("close", {"status": status})
 
     def finish(self) -> None:
-        """Wait until everything has arrived, as long as the store takes it; say what has not."""
+        """Wait until everything has arrived, as long as the store takes it; say what has not, and how to upload it.
+
+        A part of a run that is going on in this process does not wait: the whole does, in the end. Ctrl-C ends the
+        waiting, not the run, which has ended before.
+        """
         if self._sender is None or self.journal is None:
             return
-        arrived = self._sender.wait(CLOSE_SECONDS)
-        self._sender.stop()
-        if arrived:
-            self._upload_parts(self.journal.folder)
-        elif not self._sender.lacks_parent:  # the parent says it for all its parts
+        self._sender.end()
+        if self._parent is not None and is_at_work(self._parent):
+            return
+        folder, until = self.journal.folder, time.monotonic() + CLOSE_SECONDS
+        try:
+            with _show_waiting():
+                if self._sender.wait(until):
+                    _finish_parts(folder, until)
+        except KeyboardInterrupt:
+            log.info("tracking: Ctrl-C, the rest is left for later")
+        finally:
+            for sender in (self._sender, *find_senders_below(folder)):
+                sender.stop()
+        forget(self.journal.state.uri)
+        missing = count_missing(folder)
+        if missing and not self._sender.lacks_parent:  # the parent says it for all its parts
             say(
-                f"tracking: {self.journal.count_waiting()} records of this run are not in MLflow; when it is back: "
-                f"python -m vpexp stage=sync run={self.journal.folder}",
+                f"tracking: {missing} records of this run are not in MLflow; when it is back: {self._upload_command}",
                 style="yellow",
             )
-
-    def _upload_parts(self, folder: Path) -> None:
-        """Deliver what the runs inside this one could not while the store was away."""
-        try:
-            parts = [part for part in find_tracked_folders(folder) if part != folder]
-            for upload in upload_waiting(parts):
-                log.info("tracking: %s: %d records uploaded late", upload.folder, upload.delivered)
-        except Exception as error:  # whatever the store does, the run has ended well
-            log.warning("tracking: %s", folder, exc_info=error)
 
     def _tell(self, kind: str, content: dict[str, Any]) -> None:
         if self.journal is None or self._sender is None:
@@ -171,12 +188,13 @@ class MlflowRun:
 def open_mlflow_run(description: RunDescription, folder: Path) -> MlflowRun:
     """Open a run in MLflow, and log its parameters and tags; a run that the folder's journal knows goes on.
 
-    Where the store cannot be reached, one line says so; what the run tells waits in the journal.
+    Nothing is delivered before ``start``. Where the store cannot be reached, one line says so then; what the run tells
+    waits in the journal.
     """
     journal = open_journal(folder, normalize_uri(description.uri))
     assert journal is not None
-    run = MlflowRun(journal)
-    if journal.state.delivered or journal.count_waiting():
+    run = MlflowRun(journal, description.upload_command, description.parent)
+    if journal.last_time:
         journal.append("reopen", {})
     else:
         journal.append(
@@ -186,11 +204,36 @@ def open_mlflow_run(description: RunDescription, folder: Path) -> MlflowRun:
                 "name": description.name,
                 "tags": description.tags,
                 "artifact_folder": str(description.artifact_folder.absolute()),
-                "parent": str(description.parent.absolute()) if description.parent else None,
+                "parent": _write_place(description.parent, folder) if description.parent else None,
             },
         )
         run.log_params(description.params)
         if description.origin:
             run.log_origin(description.origin)
-    run.start()
     return run
+
+
+def _write_place(path: Path, folder: Path) -> str:
+    """Write where a file lies: from the run's folder, if it is inside it or around it, so that the folder can move."""
+    place, here = path.absolute(), folder.absolute()
+    near = place.is_relative_to(here) or here.is_relative_to(place)
+    return os.path.relpath(place, here) if near else str(place)
+
+
+def _finish_parts(folder: Path, until: float) -> None:
+    """Wait for the runs inside a run; deliver what those of other processes could not while the store was away."""
+    for sender in find_senders_below(folder):
+        sender.wait(until)
+    parts = [part for part in find_tracked_folders(folder) if part != folder]
+    try:
+        for upload in upload_waiting(parts, until=until):
+            log.info("tracking: %s: %d records uploaded late", upload.folder, upload.delivered)
+    except Exception as error:  # whatever the store does, the run has ended well
+        log.warning("tracking: %s", folder, exc_info=error)
+
+
+def _show_waiting() -> AbstractContextManager[Any]:
+    """Show on a terminal why the program does not end yet."""
+    if not console.is_terminal:
+        return nullcontext()
+    return console.status("uploading records to MLflow; Ctrl-C leaves them for later")

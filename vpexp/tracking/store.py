@@ -1,11 +1,15 @@
 """The MLflow store: reach it, and find the experiment in it."""
 
+import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 SQLITE = "sqlite:///"
+LOCK_SECONDS = 60.0
 
 
 def normalize_uri(uri: str) -> str:
@@ -27,11 +31,19 @@ def connect(uri: str) -> Any:
         return MlflowClient(tracking_uri=uri)
     file = Path(uri.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a failure is told by who asked
     # The first client makes the tables, which two processes must not do at once.
-    with FileLock(file.with_name(f".{file.name}.lock")):
+    with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_SECONDS):
+        _check_file(file)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _check_file(file: Path) -> None:
+    """Look whether a file is a database that can be used: MLflow tries for minutes before it says that it is not."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
 
 
 def find_experiment(client: Any, uri: str, name: str, artifact_folder: Path) -> str:
