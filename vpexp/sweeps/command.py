@@ -21,6 +21,7 @@ from vpexp.sweeps.job import JobFailedError, explain_missing, run_sweep_job
 from vpexp.sweeps.pictures import draw_pictures
 from vpexp.sweeps.plan import SweepPlan, plan_sweep
 from vpexp.sweeps.record import SweepFolder, SweepRecord
+from vpexp.sweeps.search import Search
 from vpexp.sweeps.stop import SweepStopped, stop_in_two_steps
 from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
 from vpexp.sweeps.tracker import log_sweep_end, open_sweep_run
@@ -52,8 +53,9 @@ def run_sweep(command_line: CommandLine) -> int:
         _close_lost_jobs(sweep)
         tracker = open_sweep_run(plan, sweep)
         say(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
-        error = _run_jobs(plan, sweep)
-        return _conclude(plan, sweep, tracker, error)
+        search = Search(plan, sweep) if plan.search else None
+        error = _run_jobs(plan, sweep, search)
+        return _conclude(plan, sweep, tracker, error, search)
 
 
 def _find_resumed(command_line: CommandLine) -> tuple[CommandLine, SweepFolder | None]:
@@ -122,16 +124,19 @@ def _close_lost_jobs(sweep: SweepFolder) -> None:
             log.info("%s: its process is gone", job.path)
 
 
-def _run_jobs(plan: SweepPlan, sweep: SweepFolder) -> BaseException | None:
+def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> BaseException | None:
     """Run all jobs; return what ended the sweep before its time."""
     overrides = [*plan.overrides, f"hydra.sweep.dir={quote_value(sweep.path)}"]
     try:
         with stop_in_two_steps(sweep):
             while True:
+                added = search.prepare() if search else []
+                if search and not added:
+                    return None
                 try:
                     watch = DeathWatch(sweep)
                     with watch if plan.workers != 1 else nullcontext():
-                        start_hydra(run_sweep_job, overrides, plan.flags)
+                        start_hydra(run_sweep_job, [*overrides, *added], plan.flags)
                 except BrokenProcessPool as error:
                     if not _leave_out_dead(sweep, watch):
                         return error
@@ -139,6 +144,8 @@ def _run_jobs(plan: SweepPlan, sweep: SweepFolder) -> BaseException | None:
                 except JobFailedError:
                     return None  # told and recorded by the job
                 except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
+                    if search and search.is_about_no_result(error):
+                        return None  # told and recorded by the jobs
                     return explain_error(error, plan.overrides, ()) or error
                 return None
     except (SweepStopped, KeyboardInterrupt, SystemExit) as stop:
@@ -156,7 +163,9 @@ def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> bool:
     return bool(dead)
 
 
-def _conclude(plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: BaseException | None) -> int:
+def _conclude(
+    plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: BaseException | None, search: Search | None
+) -> int:
     """Tell what came of the jobs, to people, to a file and to MLflow; return the exit code."""
     _close_lost_jobs(sweep)
     summary = summarize_sweep(sweep)
@@ -172,6 +181,9 @@ def _conclude(plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: Ba
         error = error or ConfigError(explain_missing(summary.metric, summary.jobs[-1].metrics))
     say(f"results: {sweep.results}")
     unfinished = max(plan.jobs, len(summary.jobs)) - summary.count("FINISHED")
+    if search:
+        search.close()
+        unfinished = max(search.count_unfinished(), len(summary.jobs) - summary.count("FINISHED"))
     if unfinished:
         command = f"python -m vpexp -m {quote_word(f'{RESUME}{quote_value(sweep.path)}')}"
         say(f"{unfinished} of {plan.jobs} jobs have not finished; go on with: {command}", style="yellow")

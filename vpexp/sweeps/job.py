@@ -87,7 +87,8 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
     if config_hash in record.left_out:
         raise JobFailedError(f"job {number} ({name}) took its process with it before")
     folder = _choose_folder(sweep, number, config_hash)
-    label = f"job {folder.path.name} ({number + 1} of {record.jobs}), {name}"
+    place = int(folder.path.name) if record.searches else number  # a search that goes on counts its trials anew
+    label = f"job {folder.path.name} ({place + 1} of {record.jobs}), {name}"
     if folder.read_run_json().get("status") == "FINISHED":
         say(f"{label}: finished before")
         return _read_objective(folder, record)
