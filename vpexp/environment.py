@@ -19,6 +19,7 @@ QUIET_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # or lines of different jobs are taken for one
     "POSSIBLE_USER_WARNINGS": "off",  # Lightning's tips
     "GIT_PYTHON_REFRESH": "quiet",
     "DATUMARO_TELEMETRY": "0",
