@@ -45,3 +45,9 @@ class TrackingError(VpexpError):
 
 class StepError(VpexpError):
     """A step of a pipeline that failed."""
+
+
+class WorkerError(VpexpError):
+    """A process or machine that worked for a sweep and is gone."""
+
+    exit_code = 1
