@@ -1,6 +1,7 @@
 """Environment variables that vpexp reads and sets, all in one place.
 
-Read: ``VPEXP_CACHE_DIR`` (downloaded weights, generated images), ``HYDRA_FULL_ERROR`` (whole tracebacks).
+Read: ``VPEXP_CACHE_DIR`` (downloaded weights, generated images), ``HYDRA_FULL_ERROR`` (whole tracebacks),
+``OMP_NUM_THREADS`` (CPU threads; launchers set it for jobs that share a machine).
 Set, unless the user has set them: switches that stop libraries from phoning home or printing advertisements.
 """
 
@@ -21,6 +22,7 @@ QUIET_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # or lines of different jobs are taken for one
     "POSSIBLE_USER_WARNINGS": "off",  # Lightning's tips
     "GIT_PYTHON_REFRESH": "quiet",
     "DATUMARO_TELEMETRY": "0",
@@ -35,6 +37,12 @@ _NOISY_LOGGERS = (
 def find_cache_dir() -> Path:
     """Name the folder of downloaded weights and drawn images: $VPEXP_CACHE_DIR, else ~/.cache/vpexp."""
     return Path(os.environ.get(CACHE_DIR_VARIABLE) or "~/.cache/vpexp").expanduser()
+
+
+def find_thread_limit() -> int | None:
+    """Find out how many CPU threads this process may use, for libraries that do not ask OMP_NUM_THREADS themselves."""
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(limit) if limit.isdecimal() and int(limit) > 0 else None
 
 
 def quiet_libraries() -> None:

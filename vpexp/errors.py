@@ -49,3 +49,9 @@ class StepError(VpexpError):
 
 class ProcessError(VpexpError):
     """A process of a training on several devices that was lost."""
+
+
+class WorkerError(VpexpError):
+    """A process or machine that worked for a sweep and is gone."""
+
+    exit_code = 1

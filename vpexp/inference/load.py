@@ -28,7 +28,7 @@ def load_predictor(
             ``Sam`` module.
         device: where it runs: ``cpu`` or ``cuda`` for torch, OpenVINO's name of a device (``cpu``, ``gpu``) for an IR.
         output_dir: where runs lie.
-        threads: CPU threads of an exported model; None leaves its library's own choice.
+        threads: CPU threads of an exported model; None: OMP_NUM_THREADS, else its library's own choice.
 
     Raises:
         CheckpointError, WeightsError: see ``find_exported``, ``find_checkpoint`` and ``load_model``.

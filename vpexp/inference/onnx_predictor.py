@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vpexp.environment import find_thread_limit
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import ExportedModel, read_metadata
 from vpexp.inference.graph_predictor import DECODER_OUTPUTS, ENCODER_OUTPUTS, Arrays, GraphPredictor
@@ -16,7 +17,7 @@ class OnnxPredictor(GraphPredictor):
 
     Args:
         model: the files.
-        threads: CPU threads; None leaves onnxruntime's own choice.
+        threads: CPU threads; None: OMP_NUM_THREADS, else onnxruntime's own choice.
 
     Raises:
         CheckpointError: the files are damaged or not vpexp's, or onnxruntime is not installed.
@@ -44,6 +45,7 @@ def _open_session(file: Path, threads: int | None, *, optimize: bool = True) -> 
         raise CheckpointError(f"{file} needs onnxruntime: pip install 'vpexp[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
+    threads = threads or find_thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:

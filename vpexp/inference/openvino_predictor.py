@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vpexp.environment import find_thread_limit
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import ExportedModel, read_metadata
 from vpexp.inference.graph_predictor import (
@@ -24,7 +25,7 @@ class OpenvinoPredictor(GraphPredictor):
 
     Args:
         model: the files.
-        threads: CPU threads; None leaves OpenVINO's own choice.
+        threads: CPU threads; None: OMP_NUM_THREADS, else OpenVINO's own choice.
         device: OpenVINO's name of the device.
 
     Raises:
@@ -35,6 +36,7 @@ class OpenvinoPredictor(GraphPredictor):
         metadata = read_metadata(model)
         core = get_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        threads = threads or find_thread_limit()
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         encoder = _read_graph(core, model.encoder, ENCODER_INPUTS, ENCODER_OUTPUTS)

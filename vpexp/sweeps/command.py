@@ -4,7 +4,6 @@ import logging
 import os
 import time
 import warnings
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from vpexp.command_line import CommandLine, read_command_line
 from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import console, say
 from vpexp.environment import quiet_libraries
-from vpexp.errors import CheckpointError, ConfigError
+from vpexp.errors import CheckpointError, ConfigError, WorkerError
 from vpexp.hydra_app import explain_error, start_hydra
 from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
 from vpexp.signals import TERMINATED
@@ -21,11 +20,14 @@ from vpexp.sweeps.job import JobFailedError, explain_missing, run_sweep_job
 from vpexp.sweeps.pictures import draw_pictures
 from vpexp.sweeps.plan import SweepPlan, plan_sweep
 from vpexp.sweeps.record import SweepFolder, SweepRecord
+from vpexp.sweeps.search import Search
 from vpexp.sweeps.stop import SweepStopped, stop_in_two_steps
 from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
 from vpexp.sweeps.tracker import log_sweep_end, open_sweep_run
 from vpexp.sweeps.watch import DeathWatch
+from vpexp.sweeps.workers import can_start_again, end_ray_workers, is_lost_worker
 from vpexp.tracking.abandoned import get_host, mark_killed
+from vpexp.tracking.journal import open_journal
 from vpexp.tracking.mlflow_run import MlflowRun
 
 log = logging.getLogger("vpexp")
@@ -52,8 +54,9 @@ def run_sweep(command_line: CommandLine) -> int:
         _close_lost_jobs(sweep)
         tracker = open_sweep_run(plan, sweep)
         say(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
-        error = _run_jobs(plan, sweep)
-        return _conclude(plan, sweep, tracker, error)
+        search = Search(plan, sweep) if plan.search else None
+        error = _run_jobs(plan, sweep, search)
+        return _conclude(plan, sweep, tracker, error, search)
 
 
 def _find_resumed(command_line: CommandLine) -> tuple[CommandLine, SweepFolder | None]:
@@ -120,43 +123,69 @@ def _close_lost_jobs(sweep: SweepFolder) -> None:
     for job in sweep.find_jobs():
         if not job.is_held() and mark_killed(job):
             log.info("%s: its process is gone", job.path)
+            journal = open_journal(job.path)
+            if journal is not None:  # the sweep's own run delivers it
+                journal.append("tags", {"error": job.read_run_json()["error"]})
+                journal.append("close", {"status": "KILLED"})
 
 
-def _run_jobs(plan: SweepPlan, sweep: SweepFolder) -> BaseException | None:
+def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> BaseException | None:
     """Run all jobs; return what ended the sweep before its time."""
     overrides = [*plan.overrides, f"hydra.sweep.dir={quote_value(sweep.path)}"]
     try:
         with stop_in_two_steps(sweep):
             while True:
+                added = search.prepare() if search else []
+                if search and not added:
+                    return None
                 try:
                     watch = DeathWatch(sweep)
                     with watch if plan.workers != 1 else nullcontext():
-                        start_hydra(run_sweep_job, overrides, plan.flags)
-                except BrokenProcessPool as error:
-                    if not _leave_out_dead(sweep, watch):
-                        return error
-                    continue
-                except JobFailedError:
-                    return None  # told and recorded by the job
+                        start_hydra(run_sweep_job, [*overrides, *added], plan.flags)
                 except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
-                    return explain_error(error, plan.overrides, ()) or error
+                    if _can_go_on(error, sweep, watch):
+                        continue
+                    return _explain_end(error, plan, search)
                 return None
     except (SweepStopped, KeyboardInterrupt, SystemExit) as stop:
         return stop
+    finally:
+        end_ray_workers(sweep)
+
+
+def _can_go_on(error: Exception, sweep: SweepFolder, watch: DeathWatch) -> bool:
+    """Where a worker was lost, end the others of its kind, and find the job that went with it."""
+    if not is_lost_worker(error):
+        return False
+    end_ray_workers(sweep)
+    return can_start_again(error) and _leave_out_dead(sweep, watch)
+
+
+def _explain_end(error: Exception, plan: SweepPlan, search: Search | None) -> Exception | None:
+    """Explain what ended the sweep; None where the jobs have told and recorded it."""
+    if isinstance(error, JobFailedError) or (search and search.is_about_no_result(error)):
+        return None
+    if is_lost_worker(error):
+        line = next(iter(str(error).strip().splitlines()), "")
+        return WorkerError(f"a worker was lost, jobs in a queue go on: {type(error).__name__}: {line}")
+    return explain_error(error, plan.overrides, ()) or error
 
 
 def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> bool:
     """After a worker died: its job is left out, and the others that went with it go on in a new pool."""
-    dead = [job.read_run_json().get("config_hash") for job in watch.first_dead]
+    lost = [job for job in watch.first_dead if job.read_run_json().get("status") != "FINISHED"]
+    dead = [job.read_run_json().get("config_hash") for job in lost]
     _close_lost_jobs(sweep)
-    for job in watch.first_dead:
+    for job in lost:
         say(f"job {job.path.name} was killed with its process; the others go on", style="red")
     record = sweep.read()
     sweep.write(replace(record, left_out=(*record.left_out, *(str(name) for name in dead))))
     return bool(dead)
 
 
-def _conclude(plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: BaseException | None) -> int:
+def _conclude(
+    plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: BaseException | None, search: Search | None
+) -> int:
     """Tell what came of the jobs, to people, to a file and to MLflow; return the exit code."""
     _close_lost_jobs(sweep)
     summary = summarize_sweep(sweep)
@@ -172,6 +201,9 @@ def _conclude(plan: SweepPlan, sweep: SweepFolder, tracker: MlflowRun, error: Ba
         error = error or ConfigError(explain_missing(summary.metric, summary.jobs[-1].metrics))
     say(f"results: {sweep.results}")
     unfinished = max(plan.jobs, len(summary.jobs)) - summary.count("FINISHED")
+    if search:
+        search.close()
+        unfinished = max(search.count_unfinished(), len(summary.jobs) - summary.count("FINISHED"))
     if unfinished:
         command = f"python -m vpexp -m {quote_word(f'{RESUME}{quote_value(sweep.path)}')}"
         say(f"{unfinished} of {plan.jobs} jobs have not finished; go on with: {command}", style="yellow")

@@ -68,6 +68,7 @@ def run_sweep_job(cfg: Any) -> float:
 def _work_elsewhere(record: SweepRecord) -> Iterator[None]:
     """In a process beside the sweep's: the same working folder, and no pictures of progress over one another."""
     quiet_libraries()
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the parent's address is told once
     folder = Path(record.cwd)
     if Path.cwd() != folder and folder.is_dir():
         os.chdir(folder)
@@ -88,7 +89,8 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
     if config_hash in record.left_out:
         raise JobFailedError(f"job {number} ({name}) took its process with it before")
     folder = _choose_folder(sweep, number, config_hash)
-    label = f"job {folder.path.name} ({number + 1} of {record.jobs}), {name}"
+    place = int(folder.path.name) if record.searches else number  # a search that goes on counts its trials anew
+    label = f"job {folder.path.name} ({place + 1} of {record.jobs}), {name}"
     if folder.read_run_json().get("status") == "FINISHED":
         say(f"{label}: finished before")
         return _read_objective(folder, record)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 SMALL = Decimal("0.01")
+TYPED_DIGITS = 6  # a number of more is a search's
+DIGITS = 3  # that are shown of it
 SHORT = {"batch_size": "bs", "weight_decay": "wd", "max_epochs": "epochs"}
 
 
@@ -20,12 +22,17 @@ def name_job(values: dict[str, str]) -> str:
 
 
 def format_value(value: str) -> str:
-    """Write small numbers as people do, ``1e-5`` for Hydra's ``1e-05``; leave the rest as it is."""
+    """Write numbers as people do, ``1e-5`` for Hydra's ``1e-05``, and those of a search with three digits."""
     try:
         number = Decimal(value)
     except InvalidOperation:
         return value
-    if not number.is_finite() or not 0 < abs(number) < SMALL:
+    if not number.is_finite():
+        return value
+    if "." in value and len(number.as_tuple().digits) > TYPED_DIGITS:
+        number = Decimal(f"{number:.{DIGITS - 1}e}")
+        value = f"{number:f}"
+    if not 0 < abs(number) < SMALL:
         return value
     mantissa, _, exponent = f"{number.normalize():e}".partition("e")
     return f"{mantissa}e{int(exponent)}"

@@ -18,6 +18,21 @@ JOBLIB = "hydra_plugins.hydra_joblib_launcher"
 
 
 @dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """What a search is asked beside its values; None is vpexp's choice.
+
+    Attributes:
+        storage: address of the database of its trials.
+        study: what it is called there.
+        seed: of what is proposed; None for another search every time.
+    """
+
+    storage: str | None
+    study: str | None
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class SweepPlan:
     """A sweep before it starts.
 
@@ -29,7 +44,7 @@ class SweepPlan:
         folder: of the sweep, absolute.
         cfg: the first job's configuration.
         workers: jobs at once on this machine; None where a launcher decides that elsewhere.
-        searches: whether a sweeper chooses values as it goes.
+        search: by a sweeper that chooses values as it goes; None where all are known.
     """
 
     overrides: tuple[str, ...]
@@ -39,7 +54,12 @@ class SweepPlan:
     folder: Path
     cfg: DictConfig
     workers: int | None
-    searches: bool
+    search: SearchSettings | None
+
+    @property
+    def searches(self) -> bool:
+        """Whether a sweeper chooses values as it goes."""
+        return self.search is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +93,8 @@ def plan_sweep(command_line: CommandLine, folder: Path | None = None) -> SweepPl
         )
     _check_values(command_line, axes)
     hydra = cfg.hydra
-    searches = "n_trials" in hydra.sweeper
-    jobs = int(hydra.sweeper.n_trials) if searches else math.prod(len(axis.overrides) for axis in varying)
+    search = _read_search(hydra.sweeper)
+    jobs = int(hydra.sweeper.n_trials) if search else math.prod(len(axis.overrides) for axis in varying)
     place = folder or Path(str(OmegaConf.select(cfg, "hydra.sweep.dir"))).expanduser().absolute()
     OmegaConf.set_struct(cfg, value=False)
     del cfg["hydra"]
@@ -87,7 +107,7 @@ def plan_sweep(command_line: CommandLine, folder: Path | None = None) -> SweepPl
         folder=place,
         cfg=cfg,
         workers=_count_workers(hydra.launcher, jobs),
-        searches=searches,
+        search=search,
     )
 
 
@@ -120,6 +140,12 @@ def _list_params(cfg: DictConfig) -> list[str]:
     params: Any = cfg.hydra.sweeper.get("params")
     container: Any = OmegaConf.to_container(params, resolve=True) if params else {}
     return [f"{key}={value}" for key, value in container.items()]
+
+
+def _read_search(sweeper: DictConfig) -> SearchSettings | None:
+    if "n_trials" not in sweeper:
+        return None
+    return SearchSettings(sweeper.storage, sweeper.study_name, sweeper.sampler.get("seed"))
 
 
 def _check_values(command_line: CommandLine, axes: Sequence[_Axis]) -> None:

@@ -28,6 +28,21 @@ def test_openvino_predictor__opens(debug_ir):
     assert predictor.metadata.labels == LABELS
 
 
+def test_openvino_predictor__takes_the_threads_that_a_launcher_left_it(debug_ir, monkeypatch):
+    asked = []
+    compile_model = openvino.Core.compile_model
+
+    def keep(core, model, device, settings):
+        asked.append(settings["INFERENCE_NUM_THREADS"])
+        return compile_model(core, model, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", keep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    OpenvinoPredictor(debug_ir)
+    OpenvinoPredictor(debug_ir, threads=1)
+    assert asked == [3, 3, 1, 1]
+
+
 def test_openvino_predictor__runs_in_float32_on_the_threads_asked_for(debug_ir, monkeypatch):
     compiled = []
     compile_model = openvino.Core.compile_model
