@@ -64,9 +64,10 @@ OPTIONS = {
     "cache": ["default", "none"],
     "export": ["default", "fp16"],
     "ptq": ["default", "fast", "safe"],
-    "sweep": ["default", "lr_batch"],
+    "sweep": ["default", "lr_batch", "optuna"],
     "tracking": ["default", "none"],
     "paths": ["default"],
+    "hydra/launcher": ["ray_cluster"],
     "experiment": ["debug", "quickstart"],
 }
 

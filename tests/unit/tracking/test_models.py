@@ -8,7 +8,6 @@ from mlflow.entities import LoggedModelStatus
 
 from vpexp.environment import quiet_libraries
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.delivery import deliver_waiting
 from vpexp.tracking.journal import open_journal, read_begin, read_state
 from vpexp.tracking.upload import find_tracked_folders, upload_waiting
 
@@ -28,7 +27,7 @@ def client(uri):
 def tell(tmp_path, uri):
     """Write what a run would tell into its journal, without a store: ``tell("export", origin="train", model=...)``."""
 
-    def tell_run(name, *, origin=None, is_model=True, model=None, register=None, maker=None):
+    def tell_run(name, *, origin=None, is_model=True, model=None, register=None, maker=None, ends=True):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         RunFolder(folder).update_run_json(stage=name)
@@ -45,17 +44,24 @@ def tell(tmp_path, uri):
             (package / "MLmodel").write_text("flavors: {}")
             versions = {"name": register, "package": str(package), "tags": {"a": "b"}, "description": "about"}
             journal.append("register", versions | {"maker": str(tmp_path / (maker or name))})
-        journal.append("close", {"status": "FINISHED"})
+        if ends:
+            journal.append("close", {"status": "FINISHED"})
         return folder
 
     return tell_run
+
+
+def deliver(folder):
+    """Deliver what waits; how much arrived, and what the store refused."""
+    (upload,) = upload_waiting([folder])
+    return upload.delivered, upload.refused
 
 
 def deliver_again(folder, **changed):
     """Deliver as a process does that knows nothing of the deliveries before but the run's id."""
     state = json.loads((folder / "tracking.json").read_text())
     (folder / "tracking.json").write_text(json.dumps({**state, "delivered": 0, **changed}))
-    return deliver_waiting(open_journal(folder))
+    return deliver(folder)
 
 
 def test_open_journal__run_is_found_though_its_store_never_answered(tell, tmp_path):
@@ -95,7 +101,7 @@ def test_upload__models_are_outputs_and_inputs_of_runs(tell, client, tmp_path):
 def test_deliver__what_a_run_takes_up_is_delivered_before_it(tell, client):
     train, export = tell("train", model="best"), tell("export", origin="train")
 
-    deliver_waiting(open_journal(export))
+    deliver(export)
 
     made = read_state(train)
     assert client.get_run(made.run_id).info.status == "FINISHED"
@@ -105,10 +111,10 @@ def test_deliver__what_a_run_takes_up_is_delivered_before_it(tell, client):
 
 
 def test_deliver__a_run_that_goes_on_is_left_to_itself(tell, client):
-    train, export = tell("train", model="best"), tell("export", origin="train")
+    train, export = tell("train", model="best", ends=False), tell("export", origin="train")
 
     with RunFolder(train).hold():
-        assert deliver_waiting(open_journal(export)) == (3, ())
+        assert deliver(export) == (3, ())
 
     assert read_state(train).run_id is None
     run = client.get_run(read_state(export).run_id)
@@ -119,7 +125,7 @@ def test_deliver__a_run_that_goes_on_is_left_to_itself(tell, client):
 def test_deliver__another_epoch_is_not_the_model(tell, client):
     train, tested = tell("train", model="best"), tell("test", origin="train", is_model=False)
 
-    deliver_waiting(open_journal(tested))
+    deliver(tested)
 
     run = client.get_run(read_state(tested).run_id)
     assert run.data.tags["checkpoint_run"] == read_state(train).run_id
@@ -132,7 +138,7 @@ def test_deliver__origin_of_another_store_is_a_tag_alone(tell, client, tmp_path)
     (folder / "tracking.json").write_text(json.dumps({"uri": "http://elsewhere", "run_id": "1", "model_id": "m-1"}))
     export = tell("export", origin="train")
 
-    deliver_waiting(open_journal(export))
+    deliver(export)
 
     run = client.get_run(read_state(export).run_id)
     assert run.data.tags["checkpoint_run"] == "elsewhere"
@@ -142,7 +148,7 @@ def test_deliver__origin_of_another_store_is_a_tag_alone(tell, client, tmp_path)
 def test_deliver__twice_makes_one_model_and_one_version(tell, client, capsys):
     train = tell("train", model="best")
     export = tell("export", origin="train", model="IR", register="grapes")
-    deliver_waiting(open_journal(export))
+    deliver(export)
     before = read_state(export)
 
     assert deliver_again(export, model_id=None) == (5, ())
@@ -162,7 +168,7 @@ def test_register__for_the_run_that_made_the_model(tell, client):
     ptq = tell("ptq", model="INT8")
     pipeline = tell("pipeline", register="by_pipeline", maker="ptq")
 
-    deliver_waiting(open_journal(pipeline))
+    deliver(pipeline)
 
     (version,) = client.search_model_versions("name = 'by_pipeline'")
     assert version.run_id == read_state(ptq).run_id
@@ -173,7 +179,7 @@ def test_register__what_is_gone_from_disk_is_said_and_stops_nothing(tell, client
     export = tell("export", model="IR", register="gone")
     (tmp_path / "package" / "MLmodel").unlink()
 
-    delivered, refused = deliver_waiting(open_journal(export))
+    delivered, refused = deliver(export)
 
     assert delivered == 3
     assert refused == (f"register: {tmp_path}/package is gone, so gone has no new version: run the stage again",)
