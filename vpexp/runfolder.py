@@ -120,6 +120,7 @@ class RunFolder:
                 if count:
                     _held_here[place] = (file, count)
                 else:
+                    self.lock.unlink(missing_ok=True)  # while it is held: nobody else can hold it now
                     file.close()
 
     def is_held(self) -> bool:
@@ -139,15 +140,29 @@ class RunFolder:
 
 def _lock(folder: RunFolder) -> TextIO:
     file = folder.lock.open("a")
+    while not _is_same(file, folder.lock):  # its last holder took it away between our opening and locking it
+        file.close()
+        file = folder.lock.open("a")
+    return file
+
+
+def _is_same(file: TextIO, path: Path) -> bool:
+    _lock_file(file, path)
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _lock_file(file: TextIO, path: Path) -> None:
     try:
         # Not flock, which processes that read images beside a training would keep after its end.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.close()
-            raise CheckpointError(f"{folder.path} is in use by another process: wait for its end") from None
-        log.warning("%s cannot be locked: %s", folder.path, error.strerror)  # a file system without locks
-    return file
+            raise CheckpointError(f"{path.parent} is in use by another process: wait for its end") from None
+        log.warning("%s cannot be locked: %s", path.parent, error.strerror)  # a file system without locks
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -125,7 +125,7 @@ def at_epoch(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Any]) -> None:
         if epoch in actions:
             actions[epoch]()
 
-    monkeypatch.setattr("vpexp.stages.train.append_metrics", act)
+    monkeypatch.setattr("vpexp.stages.training_loop.append_metrics", act)
 
 
 def list_said(capsys: pytest.CaptureFixture[str]) -> list[str]:

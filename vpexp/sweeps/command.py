@@ -70,11 +70,17 @@ def _find_resumed(command_line: CommandLine) -> tuple[CommandLine, SweepFolder |
     sweep = SweepFolder(place.resolve())
     record = sweep.read()
     typed = [override for override in command_line.overrides if override not in asked]
-    keys = {override.lstrip("+~").partition("=")[0] for override in typed}
-    kept = [override for override in record.overrides if override.lstrip("+~").partition("=")[0] not in keys]
+    keys = {_get_key(override) for override in typed}
+    # Another launcher or sweeper has other settings than the one that the sweep was started with.
+    sections = tuple(f"{key.replace('/', '.')}." for key in keys if key.startswith("hydra/"))
+    kept = [word for word in record.overrides if _get_key(word) not in keys and not _get_key(word).startswith(sections)]
     if Path(record.cwd).is_dir():
         os.chdir(record.cwd)  # folders on the command line were meant from there
     return read_command_line(["-m", *_without_multirun(record.flags), *kept, *typed]), sweep
+
+
+def _get_key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _without_multirun(flags: tuple[str, ...]) -> list[str]:
@@ -142,11 +148,12 @@ def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> Bas
                     watch = DeathWatch(sweep)
                     with watch if plan.workers != 1 else nullcontext():
                         start_hydra(run_sweep_job, [*overrides, *added], plan.flags)
+                    stopped = not search and sweep.stop_marker.exists() and len(sweep.find_jobs()) < plan.jobs
                 except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
                     if _can_go_on(error, sweep, watch):
                         continue
                     return _explain_end(error, plan, search)
-                return None
+                return SweepStopped() if stopped else None
     except (SweepStopped, KeyboardInterrupt, SystemExit) as stop:
         return stop
     finally:

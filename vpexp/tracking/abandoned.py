@@ -37,6 +37,8 @@ def close_abandoned_runs(client: Any, experiment_id: str) -> int:
         folder = RunFolder(Path(run.data.tags.get(FOLDER_TAG, "")))
         if not run.data.tags.get(FOLDER_TAG) or folder.is_held():
             continue
+        if client.get_run(run.info.run_id).info.status != "RUNNING":  # it ended while the others were looked at
+            continue
         client.set_tag(run.info.run_id, "error", ERROR)
         client.set_terminated(run.info.run_id, "KILLED", end_time=_find_last_sign(folder))
         mark_killed(folder)
