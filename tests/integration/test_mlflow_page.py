@@ -100,7 +100,7 @@ def test_page__experiment_lists_jobs_below_their_sweep(page: Any, address: str, 
     page.get_by_role("link", name="sweep train sam_debug").first.wait_for()
     assert "workflowType=machine_learning" in page.url  # not MLflow's side for language models
     assert page.get_by_role("link", name="lr=1e-5 bs=2").count() == 0
-    page.get_by_label("Expand rows").or_(page.get_by_text("Expand rows")).first.click()
+    page.locator("button[data-component-id*='runnamecellrenderer']").first.click()
 
     for name in ("lr=1e-5 bs=1", "lr=1e-5 bs=2", "lr=1e-4 bs=1", "lr=1e-4 bs=2"):
         page.get_by_role("link", name=name).first.wait_for()

@@ -87,6 +87,10 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
         raise SystemExit(TERMINATED) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+    except RuntimeError as error:
+        if trainer.received_sigterm:  # the processes that read images got it too, and their end was seen first
+            raise SystemExit(TERMINATED) from error
+        raise
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
