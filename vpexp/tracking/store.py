@@ -9,7 +9,6 @@ from typing import Any
 from filelock import FileLock
 
 SQLITE = "sqlite:///"
-SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on training, not on language models
 LOCK_SECONDS = 60.0
 
 
@@ -56,7 +55,7 @@ def find_experiment(client: Any, uri: str, name: str, artifact_folder: Path) -> 
         # A server keeps artifacts where it was told to; a local database would put them into the working folder.
         location = artifact_folder.resolve().as_uri() if uri.startswith(SQLITE) else None
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=SHOWN_AS))
+            return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
