@@ -14,7 +14,7 @@ from vpexp.data.kept import KeptAnnotations
 from vpexp.data.load import load_dataset
 from vpexp.errors import DataError
 
-NUCLEI = Path("/work/shared/data/nuclei")
+NUCLEI = Path(__file__).resolve().parents[4] / "shared" / "data" / "nuclei"
 FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation")
 
 
