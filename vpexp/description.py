@@ -43,17 +43,7 @@ def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent:
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     params = flatten({str(name): value for name, value in container.items() if name not in ("tracking", "paths")})
-    tags = {
-        "stage": cfg.stage.name,
-        "model": cfg.model.name,
-        "data": name_data(cfg),
-        "git_commit": commit or "none",
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": "vpexp",
-        FOLDER_TAG: str(folder.path),
-        HOST_TAG: get_host(),
-        **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
-    }
+    tags = {"stage": cfg.stage.name, "model": cfg.model.name, **list_common_tags(cfg, folder, commit)}
     if cfg.checkpoint:
         tags["checkpoint"] = str(cfg.checkpoint)
     if parent:
@@ -69,6 +59,19 @@ def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent:
         parent=parent.folder.path if parent else None,
         origin=find_origin(Path(cfg.checkpoint)) if cfg.checkpoint else None,
     )
+
+
+def list_common_tags(cfg: DictConfig, folder: RunFolder, commit: str | None) -> dict[str, str]:
+    """List the tags of runs and sweeps alike; those that the user asks for come last, over any other."""
+    return {
+        "data": name_data(cfg),
+        "git_commit": commit or "none",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": "vpexp",
+        FOLDER_TAG: str(folder.path),
+        HOST_TAG: get_host(),
+        **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
+    }
 
 
 def _name(cfg: DictConfig, parent: Parent | None) -> str:

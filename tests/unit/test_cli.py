@@ -29,6 +29,19 @@ def run_command(arguments, cwd, **environment):
     )
 
 
+def list_modules_after(arguments, cwd):
+    """The command line in a process of its own, which prints what it has imported."""
+    code = f"import sys; from vpexp.cli import main\ntry: main({arguments!r})\nfinally: print(*sys.modules)"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Every test starts in an empty folder that is not the checkout."""
@@ -93,15 +106,7 @@ def test_command__prints_the_configuration_from_any_folder(elsewhere):
 
 
 def test_command__broken_value_stops_before_anything_heavy_is_imported(elsewhere):
-    code = "import sys; from vpexp.cli import main\ntry: main(['data.batch_size=0'])\nfinally: print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = list_modules_after(["data.batch_size=0"], elsewhere)
 
     assert result.stderr == "vpexp: data.batch_size=0: must be at least 1\n"
     assert result.returncode == 2
@@ -135,17 +140,7 @@ def test_main__multirun_checks_all_values_before_the_first_job(capsys, elsewhere
 
 
 def test_command__wrong_key_of_a_sweep_stops_before_anything_heavy_is_imported(elsewhere):
-    code = (
-        "import sys; from vpexp.cli import main\ntry: main(['-m', 'data.batch_sise=1,2'])\nfinally: print(*sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = list_modules_after(["-m", "data.batch_sise=1,2"], elsewhere)
 
     assert result.returncode == 2
     assert result.stderr == "vpexp: unknown key 'data.batch_sise'; did you mean 'data.batch_size'?\n"

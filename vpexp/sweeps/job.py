@@ -103,8 +103,8 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
         _run_stage(sweep, cfg, overrides, folder, name)
         objective = _read_objective(folder, record)
     except BaseException as error:
-        status = folder.read_run_json().get("status")
-        _announce(f"{label}: {status}, {folder.read_run_json().get('error') or error}", style="red")
+        ended = folder.read_run_json()
+        _announce(f"{label}: {ended.get('status')}, {ended.get('error') or error}", style="red")
         raise
     result = "finished" if math.isnan(objective) else f"{objective:.4f}"
     _announce(f"{label}: {result} in {time.perf_counter() - began:.0f} s")

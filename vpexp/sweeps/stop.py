@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from vpexp.console import say
-from vpexp.signals import TERMINATED
+from vpexp.signals import stop_on_sigterm
 from vpexp.sweeps.record import SweepFolder
 
 
@@ -36,16 +36,12 @@ def stop_in_two_steps(folder: SweepFolder) -> Iterator[None]:
         folder.stop_marker.touch()
         say("stopping when the jobs under way have ended; Ctrl-C again stops now", style="yellow")
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise SystemExit(TERMINATED)
-
-    usual = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, terminate)
+    usual = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        with stop_on_sigterm():
+            yield
     finally:
-        signal.signal(signal.SIGINT, usual[0])
-        signal.signal(signal.SIGTERM, usual[1])
+        signal.signal(signal.SIGINT, usual)
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """A sweep in MLflow: the parent of its jobs, with what came of them."""
 
-import getpass
 from collections.abc import Sequence
 from pathlib import Path
 
 from vpexp.config.quoting import format_sync
+from vpexp.description import list_common_tags
 from vpexp.provenance import get_git_commit
 from vpexp.stages.context import name_data
 from vpexp.sweeps.plan import SweepPlan
 from vpexp.sweeps.record import STAGE, SweepFolder
 from vpexp.sweeps.summary import SweepSummary
-from vpexp.tracking.abandoned import FOLDER_TAG, HOST_TAG, get_host
 from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, open_mlflow_run
 
 
@@ -19,17 +18,8 @@ def open_sweep_run(plan: SweepPlan, sweep: SweepFolder) -> MlflowRun:
     cfg = plan.cfg
     if not cfg.tracking.enabled:
         return MlflowRun()
-    tags = {
-        "stage": STAGE,
-        "data": name_data(cfg),
-        "git_commit": get_git_commit() or "none",
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": "vpexp",
-        FOLDER_TAG: str(sweep.path),
-        HOST_TAG: get_host(),
-        "command": " ".join(["python -m vpexp -m", *plan.overrides]),
-        **{str(name): str(value) for name, value in cfg.tracking.tags.items()},
-    }
+    command = " ".join(["python -m vpexp -m", *plan.overrides])
+    tags = {"stage": STAGE, "command": command, **list_common_tags(cfg, sweep, get_git_commit())}
     name = cfg.tracking.run_name or f"sweep {cfg.stage.name} {cfg.model.name} {name_data(cfg)} {sweep.path.name[:15]}"
     params = dict(override.lstrip("+").partition("=")[::2] for override in plan.overrides)
     description = RunDescription(
