@@ -51,7 +51,8 @@ def pipeline(output_dir: Path, run_debug: RunDebug) -> Path:
 
 @pytest.fixture(scope="module")
 def image(cache_dir: Path, pipeline: Path) -> Path:
-    return min(path for path in cache_dir.rglob("test_*") if path.suffix in (".jpg", ".png"))
+    """Of the data that the pipeline saw, 64 x 64 pixels; the cache has other tests' images too."""
+    return min(cache_dir.glob("synthetic/shapes_v1_64x64_*/images/test_*"))
 
 
 def read_state(folder: Path) -> dict:

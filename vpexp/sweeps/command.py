@@ -34,6 +34,7 @@ log = logging.getLogger("vpexp")
 
 RESUME = "sweep.resume="
 FAILED, INTERRUPTED = 1, 130
+IDLE_LOSSES = 3  # workers lost one after another while no job ran in them; then the machine is to blame
 
 
 def run_sweep(command_line: CommandLine) -> int:
@@ -138,6 +139,7 @@ def _close_lost_jobs(sweep: SweepFolder) -> None:
 def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> BaseException | None:
     """Run all jobs; return what ended the sweep before its time."""
     overrides = [*plan.overrides, f"hydra.sweep.dir={quote_value(sweep.path)}"]
+    idle_losses = 0
     try:
         with stop_in_two_steps(sweep):
             while True:
@@ -151,7 +153,9 @@ def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> Bas
                     stopped = not search and sweep.stop_marker.exists() and len(sweep.find_jobs()) < plan.jobs
                 except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
                     if _can_go_on(error, sweep, watch):
-                        continue
+                        idle_losses = 0 if watch.first_dead else idle_losses + 1
+                        if idle_losses <= IDLE_LOSSES:
+                            continue
                     return _explain_end(error, plan, search)
                 return SweepStopped() if stopped else None
     except (SweepStopped, KeyboardInterrupt, SystemExit) as stop:
@@ -161,11 +165,12 @@ def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> Bas
 
 
 def _can_go_on(error: Exception, sweep: SweepFolder, watch: DeathWatch) -> bool:
-    """Where a worker was lost, end the others of its kind, and find the job that went with it."""
+    """Where a worker was lost, end the others of its kind, and leave out the job that went with it, if there was one."""
     if not is_lost_worker(error):
         return False
     end_ray_workers(sweep)
-    return can_start_again(error) and _leave_out_dead(sweep, watch)
+    _leave_out_dead(sweep, watch)
+    return can_start_again(error)
 
 
 def _explain_end(error: Exception, plan: SweepPlan, search: Search | None) -> Exception | None:
@@ -178,7 +183,7 @@ def _explain_end(error: Exception, plan: SweepPlan, search: Search | None) -> Ex
     return explain_error(error, plan.overrides, ()) or error
 
 
-def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> bool:
+def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> None:
     """After a worker died: its job is left out, and the others that went with it go on in a new pool."""
     lost = [job for job in watch.first_dead if job.read_run_json().get("status") != "FINISHED"]
     dead = [job.read_run_json().get("config_hash") for job in lost]
@@ -187,7 +192,6 @@ def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> bool:
         say(f"job {job.path.name} was killed with its process; the others go on", style="red")
     record = sweep.read()
     sweep.write(replace(record, left_out=(*record.left_out, *(str(name) for name in dead))))
-    return bool(dead)
 
 
 def _conclude(

@@ -37,10 +37,19 @@ class DeathWatch:
     def _look(self) -> None:
         alive: list[RunFolder] = []
         looks = 0
-        while not self._ended.wait(SECONDS) and not self.first_dead:
+        while not self._ended.wait(SECONDS):
             if looks % LOOKS_A_SCAN == 0:
                 alive = [job for job in self._sweep.find_jobs() if job.is_held()]
             looks += 1
             gone = [job for job in alive if not job.is_held()]
             alive = [job for job in alive if job not in gone]
-            self.first_dead = [job for job in gone if job.read_run_json().get("status") == "RUNNING"]
+            self.first_dead = [job for job in gone if _is_running(job)]
+            if self.first_dead:
+                return
+        # The launcher was told before this thread had looked again.
+        self.first_dead = [job for job in self._sweep.find_jobs() if not job.is_held() and _is_running(job)]
+
+
+def _is_running(job: RunFolder) -> bool:
+    """By its own last word, which a process that is killed cannot take back."""
+    return bool(job.read_run_json().get("status") == "RUNNING")
