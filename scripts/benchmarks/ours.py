@@ -12,7 +12,7 @@ from vpexp.inference.build import build_model
 from vpexp.models.sam import Sam
 from vpexp.runfolder import create_run_folder
 from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.data import load_configured_dataset
+from vpexp.stages.dataset import load_configured_dataset
 from vpexp.stages.training_loop import build_loop
 from vpexp.tracking.mlflow_run import MlflowRun
 

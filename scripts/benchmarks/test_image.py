@@ -19,7 +19,7 @@ from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
 from vpexp.inference.load import open_exported
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.dataset import build_prompt_recipe, load_configured_dataset
 
 TOLERANCES = {"f1": 1e-3, "map": 2e-2, "images": 0.0}
 CALIBRATION_IMAGES = 2

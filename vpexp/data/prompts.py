@@ -1,6 +1,6 @@
 """Prompts made from annotated masks: drawn at random for training, fixed for evaluation.
 
-Legend: N objects of one image, P = 2 points a prompt, H W size of the original image.
+Legend: N objects of one image, P = 2 points a prompt, H W size of the original image, h w of the low-resolution logits.
 All coordinates are pixels of the original image, x before y. A point names a pixel by its index, as a click does (the model
 adds the half pixel to its centre); a box is the outer edges of its pixels.
 """
@@ -44,17 +44,21 @@ class Prompts:
     Attributes:
         coords_NP2: float32, pixels of the original image.
         labels_NP: float32: 1 in, 0 out, 2 and 3 box corners, -1 no point here.
+        mask_input_Nhw: float32, logits of an earlier mask of each prompt that it refines, as a predictor gave them
+            (``low_res``: S/4 pixels a side in the model's padded square); None: there are none.
     """
 
     coords_NP2: NDArray[np.float32]
     labels_NP: NDArray[np.float32]
+    mask_input_Nhw: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels_NP)
 
     def select(self, index: slice | NDArray[np.int64]) -> "Prompts":
         """Take some of the prompts."""
-        return Prompts(self.coords_NP2[index], self.labels_NP[index])
+        mask_input = None if self.mask_input_Nhw is None else self.mask_input_Nhw[index]
+        return Prompts(self.coords_NP2[index], self.labels_NP[index], mask_input)
 
 
 def prompts_from_boxes(boxes_N4: NDArray[np.float32]) -> Prompts:

@@ -10,7 +10,14 @@ from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_
 from vpexp.data.prompts import Prompts
 from vpexp.data.run_lengths import Region
 from vpexp.inference.exported import ExportedModel, ModelMetadata
-from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image, count_prompts_a_call
+from vpexp.inference.predictor import (
+    ImageEmbedding,
+    Prediction,
+    build_prompts,
+    check_image,
+    check_mask_input,
+    count_prompts_a_call,
+)
 from vpexp.inference.upscaling import plan_upscaling
 
 ENCODER_INPUTS = ("images",)
@@ -58,6 +65,7 @@ class GraphPredictor:
         """Decode prompts in chunks that bound memory."""
         height, width = embedding.original_hw
         low_res_size = self.image_size // 4
+        check_mask_input(prompts, low_res_size)
         masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
         iou = np.zeros(len(prompts), dtype=np.float32)
         low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
@@ -78,14 +86,16 @@ class GraphPredictor:
         return Prediction(masks, iou, low_res, regions)
 
     def build_decoder_inputs(self, embedding: ImageEmbedding, prompts: Prompts) -> Arrays:
-        """Build the decoder's inputs for prompts in pixels of the original image, without an earlier mask."""
+        """Build the decoder's inputs for prompts in pixels of the original image."""
         size = self.image_size // 4
+        earlier = prompts.mask_input_Nhw
+        mask_input = np.zeros((1, 1, size, size), dtype=np.float32) if earlier is None else earlier[:, None]
         return {
             "image_embeddings": embedding.features,
             "point_coords": scale_points(prompts.coords_NP2, embedding.original_hw, embedding.resized_hw),
             "point_labels": prompts.labels_NP.astype(np.float32),
-            "mask_input": np.zeros((1, 1, size, size), dtype=np.float32),
-            "has_mask_input": np.zeros((1, 1), dtype=np.float32),
+            "mask_input": mask_input,
+            "has_mask_input": np.full((len(mask_input), 1), earlier is not None, dtype=np.float32),
             "orig_size": np.array([embedding.original_hw], dtype=np.int64),
         }
 
@@ -96,6 +106,7 @@ class GraphPredictor:
         boxes: NDArray[np.float32] | None = None,
         points: NDArray[np.float32] | None = None,
         point_labels: NDArray[np.float32] | None = None,
+        mask_input: NDArray[np.float32] | None = None,
     ) -> Prediction:
         """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
-        return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels))
+        return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels, mask_input))

@@ -81,8 +81,12 @@ class Predictor(Protocol):
         boxes: NDArray[np.float32] | None = None,
         points: NDArray[np.float32] | None = None,
         point_labels: NDArray[np.float32] | None = None,
+        mask_input: NDArray[np.float32] | None = None,
     ) -> Prediction:
-        """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
+        """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts.
+
+        ``mask_input`` [N, S/4, S/4] are the ``low_res`` logits of earlier masks, which further points then refine.
+        """
         ...
 
 
@@ -103,7 +107,10 @@ def check_image(image_HW3: NDArray[np.uint8]) -> None:
 
 
 def build_prompts(
-    boxes: NDArray[np.float32] | None, points: NDArray[np.float32] | None, point_labels: NDArray[np.float32] | None
+    boxes: NDArray[np.float32] | None,
+    points: NDArray[np.float32] | None,
+    point_labels: NDArray[np.float32] | None,
+    mask_input: NDArray[np.float32] | None = None,
 ) -> Prompts:
     """Bring boxes and points into one point form.
 
@@ -111,6 +118,7 @@ def build_prompts(
         boxes: [N, 4] or None.
         points: [N, P, 2] or None.
         point_labels: [N, P], 1 in, 0 out, -1 ignored; None: all 1.
+        mask_input: [N, S/4, S/4], logits of earlier masks; None: there are none.
 
     Raises:
         ValueError: neither is given, labels without points are, or shapes do not fit.
@@ -138,4 +146,18 @@ def build_prompts(
     return Prompts(
         np.concatenate([part.coords_NP2 for part in parts], axis=1),
         np.concatenate([part.labels_NP for part in parts], axis=1),
+        None if mask_input is None else np.asarray(mask_input, dtype=np.float32),
     )
+
+
+def check_mask_input(prompts: Prompts, low_res_size: int) -> None:
+    """Check that there is one earlier mask a prompt, of the size of the model that is to refine it.
+
+    Raises:
+        ValueError: some are missing, or they are those of a model of another size.
+    """
+    if prompts.mask_input_Nhw is None:
+        return
+    wanted, shape = [len(prompts), low_res_size, low_res_size], list(prompts.mask_input_Nhw.shape)
+    if shape != wanted:
+        raise ValueError(f"mask_input must have shape {wanted}, not {shape}")

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.prompts import Prompts
 from vpexp.data.run_lengths import Region
-from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts, check_image, count_prompts_a_call
+from vpexp.inference.predictor import (
+    ImageEmbedding,
+    Prediction,
+    build_prompts,
+    check_image,
+    check_mask_input,
+    count_prompts_a_call,
+)
 from vpexp.inference.torch_masks import threshold_part
 from vpexp.inference.upscaling import plan_upscaling
 from vpexp.models.sam import Sam
@@ -48,6 +55,7 @@ class TorchPredictor:
         coords_NP2 = scale_points(prompts.coords_NP2, embedding.original_hw, embedding.resized_hw).astype(np.float32)
         height, width = embedding.original_hw
         low_res_size = self.image_size // 4
+        check_mask_input(prompts, low_res_size)
         masks = np.zeros((len(prompts), height, width), dtype=np.bool_)
         iou = np.zeros(len(prompts), dtype=np.float32)
         low_res = np.zeros((len(prompts), low_res_size, low_res_size), dtype=np.float32)
@@ -57,11 +65,13 @@ class TorchPredictor:
         for start in range(0, len(prompts), chunk):
             part = slice(start, start + chunk)
             labels_NP = torch.from_numpy(prompts.labels_NP[part]).to(self.device)
+            earlier = None if prompts.mask_input_Nhw is None else torch.from_numpy(prompts.mask_input_Nhw[part, None])
             decoded = self.sam.decode(
                 embedding.features,
                 torch.zeros(len(labels_NP), dtype=torch.int64, device=self.device),
                 torch.from_numpy(coords_NP2[part]).to(self.device),
                 labels_NP,
+                None if earlier is None else earlier.to(embedding.features.device, embedding.features.dtype),
             )
             iou[part] = decoded.iou_N.float().cpu().numpy()
             low_res[part] = decoded.low_res_logits_N1HW[:, 0].float().cpu().numpy()
@@ -81,6 +91,7 @@ class TorchPredictor:
         boxes: NDArray[np.float32] | None = None,
         points: NDArray[np.float32] | None = None,
         point_labels: NDArray[np.float32] | None = None,
+        mask_input: NDArray[np.float32] | None = None,
     ) -> Prediction:
         """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
-        return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels))
+        return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels, mask_input))

@@ -20,7 +20,7 @@ from vpexp.evaluation.report import build_class_table, build_metrics_table
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.predictor import Predictor
 from vpexp.stages.context import RunContext
-from vpexp.stages.data import build_prompt_recipe
+from vpexp.stages.dataset import build_prompt_recipe
 from vpexp.training.datamodule import build_evaluation_loader, with_objects
 
 BLIND_DROP = 0.05  # an F1 drop below it means that another image's embedding does nearly as well

@@ -18,7 +18,7 @@ from vpexp.inference.exported import DECODER, ENCODER, ExportedModel, ModelMetad
 from vpexp.inference.load import open_exported
 from vpexp.stages.assessment import assess, tell_unreadable
 from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.data import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.dataset import build_prompt_recipe, load_configured_dataset
 from vpexp.stages.registry import log_exported, read_trained_scores, register_exported
 
 FEW_IMAGES, ENOUGH_IMAGES = 10, 32

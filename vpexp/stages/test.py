@@ -10,7 +10,7 @@ from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.stages.assessment import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
 from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.data import load_configured_dataset
+from vpexp.stages.dataset import load_configured_dataset
 from vpexp.stages.embeddings import prepare_embeddings
 from vpexp.stages.weights import load_configured_model
 

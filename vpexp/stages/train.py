@@ -21,7 +21,7 @@ from vpexp.stages.assessment import (
     tell_unreadable,
 )
 from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.data import load_configured_dataset
+from vpexp.stages.dataset import load_configured_dataset
 from vpexp.stages.embeddings import prepare_embeddings
 from vpexp.stages.many_devices import fit_on_devices
 from vpexp.stages.registry import log_checkpoint

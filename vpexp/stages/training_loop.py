@@ -15,7 +15,7 @@ from vpexp.inference.checkpoint import apply_checkpoint, build_identity, read_ch
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.models.sam import Sam
 from vpexp.stages.context import RunContext
-from vpexp.stages.data import build_prompt_recipe
+from vpexp.stages.dataset import build_prompt_recipe
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
     build_callbacks,

@@ -12,7 +12,7 @@ from vpexp.data.synthetic import write_synthetic_dataset
 from vpexp.data.types import AnnotatedDataset
 from vpexp.errors import VpexpError
 from vpexp.stages.context import RunContext
-from vpexp.stages.data import read_configured_dataset
+from vpexp.stages.dataset import read_configured_dataset
 
 MOST_PROMPTS = 16
 

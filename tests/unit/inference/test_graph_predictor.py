@@ -84,6 +84,16 @@ def test_decode__boxes_points_and_both(debug, debug_torch):
         assert_same_predictions(debug_torch.decode(theirs, **prompts), debug.decode(ours, **prompts), most_flipped=1e-3)
 
 
+def test_decode__refines_earlier_masks_as_torch_does(debug, debug_torch):
+    image_HW3, boxes_N4 = draw_image(50, 80), np.array([[2, 3, 40, 30], [10, 5, 70, 45]])
+    theirs = debug_torch.embed(image_HW3)
+    earlier = debug_torch.decode(theirs, boxes=boxes_N4).low_res
+    expected = debug_torch.decode(theirs, boxes=boxes_N4, mask_input=earlier)
+    got = debug.decode(debug.embed(image_HW3), boxes=boxes_N4, mask_input=earlier)
+    assert_same_predictions(expected, got, most_flipped=1e-3)
+    assert np.abs(expected.low_res - earlier).max() > 1e-2
+
+
 def test_decode_prompts__no_prompts(debug):
     prediction = debug.decode(debug.embed(draw_image(50, 80)), boxes=np.zeros((0, 4)))
     assert prediction.masks.shape == (0, 50, 80)

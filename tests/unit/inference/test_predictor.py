@@ -58,3 +58,8 @@ def test_build_prompts__none_of_them():
 def test_build_prompts__what_does_not_fit_is_told(boxes, points, labels, words):
     with pytest.raises(ValueError, match=words):
         build_prompts(boxes, points, labels)
+
+
+def test_build_prompts__one_earlier_mask_a_prompt():
+    logits = np.zeros((2, 16, 16))
+    assert build_prompts(BOXES, None, None, logits).select(slice(1, 2)).mask_input_Nhw.shape == (1, 16, 16)

@@ -153,3 +153,31 @@ def test_predict__image_and_mode_decide(sam, predictor):
     )
     assert np.abs(one.low_res - other.low_res).max() > 1e-3
     assert predictor.device == torch.device("cpu")
+
+
+def test_decode__earlier_masks_are_refined_in_chunks(sam, predictor, monkeypatch):
+    image_HW3 = draw_image(50, 80)
+    boxes_N4 = draw_boxes(5, 50, 80)
+    embedding = predictor.embed(image_HW3)
+    first = predictor.decode(embedding, boxes=boxes_N4)
+    monkeypatch.setattr(predictor_module, "CHUNK_PIXELS", 2 * 64 * 64)
+
+    refined = predictor.decode(embedding, boxes=boxes_N4, mask_input=first.low_res)
+
+    coords_NP2 = torch.from_numpy(boxes_N4).reshape(5, 2, 2) * torch.tensor([64 / 80, 40 / 50])
+    with torch.no_grad():
+        direct = sam.decode(
+            embedding.features,
+            torch.zeros(5, dtype=torch.int64),
+            coords_NP2,
+            torch.tensor([[2.0, 3.0]] * 5),
+            torch.from_numpy(first.low_res)[:, None],
+        )
+    np.testing.assert_allclose(refined.low_res, direct.low_res_logits_N1HW[:, 0].numpy(), atol=1e-5)
+    assert np.abs(refined.low_res - first.low_res).max() > 1e-4
+
+
+def test_decode__earlier_masks_of_another_model_are_refused(predictor):
+    embedding = predictor.embed(draw_image(50, 80))
+    with pytest.raises(ValueError, match=r"mask_input must have shape \[1, 16, 16\], not \[1, 256, 256\]"):
+        predictor.decode(embedding, boxes=draw_boxes(1, 50, 80), mask_input=np.zeros((1, 256, 256)))
