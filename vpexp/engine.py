@@ -108,7 +108,7 @@ class Engine:
 
     def predict(
         self,
-        source: str | PathLike[str],
+        source: str | PathLike[str] | None = None,
         prompts: str | PathLike[str] = "grid",
         *,
         checkpoint: CheckpointLike = ...,
@@ -117,12 +117,13 @@ class Engine:
         """Segment images without annotation: ``result.artifacts["predictions"]``.
 
         Args:
-            source: an image, a folder, or a pattern as ``photos/*.jpg``.
-            prompts: a JSON file of boxes and points by image, or ``grid``.
+            source: an image, a folder, or a pattern as ``photos/*.jpg``; None for ``prompts="dataset"``.
+            prompts: a JSON file of boxes and points by image, ``grid``, or ``dataset``: the boxes of the data set.
             checkpoint: as for ``test``.
-            overrides: further settings.
+            overrides: further settings, as ``{"output.format": "coco"}``, which makes a data set of the masks.
         """
-        settings = _start_settings("predict", checkpoint) | {"source": str(source), "prompts": str(prompts)}
+        images = None if source is None else str(source)
+        settings = _start_settings("predict", checkpoint) | {"source": images, "prompts": str(prompts)}
         return self._run(settings | dict(overrides or {}))
 
     def pipeline(self, *, overrides: Mapping[str, Any] | None = None) -> StageResult:

@@ -222,6 +222,29 @@ class PredictConfig:
     """prompts=grid: lowest predicted IoU of a mask that is kept."""
     grid_overlap: float = 0.7
     """prompts=grid: of masks whose IoU with each other is higher, only the best is kept."""
+    keep_annotated: bool = True
+    """prompts=dataset: objects that have a mask keep it, and only boxes without one are predicted; false predicts all."""
+
+
+@dataclass
+class OutputConfig:
+    """The data set that predicted masks become."""
+
+    format: str | None = None
+    """Predict: coco, voc, datumaro or common_semantic_segmentation; null writes no data set."""
+    folder: str | None = None
+    """Where it is written, a new folder; null: ``dataset`` in the run's folder."""
+    split: str = "train"
+    """The split that images of ``source`` belong to; those of prompts=dataset keep theirs."""
+    masks: str = "polygon"
+    """COCO: polygon (exact; masks with holes, which polygons cannot have, as run lengths) or rle (all as run lengths)."""
+    images: str = "copy"
+    """copy the image files, or symlink to them."""
+    overlap: str = "keep"
+    """What masks that overlap do: keep (both have the pixels) or cut (the better score has them). Formats whose masks are
+    images always cut."""
+    max_iou: float = 1.0
+    """Of two masks of an image whose IoU is higher only the better one is written; 1 keeps both."""
 
 
 @dataclass
@@ -282,6 +305,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     ptq: PtqConfig = field(default_factory=PtqConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -296,4 +320,4 @@ class Config:
     run: str | None = None
     """Sync: the folder of a run, a pipeline or a sweep, or one that holds many."""
     prompts: str | None = None
-    """Predict: a JSON file of boxes and points by image, or grid."""
+    """Predict: a JSON file of boxes and points by image, grid, or dataset: the boxes of the data set that ``data`` names."""

@@ -18,6 +18,7 @@ QUANTIZED_PARTS = ("image_encoder", "decoder")
 REGISTERING = ("export", "ptq", "pipeline")
 REGISTERED_NAME = re.compile(r"\w[\w.-]*")  # what needs no quoting in models:/<name>/<version>
 FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "synthetic")
+WRITTEN_FORMATS = FORMATS[:4]
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -34,6 +35,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "export.format": ("openvino", "onnx", "sam"),
     "export.precision": ("FP32", "FP16"),
     "export.decoder_precision": ("FP32", "FP16"),
+    "output.format": WRITTEN_FORMATS,
+    "output.split": ("train", "val", "test"),
+    "output.masks": ("polygon", "rle"),
+    "output.images": ("copy", "symlink"),
+    "output.overlap": ("keep", "cut"),
     "sweep.direction": ("maximize", "minimize"),
     "ptq.method": ("int8", "weights"),
     "ptq.preset": ("mixed", "performance"),
@@ -73,6 +79,7 @@ LOWEST: dict[str, float] = {
     "predict.min_score": 0,
     "predict.grid_min_score": 0,
     "predict.grid_overlap": 0,
+    "output.max_iou": 0,
     "seed": 0,
 }
 
@@ -84,6 +91,7 @@ HIGHEST: dict[str, float] = {
     "predict.min_score": 1,
     "predict.grid_min_score": 1,
     "predict.grid_overlap": 1,
+    "output.max_iou": 1,
 }
 
 
@@ -205,10 +213,15 @@ def _check_pipeline(flat: dict[str, Any]) -> Iterator[str]:
 def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
     if flat["stage.name"] != "predict":
         return
-    if not flat["source"]:
+    from_dataset = flat["prompts"] == "dataset"
+    if not flat["source"] and not from_dataset:
         yield "source is not given: write source=... (an image, a folder, or a pattern)"
+    if flat["source"] and from_dataset:
+        yield f"source={flat['source']}: prompts=dataset takes the images of the data set: leave out source"
     if not flat["prompts"]:
-        yield "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)"
+        yield "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)"
+    if flat["output.folder"] and not flat["output.format"]:
+        yield f"output.folder={flat['output.folder']}: say in which format: output.format={'|'.join(WRITTEN_FORMATS)}"
 
 
 def _check_register(flat: dict[str, Any]) -> Iterator[str]:

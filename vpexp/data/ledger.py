@@ -39,15 +39,18 @@ class SkipLedger:
         examples: Reason -> the first file or object that it hit.
         unsettled_turns: Images with an EXIF orientation that the annotated size neither confirms nor denies.
         wide_images: Images of more than 8 bits a channel, whose values are stretched when they are read.
+        keep_boxes: Whether readers hand on objects that are boxes only, as filled boxes, instead of skipping them here.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, *, strict: bool = False, keep_boxes: bool = False) -> None:
         """Start with nothing skipped.
 
         Args:
             strict: Raise at the first defect instead of counting it.
+            keep_boxes: See above.
         """
         self.strict = strict
+        self.keep_boxes = keep_boxes
         self.counts: dict[str, int] = {}
         self.examples: dict[str, str] = {}
         self.wide_images = 0

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def load_dataset(
     seed: int = 0,
     instances: str = "components",
     strict: bool = False,
+    keep_boxes: bool = False,
     splits: Collection[str] = SPLIT_NAMES,
     cache_dir: Path | None = None,
 ) -> AnnotatedDataset:
@@ -63,6 +65,8 @@ def load_dataset(
         instances: Masks of classes become one object for each connected part (``components``, pixels that touch at a
             corner are connected) or one for the whole class (``classes``).
         strict: Raise at the first object or image that cannot be used instead of skipping and counting it.
+        keep_boxes: Keep objects that are annotated by a box alone; see ``AnnotatedImage.box_only_N``. Otherwise they are
+            skipped and counted.
         splits: The splits that are needed; only their files are read.
         cache_dir: A folder of folders; in its ``annotations`` what was read is kept, and read from there as long as no file
             of the data set changes. None keeps nothing.
@@ -75,12 +79,13 @@ def load_dataset(
     folder = Folder(root)
     requested = {"train": train_split, "val": val_split, "test": test_split}
     options = {"format": format, "instances": instances, "strict": strict, "val_fraction": val_fraction, "seed": seed}
-    options |= {"requested": requested, "splits": sorted(set(splits))}
+    options |= {"keep_boxes": keep_boxes, "requested": requested, "splits": sorted(set(splits))}
     kept = KeptAnnotations(Path(cache_dir) / FOLDER, folder, options) if cache_dir is not None else None
     dataset = kept.read() if kept is not None else None
     if dataset is None:
         started = time.monotonic()
-        dataset = _read_dataset(folder, format, instances, requested, splits, val_fraction, seed, strict=strict)
+        ledger = partial(SkipLedger, strict=strict, keep_boxes=keep_boxes)
+        dataset = _read_dataset(folder, format, instances, requested, splits, val_fraction, seed, ledger)
         if kept is not None and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
             kept.write(dataset)
     return dataset
@@ -94,8 +99,7 @@ def _read_dataset(  # noqa: PLR0917
     splits: Collection[str],
     val_fraction: float,
     seed: int,
-    *,
-    strict: bool,
+    build_ledger: Callable[[], SkipLedger],
 ) -> AnnotatedDataset:
     notes: list[str] = []
     if format == "auto":
@@ -103,7 +107,7 @@ def _read_dataset(  # noqa: PLR0917
         format = detection.format  # noqa: A001
         notes.append(detection.note)
     reader = READERS[format](folder, instances)
-    loading = _Loading(reader, folder, strict=strict)
+    loading = _Loading(reader, folder, build_ledger)
     notes += check_unreadable(reader, folder, requested, splits)
     plan = loading.plan(requested, splits)
     loaded = loading.build_splits(plan, val_fraction, seed)
@@ -133,10 +137,10 @@ class _ReadSubset:
 class _Loading:
     """The subsets of one data set while they are read: each once, all with one list of categories."""
 
-    def __init__(self, reader: Reader, folder: Folder, *, strict: bool) -> None:
+    def __init__(self, reader: Reader, folder: Folder, build_ledger: Callable[[], SkipLedger]) -> None:
         self._reader = reader
         self._folder = folder
-        self._strict = strict
+        self._build_ledger = build_ledger
         self._read: dict[str, _ReadSubset] = {}
         self._index: dict[str, int] = {}
 
@@ -173,7 +177,7 @@ class _Loading:
     def _read_subset(self, name: str) -> "_ReadSubset":
         """Read a subset once."""
         if name not in self._read:
-            ledger = SkipLedger(strict=self._strict)
+            ledger = self._build_ledger()
             subset = self._reader.read_subset(name, ledger)
             images = PackedImages(ImageTable.pack(sorted(subset.images, key=lambda image: image.image_id)))
             self._read[name] = _ReadSubset(subset.categories, images, ledger)

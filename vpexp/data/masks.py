@@ -164,6 +164,11 @@ def check_rle(rle: Any, height: int, width: int) -> Rle:
     return _compress(_merge_empty_runs(counts), height, width)
 
 
+def rle_to_json(rle: Rle) -> dict[str, Any]:
+    """Write a compressed mask as JSON holds it: the counts are text."""
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
 def _read_counts(counts: Any) -> list[int]:
     """Read the run lengths of either form of an encoding."""
     if isinstance(counts, list):

@@ -77,6 +77,7 @@ class ImageTable:
         boxes_M4: float32.
         labels_M: int64.
         object_ids: M texts.
+        box_only_M: bool.
     """
 
     image_ids: ByteStrings
@@ -88,6 +89,7 @@ class ImageTable:
     boxes_M4: NDArray[np.float32]
     labels_M: NDArray[np.int64]
     object_ids: ByteStrings
+    box_only_M: NDArray[np.bool_]
 
     @classmethod
     def pack(cls, images: Sequence[AnnotatedImage]) -> Self:
@@ -105,11 +107,13 @@ class ImageTable:
             boxes_M4=np.concatenate(boxes) if boxes else np.zeros((0, 4), dtype=np.float32),
             labels_M=np.concatenate(labels) if labels else np.zeros(0, dtype=np.int64),
             object_ids=ByteStrings.pack_texts([name for image in images for name in image.object_ids]),
+            box_only_M=np.concatenate([np.zeros(0, np.bool_), *map(_list_box_only, images)]),
         )
 
     def build(self, row: int) -> AnnotatedImage:
         """Put one image together."""
         start, end = int(self.object_ends_I[row - 1]) if row else 0, int(self.object_ends_I[row])
+        box_only_N = self.box_only_M[start:end]
         height, width = self.sizes_I2[row].tolist()
         return AnnotatedImage(
             image_id=self.image_ids.take_texts(row, row + 1)[0],
@@ -121,6 +125,7 @@ class ImageTable:
             labels_N=self.labels_M[start:end].copy(),
             object_ids=tuple(self.object_ids.take_texts(start, end)),
             exif_transpose=bool(self.exif_transpose_I[row]),
+            box_only_N=box_only_N.copy() if box_only_N.any() else None,
         )
 
     def to_arrays(self) -> Arrays:
@@ -156,7 +161,8 @@ class ImageTable:
         for strings in (self.masks, self.object_ids):
             strings.check(objects)
         shapes = [self.sizes_I2.shape, self.exif_transpose_I.shape, self.boxes_M4.shape, self.labels_M.shape]
-        if shapes != [(count, 2), (count,), (objects, 4), (objects,)]:
+        shapes += [self.box_only_M.shape]
+        if shapes != [(count, 2), (count,), (objects, 4), (objects,), (objects,)]:
             raise ValueError("columns of different lengths")
 
 
@@ -198,6 +204,10 @@ class PackedImages(Sequence[AnnotatedImage]):
     def select(self, rows: NDArray[np.int64]) -> "PackedImages":
         """Take some rows of the same table."""
         return PackedImages(self.table, rows)
+
+
+def _list_box_only(image: AnnotatedImage) -> NDArray[np.bool_]:
+    return np.zeros(len(image), np.bool_) if image.box_only_N is None else image.box_only_N
 
 
 def count_objects(images: Sequence[AnnotatedImage]) -> NDArray[np.int64]:

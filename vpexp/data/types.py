@@ -4,7 +4,7 @@ Shapes: N objects of one image, H W original size in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class AnnotatedImage:
         labels_N: int64, index into the data set's categories.
         object_ids: One name an object, unique within the image.
         exif_transpose: Whether the pixels are to be turned as the file's EXIF orientation says.
+        box_only_N: bool, the objects that are annotated by a box alone: ``boxes_N4`` has it as annotated, the mask is the
+            filled box. They are only read where they are asked for; None: all objects have masks.
     """
 
     image_id: str
@@ -42,9 +44,22 @@ class AnnotatedImage:
     labels_N: NDArray[np.int64]
     object_ids: tuple[str, ...]
     exif_transpose: bool = False
+    box_only_N: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def select(self, chosen_N: NDArray[np.bool_]) -> "AnnotatedImage":
+        """Take some of the objects."""
+        places = np.flatnonzero(chosen_N).tolist()
+        return replace(
+            self,
+            masks=tuple(self.masks[place] for place in places),
+            boxes_N4=self.boxes_N4[chosen_N],
+            labels_N=self.labels_N[chosen_N],
+            object_ids=tuple(self.object_ids[place] for place in places),
+            box_only_N=None if self.box_only_N is None else self.box_only_N[chosen_N],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

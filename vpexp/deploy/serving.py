@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.data.images import ImageFileError, read_image
-from vpexp.data.masks import compute_box
+from vpexp.data.masks import compute_box, rle_to_json
 from vpexp.errors import DataError
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.prompt_file import ImagePrompts, fit_prompts, parse_prompts
@@ -48,9 +48,7 @@ def answer(predictor: Predictor, record: Mapping[str, Any], name: str) -> dict[s
     reply: dict[str, list[Any]] = {"masks": [], "iou": [], "boxes": []}
     for _, prediction in decode_in_chunks(predictor, embedding, image_prompts.prompts):
         for rle, score in zip(prediction.encode_masks(), prediction.iou.tolist(), strict=True):
-            reply["masks"].append(
-                {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-            )
+            reply["masks"].append(rle_to_json(rle))
             reply["iou"].append(round(score, SCORE_DIGITS))
             reply["boxes"].append(compute_box(rle).tolist())
     return reply

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from vpexp.data.masks import compute_box
+from vpexp.data.json_lines import write_lines
+from vpexp.data.masks import compute_box, rle_to_json
 from vpexp.data.prompts import BOX_TOP_LEFT, NO_POINT, Prompts
 from vpexp.data.types import Rle
 
@@ -107,7 +108,7 @@ def build_result(rle: Rle, score: float, *, image: Mapping[str, Any], category_i
         "category_id": category_id,
         "bbox": [left, top, right - left, bottom - top],
         "score": round(score, SCORE_DIGITS),
-        "segmentation": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        "segmentation": rle_to_json(rle),
         "file_name": image["file_name"],
     }
 
@@ -120,14 +121,3 @@ def describe_prompt(prompts: Prompts, index: int) -> dict[str, Any]:
     used = labels_P != NO_POINT
     labels = labels_P[used].astype(int).tolist()
     return {"index": index, "points": coords_P2[used].tolist(), "point_labels": labels}
-
-
-def write_lines(path: Path, content: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write lists of objects as JSON with one object a line, beside its place, and move it there."""
-    parts = []
-    for name, values in content.items():
-        lines = ",\n".join(json.dumps(value, allow_nan=False) for value in values)
-        parts.append(f"{json.dumps(name)}: [\n{lines}\n]" if lines else f"{json.dumps(name)}: []")
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text("{" + ",\n".join(parts) + "}\n", encoding="ascii")
-    draft.replace(path)

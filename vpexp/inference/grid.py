@@ -1,15 +1,15 @@
 """``prompts=grid``: everything in an image, by a grid of single points and the best of the masks that overlap.
 
-Legend: N points, K masks.
+Legend: N points.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from vpexp.data.prompts import Prompts, prompts_from_points
+from vpexp.data.writers.overlap import choose_distinct
 from vpexp.inference.segment import FoundMask
 
 
@@ -31,16 +31,8 @@ def keep_best(masks: Sequence[FoundMask], max_overlap: float) -> list[FoundMask]
     Returns:
         What is kept, best first.
     """
-    left = sorted(masks, key=lambda mask: -mask.score)
-    kept: list[FoundMask] = []
-    while left:
-        best, *left = left
-        kept.append(best)
-        if left:
-            # One row of the matrix at a time: all pairs of a fine grid would take gigabytes.
-            overlap_K = coco_mask.iou([mask.rle for mask in left], [best.rle], [0])[:, 0]
-            left = [mask for mask, overlap in zip(left, overlap_K.tolist(), strict=True) if overlap <= max_overlap]
-    return kept
+    places = choose_distinct([mask.rle for mask in masks], [mask.score for mask in masks], max_overlap)
+    return [masks[place] for place in places]
 
 
 def _space_evenly(length: int, count: int) -> NDArray[np.int64]:

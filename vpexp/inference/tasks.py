@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vpexp.data.images import ImageFileError, read_image_header
 from vpexp.data.ledger import SkipLedger
+from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.sources import NameMatch, SourceImage, match_names, suggest_name
+from vpexp.data.types import AnnotatedDataset, AnnotatedImage
 from vpexp.errors import DataError
 from vpexp.inference.prompt_file import DEFAULT_LABEL, ImagePrompts, fit_prompts, read_prompt_file
 
@@ -20,10 +24,14 @@ class PredictionTask:
     Attributes:
         image: the file.
         prompts: None for a grid, which is made once the image's size is known.
+        annotated: what is annotated already, for images of a data set; its masks are kept.
+        split: of the data set; None for images of a source.
     """
 
     image: SourceImage
     prompts: ImagePrompts | None
+    annotated: AnnotatedImage | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,14 @@ class PredictionPlan:
         categories: what the prompts show, in the order of their first appearance.
         without_prompts: images of the source that the file says nothing about, or gives no prompt.
         warnings: lines about names in the file that no image has.
+        annotated: images of a data set that have nothing to predict; they are among the tasks.
     """
 
     tasks: list[PredictionTask]
     categories: tuple[str, ...]
     without_prompts: int = 0
     warnings: tuple[str, ...] = ()
+    annotated: int = 0
 
 
 def plan_grid(images: Sequence[SourceImage]) -> PredictionPlan:
@@ -74,6 +84,41 @@ def plan_prompts(images: Sequence[SourceImage], path: Path, ledger: SkipLedger) 
     labels = dict.fromkeys(label for task in tasks if task.prompts for label in task.prompts.labels)
     warnings = _describe_unknown(match, images, path)
     return PredictionPlan(tasks, tuple(labels), len(images) - len(given), warnings)
+
+
+def plan_dataset(dataset: AnnotatedDataset, *, keep_annotated: bool) -> PredictionPlan:
+    """Take the boxes of a data set as prompts; an image that is in several splits is taken once.
+
+    Args:
+        dataset: read with objects that are boxes alone.
+        keep_annotated: predict only these, and keep the masks of the others; otherwise predict all.
+
+    Raises:
+        DataError: no box is without a mask.
+    """
+    tasks: list[PredictionTask] = []
+    seen: set[Path] = set()
+    names: set[str] = set()
+    for split in dataset.splits.values():
+        for image in split.images:
+            if image.path in seen:
+                continue
+            seen.add(image.path)
+            name = image.image_id if image.image_id not in names else f"{split.name}/{image.image_id}"
+            names.add(name)
+            bare_N = np.zeros(len(image), bool) if image.box_only_N is None else image.box_only_N
+            chosen_N = bare_N if keep_annotated else np.ones(len(image), bool)
+            labels = tuple(dataset.categories[label] for label in image.labels_N[chosen_N])
+            prompts = ImagePrompts(prompts_from_boxes(image.boxes_N4[chosen_N]), labels, len(labels))
+            kept = image.select(~chosen_N)
+            tasks.append(PredictionTask(SourceImage(len(tasks) + 1, name, image.path), prompts, kept, split.name))
+    annotated = sum(not len(task.prompts or ()) for task in tasks)
+    if annotated == len(tasks):
+        raise DataError(
+            f"{dataset.root}: all objects have masks, so there is nothing to predict; predict.keep_annotated=false "
+            "predicts them anew"
+        )
+    return PredictionPlan(tasks, dataset.categories, annotated=annotated)
 
 
 def _fit(image: SourceImage, prompts: ImagePrompts, origin: str, ledger: SkipLedger) -> ImagePrompts | None:

@@ -15,9 +15,11 @@ from vpexp.errors import ConfigError
 from vpexp.stages.context import RunContext, name_data
 
 
-def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
+def load_configured_dataset(
+    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False
+) -> AnnotatedDataset:
     """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``."""
-    dataset = read_configured_dataset(context, splits)
+    dataset = read_configured_dataset(context, splits, keep_boxes=keep_boxes)
     report_dataset(dataset)
     record = {name: _describe(dataset, name) for name in dataset.splits}
     data = {"format": dataset.format, "root": str(dataset.root), "categories": list(dataset.categories)}
@@ -28,8 +30,10 @@ def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
     return dataset
 
 
-def read_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
-    """Read splits without a word."""
+def read_configured_dataset(
+    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False
+) -> AnnotatedDataset:
+    """Read splits without a word; with ``keep_boxes`` objects that are boxes alone too."""
     cfg = context.cfg.data
     format_, root = cfg.format, cfg.root
     if format_ == "synthetic":
@@ -46,6 +50,7 @@ def read_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
         seed=context.cfg.seed,
         instances=cfg.instances,
         strict=cfg.strict,
+        keep_boxes=keep_boxes,
         splits=splits,
         cache_dir=context.cache_dir,
     )

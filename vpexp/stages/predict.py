@@ -21,15 +21,18 @@ from vpexp.data.ledger import SkipLedger, order_by_count
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.prompts import Prompts
 from vpexp.data.sources import find_images
+from vpexp.data.types import SPLIT_NAMES
 from vpexp.errors import DataError
 from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
 from vpexp.inference.grid import build_grid, keep_best
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.segment import FoundMask, Segmentation, segment
-from vpexp.inference.tasks import PredictionPlan, PredictionTask, plan_grid, plan_prompts
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.inference.tasks import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
+from vpexp.stages.context import RunContext, StageResult, name_data
+from vpexp.stages.dataset import load_configured_dataset
+from vpexp.stages.labelling import LabelCollector
 
-GRID = "grid"
+GRID, DATASET = "grid", "dataset"
 EXPORTED_SUFFIXES = (".xml", ".onnx")
 
 
@@ -75,18 +78,21 @@ class _Job:
     context: RunContext
     plan: PredictionPlan
     writer: CocoResultWriter
+    labels: LabelCollector | None
     ledger: SkipLedger
     tally: _Tally
 
     def describe(self) -> dict[str, Any]:
         """Say in numbers what came of the images."""
         tally = self.tally
-        return {
+        dataset = {} if self.labels is None else {"dataset": self.labels.describe()}
+        return dataset | {
             "images": tally.images,
             "prompts": tally.prompts,
             "masks": len(tally.scores),
             "left_out": {"empty": tally.empty, "low score": tally.weak, "overlapping": tally.overlapping},
             "without_prompts": self.plan.without_prompts,
+            "annotated": self.plan.annotated,
             "skipped": dict(self.ledger.counts),
             "examples": dict(self.ledger.examples),
             "warnings": list(self.plan.warnings),
@@ -102,9 +108,11 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     ledger = SkipLedger(strict=cfg.data.strict)
     plan = _plan(context, ledger)
+    output = cfg.output
+    labels = LabelCollector(output, context.folder.path / DATASET, plan.categories) if output.format else None
     predictor = _load(context)
     writer = CocoResultWriter(context.folder.path, plan.categories)
-    job = _Job(context, plan, writer, ledger, _Tally())
+    job = _Job(context, plan, writer, labels, ledger, _Tally())
     try:
         with writer:
             _predict_all(job, predictor)
@@ -113,14 +121,22 @@ def run(context: RunContext) -> StageResult:
             say(
                 f"stopped after {job.tally.images} of {len(plan.tasks)} images; their masks are in {writer.predictions}"
             )
+            if labels is not None:
+                labels.write()
         with contextlib.suppress(OSError):
             _record(job)
         raise
-    _record(job)
+    try:
+        if job.tally.images:
+            _tell(job)
+            if labels is not None:
+                labels.write()
+    finally:
+        _record(job)
     if not job.tally.images:
         reason, example = next(iter(ledger.examples.items()))
-        raise DataError(f"source={cfg.source}: no image with prompts can be read; the first: {example} ({reason})")
-    _tell(job)
+        where = f"data.root={cfg.data.root}" if cfg.source is None else f"source={cfg.source}"
+        raise DataError(f"{where}: no image with prompts can be read; the first: {example} ({reason})")
     artifacts = {"predictions": writer.predictions, "images": writer.image_list}
     if context.folder.overlays.is_dir():
         artifacts["overlays"] = context.folder.overlays
@@ -129,6 +145,9 @@ def run(context: RunContext) -> StageResult:
 
 def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
     cfg = context.cfg
+    if cfg.prompts == DATASET:
+        dataset = load_configured_dataset(context, SPLIT_NAMES, keep_boxes=True)
+        return plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
     images = find_images(cfg.source, leave_out=context.output_dir)
     if cfg.prompts == GRID:
         return plan_grid(images)
@@ -161,7 +180,8 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
     with build_progress() as progress:
         for place, task in enumerate(progress.track(tasks, description="predicting")):
             try:
-                image_HW3 = read_image(task.image.path)
+                turned = task.annotated is None or task.annotated.exif_transpose
+                image_HW3 = read_image(task.image.path, turned)
             except ImageFileError as error:
                 job.ledger.skip(error.reason, str(task.image.path))
                 continue
@@ -169,8 +189,11 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
             prompts, segmentation = _segment(cfg.predict, predictor, image_HW3, task)
             seconds = time.perf_counter() - started
             _write(job.writer, task, image_HW3.shape, prompts, segmentation.masks)
-            job.tally.add(len(prompts), segmentation, seconds)
-            if place in drawn:
+            if job.labels is not None:
+                job.labels.add(task, (image_HW3.shape[0], image_HW3.shape[1]), segmentation.masks)
+            if len(prompts):
+                job.tally.add(len(prompts), segmentation, seconds)
+            if place in drawn and len(prompts):
                 name = visuals.name_picture(task.image.name.removesuffix(task.image.path.suffix), taken)
                 picture = _draw(image_HW3, prompts, segmentation.masks, is_grid=task.prompts is None)
                 visuals.save_picture(picture, job.context.folder.overlays / f"{name}.png")
@@ -180,6 +203,8 @@ def _segment(
     cfg: DictConfig, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask
 ) -> tuple[Prompts, Segmentation]:
     """Predict on one image: with its own prompts, or with a grid of points of whose masks the best are kept."""
+    if task.prompts is not None and not len(task.prompts):  # all of its objects are annotated
+        return task.prompts.prompts, Segmentation([])
     embedding = predictor.embed(image_HW3)
     if task.prompts is not None:
         prompts = task.prompts.prompts
@@ -223,15 +248,21 @@ def _draw(image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequence[FoundM
 def _record(job: _Job) -> None:
     """Write into ``run.json`` what came of the images, and upload what was made; of a stopped run, what there is."""
     context = job.context
-    about = {"source": str(context.cfg.source), "prompts_from": str(context.cfg.prompts)}
+    about = {"source": str(context.cfg.source or context.cfg.data.root), "prompts_from": str(context.cfg.prompts)}
     context.folder.update_run_json(predict=about | job.describe())
     for path in (job.writer.predictions, job.writer.image_list, context.folder.overlays):
         context.tracker.log_artifact(path)
 
 
+def _name_source(cfg: DictConfig) -> str:
+    if cfg.source is None:
+        return name_data(cfg)
+    return PurePath(cfg.source).name or str(cfg.source)
+
+
 def _tell(job: _Job) -> None:
     cfg, tally, ledger = job.context.cfg, job.tally, job.ledger
-    title = f"{cfg.model.name} on {PurePath(cfg.source).name or cfg.source}"
+    title = f"{cfg.model.name} on {_name_source(cfg)}"
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -242,6 +273,8 @@ def _tell(job: _Job) -> None:
         table.add_row("mean predicted IoU", f"{metrics['predict/mean_score']:.4f}")
     table.add_row("time an image", f"{metrics['predict/seconds_per_image']:.3f} s")
     console.print(table)
+    if job.plan.annotated:
+        say(f"images whose objects all have masks: {job.plan.annotated}")
     if job.plan.without_prompts:
         say(f"images without prompts in {cfg.prompts}, passed over: {job.plan.without_prompts}")
     left_out = {

@@ -46,8 +46,21 @@ from vpexp.errors import ConfigError
         (["stage=predict", "source="], "source is not given"),
         (
             ["stage=predict", "source=a"],
-            "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)",
+            "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)",
         ),
+        (
+            ["stage=predict", "prompts=dataset", "source=a"],
+            "source=a: prompts=dataset takes the images of the data set",
+        ),
+        (
+            ["stage=predict", "prompts=dataset", "output.folder=a"],
+            "output.folder=a: say in which format: output.format=coco|voc|datumaro|common_semantic_segmentation",
+        ),
+        (
+            ["output.format=yolo"],
+            "output.format=yolo: must be one of coco, voc, datumaro, common_semantic_segmentation",
+        ),
+        (["output.max_iou=1.5"], "output.max_iou=1.5: must be at most 1"),
         (["predict.grid_overlap=1.5"], "predict.grid_overlap=1.5: must be at most 1"),
         (["predict.min_score=-0.1"], "predict.min_score=-0.1: must be at least 0"),
         (["predict.points_per_side=1000"], "predict.points_per_side=1000: must be at most 256"),

@@ -84,8 +84,8 @@ def coco(tmp_path):
 def read_subset():
     """Read one subset of a folder with a reader; returns it with its ledger."""
 
-    def read(build_reader, root, name="train", *, strict=False) -> tuple[Subset, SkipLedger]:
-        ledger = SkipLedger(strict=strict)
+    def read(build_reader, root, name="train", **options) -> tuple[Subset, SkipLedger]:
+        ledger = SkipLedger(**options)
         return build_reader(Folder(root)).read_subset(name, ledger), ledger
 
     return read

@@ -1,15 +1,18 @@
 """What there is to do is known, and mistakes are said, before a model is loaded."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vpexp.data.ledger import SkipLedger
+from vpexp.data.masks import encode_mask
 from vpexp.data.sources import find_images
+from vpexp.data.types import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.errors import DataError
-from vpexp.inference.tasks import plan_grid, plan_prompts
+from vpexp.inference.tasks import plan_dataset, plan_grid, plan_prompts
 
 BOX = {"boxes": [[1, 1, 5, 5]]}
 
@@ -105,3 +108,53 @@ def test_plan_prompts__damaged_images_are_counted(plan, photos):
     assert sum(ledger.counts.values()) == 2
     with pytest.raises(DataError, match=r"b\.png: .*\(data\.strict=false skips and counts it\)"):
         plan({"a.png": BOX, "b.png": BOX}, strict=True)
+
+
+def make_image(name, split_box_only, folder):
+    masks = tuple(encode_mask(np.eye(10, 20, k=shift, dtype=bool)) for shift in (0, 3))
+    boxes_N4 = np.array([[0, 0, 10, 10], [2.5, 1.25, 13, 9]], np.float32)
+    box_only_N = None if split_box_only is None else np.array(split_box_only)
+    return AnnotatedImage(name, folder / name, 10, 20, masks, boxes_N4, np.array([1, 0]), ("7", "8"), False, box_only_N)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    train = (make_image("a.png", None, tmp_path), make_image("b.png", [False, True], tmp_path))
+    test = (make_image("b.png", [True, True], tmp_path / "other"), *train[:1])
+    splits = {name: Split(name, name, images, {}, {}) for name, images in (("train", train), ("test", test))}
+    return AnnotatedDataset("coco", tmp_path, ("grape", "leaf"), splits, ())
+
+
+def test_plan_dataset__boxes_without_a_mask(dataset):
+    plan = plan_dataset(dataset, keep_annotated=True)
+
+    assert [(task.image.name, task.split, len(task.prompts)) for task in plan.tasks] == [
+        ("a.png", "train", 0),
+        ("b.png", "train", 1),
+        ("test/b.png", "test", 2),
+    ]
+    assert plan.annotated == 1
+    assert plan.categories == ("grape", "leaf")
+    one = plan.tasks[1]
+    assert one.prompts.labels == ("grape",)
+    assert one.prompts.prompts.coords_NP2.tolist() == [[[2.5, 1.25], [13, 9]]]
+    assert one.annotated.object_ids == ("7",)
+    assert one.annotated.labels_N.tolist() == [1]
+    assert len(plan.tasks[0].annotated) == 2
+
+
+def test_plan_dataset__all_anew(dataset):
+    plan = plan_dataset(dataset, keep_annotated=False)
+
+    assert [len(task.prompts) for task in plan.tasks] == [2, 2, 2]
+    assert [len(task.annotated) for task in plan.tasks] == [0, 0, 0]
+
+
+def test_plan_dataset__nothing_to_do(dataset):
+    done = replace(
+        dataset, splits={"train": replace(dataset.splits["train"], images=dataset.splits["train"].images[:1])}
+    )
+    with pytest.raises(
+        DataError, match=r"all objects have masks, .*; predict\.keep_annotated=false predicts them anew"
+    ):
+        plan_dataset(done, keep_annotated=True)

@@ -10,6 +10,8 @@ import numpy as np
 from vpexp.data.images import ImageFileError, choose_orientation, read_image_header, settles_orientation
 from vpexp.data.ledger import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
 from vpexp.data.masks import compute_area, compute_box
+from vpexp.data.readers.boxes import Box
+from vpexp.data.run_lengths import Region, encode_region
 from vpexp.data.types import AnnotatedImage, Rle
 
 
@@ -51,11 +53,12 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True)
 class ObjectMask:
-    """One object of an image."""
+    """One object of an image; ``box`` where it is annotated by that alone, and the mask is the filled box."""
 
     object_id: str
     mask: Rle
     label: int
+    box: Box | None = None
 
 
 def place_image(
@@ -87,6 +90,17 @@ def place_image(
     return PlacedImage(image_id, path, *chosen)
 
 
+def keep_box(object_id: str, box: Box, label: int, placed: PlacedImage) -> ObjectMask:
+    """Make an object of a box without a mask: the box cut at the image's edges, filled.
+
+    A box that covers no whole pixel of the image has a mask without pixels, and is skipped for that.
+    """
+    x0, y0, x1, y1 = np.clip(np.nan_to_num(box), 0, [placed.width, placed.height] * 2).tolist()
+    left, top, right, bottom = round(x0), round(y0), round(x1), round(y1)
+    region = Region(top, left, max(bottom, top), max(right, left))
+    return ObjectMask(object_id, encode_region(region, placed.height, placed.width), label, (x0, y0, x1, y1))
+
+
 def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], ledger: SkipLedger) -> AnnotatedImage | None:
     """Make an annotated image of an image's objects; an object without a pixel is skipped.
 
@@ -108,10 +122,11 @@ def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], ledger: S
         height=placed.height,
         width=placed.width,
         masks=tuple(one.mask for one in kept),
-        boxes_N4=np.stack([compute_box(one.mask) for one in kept]).astype(np.float32),
+        boxes_N4=np.array([one.box or compute_box(one.mask) for one in kept], dtype=np.float32),
         labels_N=np.array([one.label for one in kept], dtype=np.int64),
         object_ids=make_unique([one.object_id for one in kept]),
         exif_transpose=placed.exif_transpose,
+        box_only_N=np.array([one.box is not None for one in kept]) if any(one.box for one in kept) else None,
     )
 
 

@@ -35,6 +35,7 @@ from vpexp.data.readers.base import (
     PlacedImage,
     Subset,
     gather_objects,
+    keep_box,
     make_unique,
     place_image,
     skip_unannotated,
@@ -225,14 +226,29 @@ class _CocoFile:
             return None
         segmentation = entry.get("segmentation")
         if is_empty(segmentation):
-            self._ledger.skip(BOX_ONLY if entry.get("bbox") else NO_SHAPE, example)
-            return None
+            return self._read_box(entry, label, image, example)
         try:
             mask = self._read_mask(segmentation, image, example)
         except MaskError as error:
             self._ledger.skip(str(error), example)
             return None
         return ObjectMask(str(entry.get("id")), mask, label)
+
+    def _read_box(self, entry: Entry, label: int, image: PlacedImage, example: str) -> ObjectMask | None:
+        """Read an object without a mask, where such are wanted; None if it was skipped."""
+        bbox = entry.get("bbox")
+        if not bbox:
+            self._ledger.skip(NO_SHAPE, example)
+            return None
+        if not self._ledger.keep_boxes:
+            self._ledger.skip(BOX_ONLY, example)
+            return None
+        try:
+            x, y, width, height = (float(value) for value in bbox)
+        except (TypeError, ValueError):
+            self._ledger.skip(BAD_ENTRY, f"{example}: bbox {bbox!r}")
+            return None
+        return keep_box(str(entry.get("id")), (x, y, x + width, y + height), label, image)
 
     def _find_label(self, category_id: Any) -> int | None:
         """Find the category's index; a file without categories has the one that all objects are of."""

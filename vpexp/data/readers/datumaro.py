@@ -27,12 +27,13 @@ from vpexp.data.readers.base import (
     PlacedImage,
     Subset,
     gather_objects,
+    keep_box,
     make_unique,
     place_image,
     skip_unannotated,
 )
 from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
-from vpexp.data.readers.groups import Group, group_annotations
+from vpexp.data.readers.groups import Group, group_annotations, to_xyxy
 from vpexp.data.readers.json_files import describe_unreadable, find_json_files, find_unreadable, name_subsets
 from vpexp.data.readers.label_maps import is_background_name
 from vpexp.data.types import AnnotatedImage, Rle
@@ -142,10 +143,8 @@ class _DatumaroFile:
             return None
         groups = group_annotations(annotations)
         objects = [one for group in groups if group.parts and (one := self._read_object(group, placed))]
-        for group in groups:
-            if not group.parts:
-                self._skip_partless(group, objects, placed)
-        return gather_objects(placed, objects, self._ledger)
+        boxes = [box for group in groups if not group.parts for box in self._read_partless(group, objects, placed)]
+        return gather_objects(placed, [*objects, *boxes], self._ledger)
 
     def _place(self, name: str, media: Any) -> PlacedImage | None:
         """Find an item's image file and look at its header."""
@@ -176,12 +175,8 @@ class _DatumaroFile:
         if any(part.attributes.get("is_crowd") for part in group.parts):
             self._ledger.skip(CROWD, example)
             return None
-        label = first.label if self._categories else 0
-        if label is None or not 0 <= label < max(len(self._categories), 1):
-            self._ledger.skip(UNDECLARED, f"{example}: label {label}")
-            return None
-        if self._categories and is_background_name(self._categories[label]):
-            self._ledger.skip(VOID_REGION, example)
+        label = self._find_label(first, example)
+        if label is None:
             return None
         try:
             mask = merge_rles([_read_mask(part, placed) for part in group.parts])
@@ -190,14 +185,30 @@ class _DatumaroFile:
             return None
         return ObjectMask(str(first.id), mask, label)
 
-    def _skip_partless(self, group: Group, objects: list[ObjectMask], placed: PlacedImage) -> None:
-        """Count boxes without a mask, unless one is just the box of an object that is in another group."""
+    def _find_label(self, annotation: Any, example: str) -> int | None:
+        """Find the category's index; a file without categories has the one that all objects are of."""
+        label: int | None = annotation.label if self._categories else 0
+        if label is None or not 0 <= label < max(len(self._categories), 1):
+            self._ledger.skip(UNDECLARED, f"{example}: label {label}")
+            return None
+        if self._categories and is_background_name(self._categories[label]):
+            self._ledger.skip(VOID_REGION, example)
+            return None
+        return label
+
+    def _read_partless(self, group: Group, objects: list[ObjectMask], placed: PlacedImage) -> list[ObjectMask]:
+        """Read or count boxes without a mask, unless one is just the box of an object that is in another group."""
+        boxes = []
         for annotation in (*group.boxes, *group.others):
             example = f"{placed.path}, annotation {annotation.id} of {self._path.name}"
             if annotation in group.others:
                 self._ledger.skip(NO_MASK_TYPE, f"{example} ({annotation.type.name})")
             elif not any(one.label == annotation.label and _is_box_of(annotation, one.mask) for one in objects):
-                self._ledger.skip(BOX_ONLY, example)
+                if not self._ledger.keep_boxes:
+                    self._ledger.skip(BOX_ONLY, example)
+                elif (label := self._find_label(annotation, example)) is not None:
+                    boxes.append(keep_box(str(annotation.id), to_xyxy(annotation), label, placed))
+        return boxes
 
 
 def _name_item(item: Any) -> str:
@@ -215,5 +226,4 @@ def _read_mask(part: Any, placed: PlacedImage) -> Rle:
 
 def _is_box_of(box: Any, mask: Rle) -> bool:
     x0, y0, x1, y1 = compute_box(mask).tolist()
-    x, y, width, height = box.get_bbox()
-    return compute_box_iou((x0, y0, x1, y1), (x, y, x + width, y + height)) >= SAME_BOX_IOU
+    return compute_box_iou((x0, y0, x1, y1), to_xyxy(box)) >= SAME_BOX_IOU

@@ -54,16 +54,17 @@ def _split_by_boxes(group: Group) -> list[Group]:
     """Split a group with several boxes into one group a box."""
     if len(group.boxes) < 2 or not group.parts:
         return [group]
-    boxes = [_to_xyxy(box) for box in group.boxes]
+    boxes = [to_xyxy(box) for box in group.boxes]
     split = [Group(boxes=[box]) for box in group.boxes]
     split[0].others = group.others
     for part in group.parts:
-        bounds = _to_xyxy(part)
+        bounds = to_xyxy(part)
         scores = [(compute_intersection(bounds, box), -compute_box_area(box)) for box in boxes]
         split[scores.index(max(scores))].parts.append(part)
     return split
 
 
-def _to_xyxy(annotation: Any) -> Box:
+def to_xyxy(annotation: Any) -> Box:
+    """Compute the bounds of an annotation of Datumaro."""
     x, y, width, height = (float(value) for value in annotation.get_bbox())
     return x, y, x + width, y + height

@@ -25,7 +25,15 @@ from vpexp.data.ledger import (
 )
 from vpexp.data.masks import compute_box, encode_label_map
 from vpexp.data.progress import show_progress
-from vpexp.data.readers.base import ObjectMask, Subset, gather_objects, place_image, skip_unannotated
+from vpexp.data.readers.base import (
+    ObjectMask,
+    PlacedImage,
+    Subset,
+    gather_objects,
+    keep_box,
+    place_image,
+    skip_unannotated,
+)
 from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
 from vpexp.data.readers.class_maps import extract_objects, has_only_background
 from vpexp.data.readers.index_masks import (
@@ -110,8 +118,7 @@ class _VocSubset:
         boxes = self._read_boxes(image_id)
         map_HW = instances_HW if instances_HW is not None else classes_HW
         if map_HW is None:
-            self._skip_unmasked(image_id, boxes)
-            return None
+            return self._read_unmasked(image_id, boxes)
         if classes_HW is not None and classes_HW.shape != map_HW.shape:
             self._ledger.skip(MASK_SIZE_DIFFERS, f"{image_id}: instance and class mask are of different sizes")
             return None
@@ -122,7 +129,7 @@ class _VocSubset:
         if instances_HW is None:
             objects = self._read_classes(image_id, map_HW)
         else:
-            objects = self._read_instances(image_id, instances_HW, classes_HW, boxes)
+            objects = self._read_instances(placed, instances_HW, classes_HW, boxes)
         if objects is None:
             skip_unannotated(image_id, self._ledger)
             return None
@@ -141,14 +148,25 @@ class _VocSubset:
             self._ledger.skip(DAMAGED_XML, str(error))
             return []
 
-    def _skip_unmasked(self, image_id: str, boxes: list[XmlObject]) -> None:
-        """Count the boxes of an image without masks."""
+    def _read_unmasked(self, image_id: str, boxes: list[XmlObject]) -> AnnotatedImage | None:
+        """Read or count the boxes of an image without masks."""
+        if boxes and self._ledger.keep_boxes:
+            path = self._find_image(image_id)
+            placed = path and place_image(image_id, path, None, self._ledger)
+            return gather_objects(placed, self._keep_boxes(boxes, placed), self._ledger) if placed else None
         if boxes:
             self._ledger.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(boxes))
         elif image_id not in self._home.images and image_id not in self._home.xml_files:
             self._ledger.skip(MISSING_IMAGE, f"{image_id} in {self._home.path}")
         else:
             skip_unannotated(image_id, self._ledger)
+        return None
+
+    def _keep_boxes(self, boxes: list[XmlObject], placed: PlacedImage) -> list[ObjectMask]:
+        return [
+            keep_box(f"box {number}", box.box, self._index(box.name), placed)
+            for number, box in enumerate(boxes, start=1)
+        ]
 
     def _find_image(self, image_id: str) -> Path | None:
         """Find the image file; where several have the name, the JPEG that the format asks for."""
@@ -168,7 +186,7 @@ class _VocSubset:
         return extract_objects(classes_HW, self._label_map, path, self._ledger, by_component=self._by_component)
 
     def _read_instances(
-        self, image_id: str, instances_HW: IndexMask, classes_HW: IndexMask | None, boxes: list[XmlObject]
+        self, placed: PlacedImage, instances_HW: IndexMask, classes_HW: IndexMask | None, boxes: list[XmlObject]
     ) -> list[ObjectMask] | None:
         """Take objects out of an instance map; None if it holds only background."""
         masks = encode_label_map(instances_HW)
@@ -180,10 +198,14 @@ class _VocSubset:
         classes = _find_classes(instances_HW, classes_HW, list(masks), self._label_map)
         objects = []
         for value, mask in masks.items():
-            name = self._name_object(f"{image_id}, instance {value}", classes[value], mask, boxes)
+            name = self._name_object(f"{placed.image_id}, instance {value}", classes[value], mask, boxes)
             if name is not None:
                 objects.append(ObjectMask(str(value), mask, self._index(name)))
-        self._ledger.skip(BOX_ONLY, f"{image_id}: boxes without an instance", count=len(boxes) - len(masks))
+        if self._ledger.keep_boxes:
+            bounds = [compute_box(mask).tolist() for mask in masks.values()]
+            bare = [box for box in boxes if all(compute_box_iou(box.box, own) < SAME_BOX_IOU for own in bounds)]
+            return objects + self._keep_boxes(bare, placed)
+        self._ledger.skip(BOX_ONLY, f"{placed.image_id}: boxes without an instance", count=len(boxes) - len(masks))
         return objects
 
     def _name_object(self, example: str, value: int | None, mask: Rle, boxes: list[XmlObject]) -> str | None:

@@ -387,3 +387,23 @@ def test_coco_reader__odd_digits_in_ids(coco, read_subset, image_id):
     coco.object(image_id=image_id)
     subset, _ = read_subset(CocoReader, coco.save())
     assert len(subset.images) == 1
+
+
+def test_coco_reader__keeps_boxes_where_they_are_wanted(coco, read_subset):
+    coco.image()
+    coco.object()
+    coco.object([], bbox=[1.25, 2.5, 6, 4.25])
+    coco.object([], bbox=[15, 5, 20, 20])
+    coco.object([], bbox=[40, 5, 5, 5])
+    coco.object([], bbox=["a", 5, 5, 5])
+    coco.object([], drop=("bbox",))
+    image, ledger = read_one(read_subset, coco.save(), keep_boxes=True)
+    assert image.box_only_N.tolist() == [False, True, True]
+    assert image.boxes_N4.tolist() == [[2, 2, 8, 8], [1.25, 2.5, 7.25, 6.75], [15, 5, 20, 10]]
+    assert decode_rle(image.masks[1])[2:7, 1:7].all()
+    assert decode_rle(image.masks[1]).sum() == 5 * 6
+    assert ledger.counts == {
+        "no pixel of the mask inside the image": 1,
+        "entry that is no annotation": 1,
+        "neither mask nor box": 1,
+    }

@@ -139,6 +139,15 @@ def test_datumaro_reader__bad_object_is_skipped_and_counted(dm, read_subset, bad
     assert ledger.counts == {reason: 1}
 
 
+def test_datumaro_reader__keeps_boxes_where_they_are_wanted(dm, read_subset):
+    dm.image(polygon(), box(12, 2, number=2), box(1, 1, number=3, label=7))
+    subset, ledger = read_subset(DatumaroReader, dm.save(), keep_boxes=True)
+    (image,) = subset.images
+    assert image.box_only_N.tolist() == [False, True]
+    assert image.boxes_N4[1, :2].tolist() == [12, 2]
+    assert ledger.counts == {"undeclared category": 1}
+
+
 @pytest.mark.parametrize("bad", [polygon([2, 2, 8, 8], number=2), box(12, 2, number=2)])
 def test_datumaro_reader__strict_names_file_and_object(dm, read_subset, bad):
     dm.image(polygon(), bad)

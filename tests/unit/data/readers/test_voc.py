@@ -167,6 +167,19 @@ def test_voc_reader__boxes_without_masks(voc, read_subset):
     assert ledger.counts == {"box only, no mask": 3}
 
 
+def test_voc_reader__keeps_boxes_where_they_are_wanted(voc, read_subset):
+    voc.image("b", instances=None, classes=None, objects=[("cat", 1, 1, 5, 5), ("dog", 2, 2, 6, 6)])
+    voc.image("c", objects=[("cat", 2, 2, 5, 4), ("dog", 11, 7, 15, 9), ("cat", 1, 1, 20, 10)])
+    subset, ledger = read_subset(components, voc.save(), keep_boxes=True)
+    b, c = subset.images
+    assert b.box_only_N.tolist() == [True, True]
+    assert b.boxes_N4.tolist() == [[0, 0, 5, 5], [1, 1, 6, 6]]
+    assert [subset.categories[label] for label in b.labels_N] == ["cat", "dog"]
+    assert c.box_only_N.tolist() == [False, False, True]
+    assert c.boxes_N4[2].tolist() == [0, 0, 20, 10]
+    assert ledger.counts == {}
+
+
 def test_voc_reader__damaged_files(voc, read_subset):
     for name in ("good", "image", "mask", "xml", "size", "gone"):
         voc.image(name, objects=[("cat", 2, 2, 5, 4), ("dog", 11, 7, 15, 9)])

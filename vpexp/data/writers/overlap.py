@@ -1,0 +1,73 @@
+"""Which mask has a pixel that several claim, and which of two masks of one object stays.
+
+Legend: K masks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from vpexp.data.masks import compute_area
+from vpexp.data.types import Rle
+from vpexp.data.writers.labelled import LabelledObject
+
+
+def choose_distinct(masks: Sequence[Rle], scores: Sequence[float], max_iou: float) -> list[int]:
+    """Choose masks of different objects: of two whose IoU is above ``max_iou`` only the one that scores better.
+
+    The best is kept first, then the best of what is left; of equals, the one that comes first.
+
+    Returns:
+        Places of what is kept, best first.
+    """
+    left = sorted(range(len(masks)), key=lambda place: -scores[place])
+    kept: list[int] = []
+    while left:
+        best, *left = left
+        kept.append(best)
+        if left:
+            # One row of the matrix at a time: all pairs of a fine grid would take gigabytes.
+            overlap_K = coco_mask.iou([masks[place] for place in left], [masks[best]], [0])[:, 0]
+            left = [place for place, overlap in zip(left, overlap_K.tolist(), strict=True) if overlap <= max_iou]
+    return kept
+
+
+def drop_repeated(objects: Sequence[LabelledObject], max_iou: float) -> list[LabelledObject]:
+    """Drop masks of an object that has a better one; what people annotated is better than any prediction."""
+    scores = [_rank(one) for one in objects]
+    return [objects[place] for place in sorted(choose_distinct([one.mask for one in objects], scores, max_iou))]
+
+
+def cut_overlaps(objects: Sequence[LabelledObject]) -> list[LabelledObject]:
+    """Give each pixel to one mask: annotated before predicted, then the better score, then the smaller mask.
+
+    Returns:
+        What has pixels left, in the order given.
+    """
+    order = sorted(range(len(objects)), key=lambda place: (-_rank(objects[place]), compute_area(objects[place].mask)))
+    taken: Rle | None = None
+    cut: dict[int, LabelledObject] = {}
+    for place in order:
+        mask = objects[place].mask
+        if taken is not None:
+            mask = _subtract(mask, taken)
+        if compute_area(mask):
+            cut[place] = replace(objects[place], mask=mask)
+            taken = mask if taken is None else coco_mask.merge([taken, mask])
+    return [cut[place] for place in sorted(cut)]
+
+
+def _rank(one: LabelledObject) -> float:
+    return math.inf if one.score is None else one.score
+
+
+def _subtract(mask: Rle, taken: Rle) -> Rle:
+    """Take away the pixels of another mask, where there are any."""
+    if not compute_area(coco_mask.merge([mask, taken], intersect=True)):
+        return mask
+    left_HW = coco_mask.decode(mask) & ~coco_mask.decode(taken).astype(bool)
+    rest: Rle = coco_mask.encode(np.asfortranarray(left_HW))
+    return rest

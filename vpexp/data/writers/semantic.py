@@ -1,0 +1,70 @@
+"""Common semantic segmentation: ``<split>/images``, ``<split>/masks`` whose pixels are classes, ``dataset_meta.json``."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vpexp.data.masks import compute_box, decode_rle
+from vpexp.data.writers.images import group_by_split, place_images
+from vpexp.data.writers.label_images import check_numbers, list_colors, number_classes, paint, save_numbers
+from vpexp.data.writers.labelled import LabelledImage
+
+SCORES = ("image", "label", "x0", "y0", "x1", "y1", "score")
+
+
+def write_semantic(
+    folder: Path, images: Sequence[LabelledImage], categories: Sequence[str], *, placing: str
+) -> list[str]:
+    """Write a data set of class masks; scores, which masks cannot hold, go to ``<split>/scores.csv``.
+
+    Args:
+        folder: exists, and is empty.
+        images: with objects that share no pixel; those of one class that touch will be read as one.
+        categories: names; the first has the pixel value 1.
+        placing: see ``place_images``.
+
+    Raises:
+        DataError: more classes than a mask of 8 bits has values.
+    """
+    check_numbers("classes", len(categories))
+    names = ["background", *categories]
+    meta = {
+        "label_map": {str(number): name for number, name in enumerate(names)},
+        "segmentation_colors": [list(color) for color in list_colors(len(names))],
+        "background_label": "0",
+    }
+    for split, own in group_by_split(images).items():
+        place_images(own, folder / split / "images", placing)
+        (folder / split / "masks").mkdir()
+        for image in own:
+            classes_HW = paint(image, number_classes(image.objects, categories))
+            save_numbers(classes_HW, folder / split / "masks" / f"{PurePosixPath(image.name).stem}.png")
+        (folder / split / "dataset_meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+        _write_scores(folder / split / "scores.csv", own)
+    merged = sum(_count_merged(image) for image in images)
+    return [f"{merged} objects touch another of their class: class masks make one of them"] if merged else []
+
+
+def _count_merged(image: LabelledImage) -> int:
+    """Count the objects that a class mask does not tell from another one, because they touch."""
+    from scipy import ndimage  # not needed where an exported model is served
+
+    merged = 0
+    for label in {one.label for one in image.objects}:
+        masks = [decode_rle(one.mask) for one in image.objects if one.label == label]
+        parts_HW, _ = ndimage.label(np.any(masks, axis=0), structure=np.ones((3, 3)))
+        claims = [set(np.unique(parts_HW[mask_HW]).tolist()) for mask_HW in masks]
+        merged += sum(any(own & other for other in claims[:place]) for place, own in enumerate(claims))
+    return merged
+
+
+def _write_scores(path: Path, images: Sequence[LabelledImage]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(SCORES)
+        for image in images:
+            for one in image.objects:
+                rows.writerow([image.name, one.label, *compute_box(one.mask).astype(int).tolist(), one.score])

@@ -1,0 +1,87 @@
+"""A data set in one of four formats, written whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from vpexp.data.readers.label_maps import is_background_name
+from vpexp.data.writers.coco import POLYGON, RLE, write_coco
+from vpexp.data.writers.datumaro import write_datumaro
+from vpexp.data.writers.images import COPY, SYMLINK
+from vpexp.data.writers.labelled import LabelledImage
+from vpexp.data.writers.semantic import write_semantic
+from vpexp.data.writers.voc import write_voc
+from vpexp.errors import ConfigError, DataError
+
+Write = Callable[..., list[str]]
+WRITERS: dict[str, Write] = {
+    "coco": write_coco,
+    "voc": write_voc,
+    "datumaro": write_datumaro,
+    "common_semantic_segmentation": write_semantic,
+}
+ONE_OBJECT_A_PIXEL = ("voc", "common_semantic_segmentation")
+"""Formats that cannot hold masks that overlap."""
+SHAPES = (POLYGON, RLE)
+PLACINGS = (COPY, SYMLINK)
+
+
+def check_target(folder: Path, format: str, categories: Sequence[str]) -> None:  # noqa: A002 (the configuration's word)
+    """Check before the work begins that a data set can be written.
+
+    Raises:
+        ConfigError: the folder holds something already.
+        DataError: a class has a name that the format keeps for the background.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"output.folder={folder} is not empty: name a new folder, so that nothing is overwritten")
+    background = [name for name in categories if is_background_name(name)]
+    if background and format != "coco":
+        raise DataError(f"label {background[0]!r} means no object in format {format}: call it otherwise, or use coco")
+
+
+def write_dataset(
+    folder: Path,
+    format: str,  # noqa: A002
+    images: Sequence[LabelledImage],
+    categories: Sequence[str],
+    *,
+    shape: str = POLYGON,
+    placing: str = COPY,
+) -> list[str]:
+    """Write a data set beside its place, and move it there when it is whole.
+
+    Args:
+        folder: must not exist, or be empty.
+        format: a key of ``WRITERS``.
+        images: at least one object each; for ``ONE_OBJECT_A_PIXEL`` without overlaps.
+        categories: names of all classes, in their order.
+        shape: COCO: ``polygon`` or ``rle``.
+        placing: ``copy`` the image files, or ``symlink`` to them.
+
+    Returns:
+        Lines on what the format cannot tell of these objects.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+        DataError: the format cannot hold these objects.
+    """
+    write = partial(WRITERS[format], placing=placing)
+    if format == "coco":
+        write = partial(write, shape=shape)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        notes = write(draft, images, categories)
+        if folder.is_dir():
+            folder.rmdir()
+        draft.replace(folder)
+    except OSError as error:
+        raise ConfigError(f"output.folder={folder} cannot be written: {error.strerror} ({error.filename})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return notes
