@@ -17,6 +17,8 @@ from mlflow.entities import Run
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.record import SweepFolder
 
+pytestmark = pytest.mark.slow  # each test starts Python, and some kill it
+
 QUICK = (
     "experiment=debug",
     "trainer.max_epochs=4",

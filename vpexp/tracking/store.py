@@ -8,6 +8,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from vpexp.tracking.database import create_database
+
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 60.0
 
@@ -35,6 +37,8 @@ def connect(uri: str) -> Any:
     # The first client makes the tables, which two processes must not do at once.
     with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_SECONDS):
         _check_file(file)
+        if not file.stat().st_size:
+            create_database(file)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
