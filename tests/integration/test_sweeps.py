@@ -47,6 +47,7 @@ def command(tmp_path: Path, cache_dir: Path) -> Command:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # as a shell starts it: a group that signals go to
         )
 
     return start
@@ -231,3 +232,19 @@ def test_sweep__ctrl_c_of_a_terminal_lets_the_jobs_of_all_workers_finish(command
     statuses = [job.read_run_json()["status"] for job in sweep.find_jobs()]
     assert statuses == ["FINISHED", "FINISHED"]
     assert read_store(tmp_path)[0].info.status == "KILLED"
+
+
+def test_sweep__sigterm_to_all_of_its_processes_ends_it_as_killed(command: Command, tmp_path: Path) -> None:
+    """As ``timeout`` and cluster managers send it: the processes that read images go down first."""
+    process = command(RATES, "data.num_workers=2", "trainer.max_epochs=200")
+    wait_for(lambda: (tmp_path / "sweeps").is_dir() and find_sweep(tmp_path).find_jobs())
+    job = find_sweep(tmp_path).find_jobs()[0]
+    wait_for(lambda: count_epochs(job) >= 2)
+
+    os.killpg(process.pid, signal.SIGTERM)
+    said = finish(process, code=128 + signal.SIGTERM)
+
+    parent, children = read_store(tmp_path)
+    assert (parent.info.status, children["lr=1e-5"].info.status) == ("KILLED", "KILLED"), said
+    assert set(children) == {"lr=1e-5"}
+    assert job.last_checkpoint.is_file()
