@@ -21,7 +21,7 @@ FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "s
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
+    "stage.name": ("data", "train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),

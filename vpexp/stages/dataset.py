@@ -15,9 +15,17 @@ from vpexp.errors import ConfigError
 from vpexp.stages.context import RunContext, name_data
 
 
-def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
-    """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``."""
-    dataset = read_configured_dataset(context, splits)
+def load_configured_dataset(
+    context: RunContext, splits: tuple[str, ...], *, keep_empty: bool = False
+) -> AnnotatedDataset:
+    """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``.
+
+    Args:
+        context: the run.
+        splits: their names.
+        keep_empty: take a split without objects as it is, instead of raising an error.
+    """
+    dataset = read_configured_dataset(context, splits, keep_empty=keep_empty)
     report_dataset(dataset)
     record = {name: _describe(dataset, name) for name in dataset.splits}
     data = {"format": dataset.format, "root": str(dataset.root), "categories": list(dataset.categories)}
@@ -28,7 +36,9 @@ def load_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
     return dataset
 
 
-def read_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> AnnotatedDataset:
+def read_configured_dataset(
+    context: RunContext, splits: tuple[str, ...], *, keep_empty: bool = False
+) -> AnnotatedDataset:
     """Read splits without a word."""
     cfg = context.cfg.data
     format_, root = cfg.format, cfg.root
@@ -48,6 +58,7 @@ def read_configured_dataset(context: RunContext, splits: tuple[str, ...]) -> Ann
         strict=cfg.strict,
         splits=splits,
         cache_dir=context.cache_dir,
+        keep_empty=keep_empty,
     )
     return _limit(dataset, cfg.limit_images)
 
