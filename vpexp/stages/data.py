@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import console, say
 from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset
 from vpexp.errors import DataError
@@ -15,7 +14,7 @@ from vpexp.survey.damage import list_damaged
 from vpexp.survey.duplicates import find_duplicates
 from vpexp.survey.files import write_duplicates
 from vpexp.survey.findings import find_findings
-from vpexp.survey.folder import build_folder_table, find_data_sets_below
+from vpexp.survey.folder import build_folder_table
 from vpexp.survey.measure import SplitMeasures, measure_dataset
 from vpexp.survey.numbers import describe_survey, list_metrics
 from vpexp.survey.page import build_page
@@ -73,8 +72,6 @@ def _show_folder(root: Path) -> None:
     table = build_folder_table(root)
     if table is not None:
         console.print(render(table))
-    for folder, title in find_data_sets_below(root):
-        say(f"{folder} looks like {title}: {quote_word(f'data.root={quote_value(str(folder))}')}")
 
 
 def _read(context: RunContext, splits: tuple[SplitMeasures, ...]) -> list[Signature]:

@@ -62,8 +62,9 @@ def _find_leaks(survey: Survey) -> Iterator[Finding]:
     if survey.duplicates is None or not survey.duplicates.leak_count:
         return
     pairs = [pair for pair in survey.duplicates.pairs if pair.is_leak]
+    totals = {split.name: split.image_count for split in survey.splits}
     counted = ", ".join(
-        f"{_count(count, 'image')} of {later} {_are(count)} in {earlier} too"
+        f"{count:,} of {totals[later]:,} images of {later} also in {earlier}"
         for (earlier, later), count in survey.duplicates.leaks.items()
     )
     yield Finding(
@@ -78,27 +79,31 @@ def _find_repeated(survey: Survey) -> Iterator[Finding]:
     if survey.duplicates is None or not survey.duplicates.repeated_count:
         return
     pairs = [pair for pair in survey.duplicates.pairs if not pair.is_leak]
-    unlike = sum(pair.first.objects != pair.second.objects for pair in survey.duplicates.pairs)
+    unlike = sum(pair.first.objects != pair.second.objects for pair in pairs)
     counted = ", ".join(f"{_count(count, 'image')} of {name}" for name, count in survey.duplicates.repeated.items())
     yield Finding(
         "warning",
         f"the same picture twice in a split: {counted} repeat an earlier one"
-        + (f"; {unlike} copies have another number of objects than their original" if unlike else ""),
+        + (f"; of the copies {unlike:,} {_have(unlike)} another number of objects than that one" if unlike else ""),
         "copies count double in training and in what is measured: keep one of each; duplicates.csv has all",
         _name([describe_pair(pair) for pair in pairs]),
     )
 
 
 def _find_shortage(survey: Survey) -> Iterator[Finding]:
+    told: set[str] = set()
     for split in survey.splits:
-        if split.object_count:
+        if split.object_count or split.source in told:
             continue
+        told.add(split.source)
         what = "nothing to learn from" if split.name == "train" else "nothing to measure"
-        causes = ", ".join(f"{reason}: {count:,}" for reason, count in order_by_count(split.skipped))
+        reasons = order_by_count(split.skipped)
+        causes = ", ".join(f"{reason}: {count:,}" for reason, count in reasons)
+        advice = advise(reasons[0][0]) if reasons else "check that the annotations belong to these images"
         yield Finding(
             "error",
             f"{split.title}: {what}, no object has a mask" + (f" ({causes})" if causes else ""),
-            "see what was left out, and why" if causes else "check that the annotations belong to these images",
+            advice or "",
         )
 
 
@@ -119,11 +124,11 @@ def _find_boxes(survey: Survey) -> Iterator[Finding]:
         return
     command = (
         f"python -m vpexp stage=predict data={survey.format} {quote_word(f'data.root={quote_value(str(survey.root))}')} "
-        "source=<images> prompts=dataset output.format=coco"
+        "source=... prompts=dataset output.format=coco"
     )
     yield Finding(
         "warning",
-        f"{_count(count, 'object')} {_are(count)} boxes without a mask",
+        "1 object is a box without a mask" if count == 1 else f"{count:,} objects are boxes without masks",
         f"vpexp learns from masks; a model makes masks of the boxes, a data set to train on: {command}",
         _list_examples(survey, BOX_ONLY),
     )
@@ -221,9 +226,7 @@ def _find_few_images(survey: Survey) -> Iterator[Finding]:
     for split in survey.splits:
         if 0 < split.image_count < FEW_IMAGES:
             what = "to learn from" if split.name == "train" else "to measure on: numbers will jump from run to run"
-            yield Finding(
-                "note", f"{split.name}: {_count(split.image_count, 'image')} {_are(split.image_count)} few {what}"
-            )
+            yield Finding("note", f"{split.name}: only {_count(split.image_count, 'image')} {what}")
 
 
 def _find_imbalance(survey: Survey) -> Iterator[Finding]:
@@ -285,6 +288,10 @@ def _join(names: list[str]) -> str:
 
 def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def _are(count: int) -> str:

@@ -3,9 +3,7 @@
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from vpexp.data.detect import FORMAT_TITLES, detect_format
-from vpexp.data.folder import Folder, list_files
-from vpexp.errors import DataError
+from vpexp.data.folder import list_files
 from vpexp.survey.types import DataTable
 
 MOST_ROWS = 12
@@ -32,14 +30,3 @@ def _join_kinds(counts: Counter[str]) -> str:
     named = [f"{count:,} {kind}" for kind, count in counts.most_common(MOST_KINDS)]
     rest = sum(counts.values()) - sum(count for _, count in counts.most_common(MOST_KINDS))
     return ", ".join(named + ([f"{rest:,} others"] if rest else []))
-
-
-def find_data_sets_below(root: Path) -> list[tuple[Path, str]]:
-    """Find the folders directly below that look like data sets, and their formats: the root may be one level too high."""
-    found = []
-    for folder in sorted(path for path in root.glob("*/") if not path.name.startswith(".")) if root.is_dir() else []:
-        try:
-            found.append((folder, FORMAT_TITLES[detect_format(Folder(folder)).format]))
-        except DataError:
-            continue
-    return found

@@ -21,6 +21,7 @@ OWN_STYLE = """\
 .findings .advice { display: block; color: var(--soft); }
 .findings ul { margin: 4px 0 0; font-size: 13px; color: var(--soft); }
 .findings ul li { padding: 0; border: 0; background: none; list-style: disc; }
+.long th { text-align: left; vertical-align: top; }
 .long td { white-space: normal; min-width: 140px; text-align: left; overflow-wrap: anywhere; vertical-align: top; }
 .plots { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(560px, 100%), 1fr)); align-items: start; }
 .plots img { width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }

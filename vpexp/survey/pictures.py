@@ -88,8 +88,9 @@ def draw_images(
     executor = ThreadPoolExecutor(THREADS)
     try:
         with build_progress() as progress:
-            drawn = executor.map(lambda job: _draw(*job, categories), jobs)
-            return [one for one in progress.track(drawn, total=len(jobs), description="drawing") if one is not None]
+            drawn = executor.map(lambda job: _draw(job[0], job[1], job[2], categories), jobs)
+            tracked = progress.track(drawn, total=len(jobs), description="drawing")
+            return [one for one in tracked if one is not None]
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -118,8 +118,16 @@ def _draw_sides(sides: dict[str, Any], marks: dict[float, str], title: str, labe
     axes.set_ylim(0, top)
     for place, text in marks.items():
         axes.axvline(place, color="0.45", linewidth=1, linestyle="--")
+        is_far_right = place > high / 2  # its text would leave the plot
         axes.annotate(
-            text, (place, top), xytext=(3, -3), textcoords="offset points", va="top", fontsize=8, color="0.35"
+            text,
+            (place, top),
+            xytext=(-3 if is_far_right else 3, -3),
+            textcoords="offset points",
+            ha="right" if is_far_right else "left",
+            va="top",
+            fontsize=8,
+            color="0.35",
         )
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())

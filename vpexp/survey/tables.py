@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vpexp.data.ledger import make_printable, order_by_count
 from vpexp.data.shortage import advise
@@ -115,15 +117,15 @@ def build_skipped(survey: Survey) -> DataTable | None:
     return DataTable("Left out", columns, tuple(rows)) if rows else None
 
 
-def render(table: DataTable) -> Table:
-    """Render a table for the terminal."""
-    shown = Table(title=escape(table.title), title_justify="left", title_style="bold", caption_justify="left")
-    shown.caption = escape(table.note) or None
+def render(table: DataTable) -> Group:
+    """Render a table for the terminal, its title above and its note below in full width."""
+    shown = Table()
     for place, column in enumerate(table.columns):
         shown.add_column(escape(make_printable(column)), justify="right" if place else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(escape(make_printable(cell)) for cell in row))
-    return shown
+    title = Text(make_printable(f"\n{table.title}"), style="bold")
+    return Group(title, shown, *([Text(table.note, style="dim")] if table.note else []))
 
 
 def format_share(share: float) -> str:
