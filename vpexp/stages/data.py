@@ -122,7 +122,7 @@ def _tell(findings: list[Finding]) -> None:
     """Say what to look at."""
     say("")
     say(
-        "what to look at:" if findings else "nothing to complain of: no copies, nothing left out, no odd masks",
+        "what to look at:" if findings else "nothing stands out",
         style="bold",
     )
     for finding in findings:

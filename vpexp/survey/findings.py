@@ -45,6 +45,7 @@ def find_findings(survey: Survey) -> list[Finding]:
         _find_imbalance,
         _find_unlike_splits,
         _find_without_objects,
+        _find_unread,
     )
     found = [finding for source in sources for finding in source(survey)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
@@ -269,6 +270,11 @@ def _find_without_objects(survey: Survey) -> Iterator[Finding]:
             "nothing to do if they are meant to be empty: prompts are only given for objects that are there",
             tuple(example for reason in WITHOUT_OBJECTS for example in _list_examples(survey, reason)),
         )
+
+
+def _find_unread(survey: Survey) -> Iterator[Finding]:
+    if survey.duplicates is None:
+        yield Finding("note", "copies and damaged images were not looked for", "stage.duplicates=true reads all images")
 
 
 def _list_examples(survey: Survey, reason: str) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def build_page(survey: Survey, findings: Sequence[Finding], plots: Sequence[Path
 def _build_findings(findings: Sequence[Finding]) -> Iterable[str]:
     yield "<h2>What to look at</h2>"
     if not findings:
-        yield '<p class="soft">Nothing: no copies, nothing left out, no odd masks.</p>'
+        yield '<p class="soft">Nothing stands out.</p>'
         return
     yield '<ul class="findings">'
     for finding in findings:

@@ -54,7 +54,7 @@ def read_signatures(paths: Sequence[Path], turned: Sequence[bool]) -> list[Signa
     Returns:
         One a file, in their order; a file that cannot be read has one that says so.
     """
-    executor = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_THREADS))
+    executor = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
     try:
         with build_progress() as progress:
             read = executor.map(_read_signature, paths, turned)
