@@ -71,6 +71,10 @@ class Engine:
         engine.config_dir = None
         return engine
 
+    def data(self, *, overrides: Mapping[str, Any] | None = None) -> StageResult:
+        """Survey the data set: ``result.metrics["data/leaks"]``, ``result.artifacts["report"]``."""
+        return self._run({"stage": "data"} | dict(overrides or {}))
+
     def train(self, *, max_epochs: int | None = None, overrides: Mapping[str, Any] | None = None) -> StageResult:
         """Fine-tune; ``result.metrics["val/f1-score"]``, ``result.artifacts["best_checkpoint"]``."""
         settings: dict[str, Any] = {"stage": "train"}

@@ -141,3 +141,11 @@ def test_from_config__mistake_is_one_line(runs, saved, overrides, words):
 def test_from_config__missing_file_is_one_line():
     with pytest.raises(ConfigError, match=r"no configuration at nowhere/config\.yaml"):
         Engine.from_config(Path("nowhere/config.yaml"))
+
+
+def test_engine__data_looks_at_the_data_set(runs):
+    Engine(model="sam_debug", data_root="grapes").data(overrides={"stage.overlays": 3})
+
+    ((cfg, _),) = runs
+    assert (cfg.stage.name, cfg.stage.overlays, cfg.stage.duplicates) == ("data", 3, True)
+    assert (cfg.data.format, cfg.data.root) == ("auto", "grapes")

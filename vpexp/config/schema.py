@@ -16,7 +16,7 @@ class StageConfig:
     """What to do."""
 
     name: str = MISSING
-    """Which stage runs: train, test, export, ptq, predict, pipeline, models or sync."""
+    """Which stage runs: data, train, test, export, ptq, predict, pipeline, models or sync."""
     test: bool = False
     """Train: also test before and after training, on ``stage.split``."""
     onnx: bool = False
@@ -27,6 +27,8 @@ class StageConfig:
     """Test: also score the two baselines, the filled box and the model given another image's embedding."""
     overlays: int = 8
     """How many images are drawn, with prompt and prediction; tested ones beside the truth."""
+    duplicates: bool = True
+    """Data: read all image files, to find pictures that occur twice and files that are damaged."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ WRITTEN_FORMATS = FORMATS[:4]
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
+    "stage.name": ("data", "train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),

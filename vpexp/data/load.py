@@ -51,6 +51,7 @@ def load_dataset(
     keep_boxes: bool = False,
     splits: Collection[str] = SPLIT_NAMES,
     cache_dir: Path | None = None,
+    keep_empty: bool = False,
 ) -> AnnotatedDataset:
     """Read the annotations of a data set; pixels are left for later, but each image's header is looked at.
 
@@ -70,6 +71,7 @@ def load_dataset(
         splits: The splits that are needed; only their files are read.
         cache_dir: A folder of folders; in its ``annotations`` what was read is kept, and read from there as long as no file
             of the data set changes. None keeps nothing.
+        keep_empty: Give a split without a single object as it is, with what was skipped, instead of raising an error.
 
     Raises:
         DataError: Nothing to read, nothing to learn from, a split that is not there, or (strict) a defect.
@@ -85,8 +87,11 @@ def load_dataset(
     if dataset is None:
         started = time.monotonic()
         ledger = partial(SkipLedger, strict=strict, keep_boxes=keep_boxes)
-        dataset = _read_dataset(folder, format, instances, requested, splits, val_fraction, seed, ledger)
-        if kept is not None and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
+        dataset = _read_dataset(
+            folder, format, instances, requested, splits, val_fraction, seed, ledger, keep_empty=keep_empty
+        )
+        is_whole = all(len(split.images) for split in dataset.splits.values())  # what every caller may be given
+        if kept is not None and is_whole and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
             kept.write(dataset)
     return dataset
 
@@ -100,6 +105,8 @@ def _read_dataset(  # noqa: PLR0917
     val_fraction: float,
     seed: int,
     build_ledger: Callable[[], SkipLedger],
+    *,
+    keep_empty: bool,
 ) -> AnnotatedDataset:
     notes: list[str] = []
     if format == "auto":
@@ -110,7 +117,7 @@ def _read_dataset(  # noqa: PLR0917
     loading = _Loading(reader, folder, build_ledger)
     notes += check_unreadable(reader, folder, requested, splits)
     plan = loading.plan(requested, splits)
-    loaded = loading.build_splits(plan, val_fraction, seed)
+    loaded = loading.build_splits(plan, val_fraction, seed, keep_empty=keep_empty)
     return AnnotatedDataset(
         format=format,
         root=folder.root,
@@ -183,18 +190,20 @@ class _Loading:
             self._read[name] = _ReadSubset(subset.categories, images, ledger)
         return self._read[name]
 
-    def build_splits(self, plan: SplitPlan, val_fraction: float, seed: int) -> dict[str, Split]:
+    def build_splits(
+        self, plan: SplitPlan, val_fraction: float, seed: int, *, keep_empty: bool = False
+    ) -> dict[str, Split]:
         """Read what the plan needs and divide it.
 
         Raises:
-            DataError: A split without a single object.
+            DataError: A split without a single object, unless such are kept.
         """
         splits = {}
         tables: dict[str, ImageTable] = {}
         for name, source in plan.sources.items():
             subset = self._read_subset(source.subset)
             ledger = subset.ledger
-            if not len(subset.images):
+            if not len(subset.images) and not keep_empty:
                 raise DataError(explain_shortage(name, source.subset, ledger, self._folder))
             if source.subset not in tables:
                 table = subset.images.table

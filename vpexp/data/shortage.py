@@ -59,6 +59,11 @@ _CAUSES = {
 """Reason -> what to say of one and of several, and what to do."""
 
 
+def advise(reason: str) -> str | None:
+    """Say what to do about objects or images that were left out for a reason; None where nothing is known."""
+    return _CAUSES[reason][1] if reason in _CAUSES else None
+
+
 def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder) -> str:
     """Explain in one line why a split has no object with a mask.
 

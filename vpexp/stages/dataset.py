@@ -16,10 +16,17 @@ from vpexp.stages.context import RunContext, name_data
 
 
 def load_configured_dataset(
-    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False
+    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False, keep_empty: bool = False
 ) -> AnnotatedDataset:
-    """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``."""
-    dataset = read_configured_dataset(context, splits, keep_boxes=keep_boxes)
+    """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``.
+
+    Args:
+        context: the run.
+        splits: their names.
+        keep_boxes: take objects that are annotated by a box alone too.
+        keep_empty: take a split without objects as it is, instead of raising an error.
+    """
+    dataset = read_configured_dataset(context, splits, keep_boxes=keep_boxes, keep_empty=keep_empty)
     report_dataset(dataset)
     record = {name: _describe(dataset, name) for name in dataset.splits}
     data = {"format": dataset.format, "root": str(dataset.root), "categories": list(dataset.categories)}
@@ -31,9 +38,9 @@ def load_configured_dataset(
 
 
 def read_configured_dataset(
-    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False
+    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False, keep_empty: bool = False
 ) -> AnnotatedDataset:
-    """Read splits without a word; with ``keep_boxes`` objects that are boxes alone too."""
+    """Read splits without a word; see ``load_configured_dataset``."""
     cfg = context.cfg.data
     format_, root = cfg.format, cfg.root
     if format_ == "synthetic":
@@ -53,6 +60,7 @@ def read_configured_dataset(
         keep_boxes=keep_boxes,
         splits=splits,
         cache_dir=context.cache_dir,
+        keep_empty=keep_empty,
     )
     return _limit(dataset, cfg.limit_images)
 

@@ -7,7 +7,7 @@ from vpexp.config.folders import find_conf_folder, list_groups
 from vpexp.config.suggest import list_keys
 
 SURFACE = {
-    "stage": ["name", "test", "onnx", "split", "controls", "overlays"],
+    "stage": ["name", "test", "onnx", "split", "controls", "overlays", "duplicates"],
     "model": ["name", "_target_", "image_size", "weights", "freeze"],
     "data": [
         *("name", "format", "root", "train_split", "val_split", "test_split", "val_fraction", "instances", "strict"),
@@ -51,7 +51,7 @@ SURFACE = {
 }
 
 OPTIONS = {
-    "stage": ["export", "models", "pipeline", "predict", "ptq", "sync", "test", "train"],
+    "stage": ["data", "export", "models", "pipeline", "predict", "ptq", "sync", "test", "train"],
     "model": ["openvino_model", "sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
     "data": [
         *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vpexp.data.images import ImageFileError, ImageHeader, choose_orientation, read_image, read_image_header
+from vpexp.data.images import (
+    ImageFileError,
+    ImageHeader,
+    choose_orientation,
+    read_image,
+    read_image_header,
+    read_thumbnail,
+)
 from vpexp.errors import DataError
 
 
@@ -182,3 +189,39 @@ def test_read_image__from_bytes_that_were_read_already(tmp_path):
     assert (read_image(path, content=content) == 77).all()
     with pytest.raises(ImageFileError, match=r"gone\.png: "):
         read_image(path, content=content[:40])
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.tif", "I;16"), ("a.gif", "P")])
+def test_read_thumbnail__a_grey_square_of_any_file(tmp_path, name, mode):
+    ramp_HW = np.tile(np.linspace(0, 255, 200, dtype=np.uint8), (120, 1))
+    image = Image.fromarray(ramp_HW)
+    image = Image.fromarray(ramp_HW.astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
+    path = save(tmp_path / name, image)
+
+    thumbnail_TT = read_thumbnail(path, 32)
+
+    assert (thumbnail_TT.shape, thumbnail_TT.dtype) == ((32, 32), np.uint8)
+    np.testing.assert_allclose(thumbnail_TT[16], np.linspace(4, 251, 32), atol=4)
+    np.testing.assert_array_equal(thumbnail_TT, read_thumbnail("nowhere.jpg", 32, content=path.read_bytes()))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_read_thumbnail__turned_as_the_whole_image_is(tmp_path, suffix, orientation):
+    pixels_HW3 = np.zeros((64, 96, 3), dtype=np.uint8)
+    pixels_HW3[:32, :32] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", pixels_HW3, exif=exif)
+
+    whole = Image.fromarray(read_image(path)).convert("L").resize((8, 8), Image.Resampling.LANCZOS)
+    np.testing.assert_allclose(read_thumbnail(path, 8), np.asarray(whole), atol=20)
+    assert read_thumbnail(path, 8, exif_transpose=False)[0, 0] > 200
+
+
+def test_read_thumbnail__damaged_files_are_named(tmp_path):
+    path = save(tmp_path / "a.jpg", np.zeros((64, 64, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:400])
+
+    with pytest.raises(ImageFileError, match=r"a\.jpg: "):
+        read_thumbnail(path, 8)

@@ -268,3 +268,18 @@ def test_load_dataset__orientation_that_no_size_settles(coco):
         "2 of the images have an EXIF orientation that their annotation's size cannot settle: turned as viewers show them"
         in load(coco.save()).notes
     )
+
+
+def test_load_dataset__keeps_a_split_without_objects_where_asked(coco, tmp_path):
+    coco.image()
+    coco.object([], image_id=1)
+    root, cache = coco.save(), tmp_path / "cache"
+
+    dataset = load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache, keep_empty=True)
+
+    train = dataset.splits["train"]
+    assert (len(train.images), train.object_count) == (0, 0)
+    assert train.skipped == {"box only, no mask": 1, "image left without objects": 1}
+    assert dataset.categories == ("cell",)
+    with pytest.raises(DataError, match="the only object is a box without a mask"):
+        load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache)

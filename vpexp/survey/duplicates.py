@@ -1,0 +1,261 @@
+"""Pictures that occur twice: the same file, or the same picture saved again or in another size.
+
+A picture that is in two splits is measured on what was learnt. Whether two pictures are the same is decided in three
+steps, each of which looks closer at fewer pairs: neighbours among all thumbnails, then the thumbnails, then the files once
+more in more detail. Frames of a video differ where something has moved, and images without contrast are compared by their
+content alone, so that neither are taken for copies.
+
+Legend: I images, T side of a thumbnail, C values of its coarse form, D side of a square in detail.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpexp.data.images import ImageFileError, read_thumbnail
+from vpexp.data.progress import show_progress
+from vpexp.survey.measure import SplitMeasures
+from vpexp.survey.signatures import SIDE, Signature
+
+COARSE = 4
+NEIGHBOURS = 8
+LOOKED_AT = 2
+"""So many neighbours of a picture are compared by thumbnail, and so many of these in detail: in a video all are alike."""
+LEAST_CONTRAST = 1.5
+"""Standard deviation of the grey levels (0..255) below which a picture has nothing to be told by."""
+MOST_UNLIKE = 0.04
+"""One minus the correlation of two thumbnails of one picture; measured on copies 0.0001 to 0.036, on others from 0.25."""
+DETAIL = 128
+"""Side of the squares in which the last step compares two files."""
+MOST_CHANGED = 0.4
+"""How far a place may differ there, as a share of the picture's contrast: more has moved."""
+LEAST_CHANGED = 6.0
+"""Grey levels that saving as JPEG changes anyway."""
+KEPT_IN_DETAIL = 2000
+"""Files kept in memory while they are compared."""
+
+SAME_FILE = "same file"
+SAME_PICTURE = "same picture, saved again"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image of a group of copies."""
+
+    split: str
+    image_id: str
+    path: str
+    width: int
+    height: int
+    objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two images that are the same picture, the one of the earlier split first."""
+
+    first: Member
+    second: Member
+    kind: str
+
+    @property
+    def is_leak(self) -> bool:
+        """Say whether the picture is in two splits."""
+        return self.first.split != self.second.split
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """All pictures that occur twice.
+
+    Attributes:
+        pairs: each copy with the first image of its picture, leaks first; then by split and name.
+        leaks: images whose picture is in an earlier split too, by (earlier split, split).
+        repeated: images whose picture is in the same split before, by split.
+    """
+
+    pairs: tuple[Pair, ...]
+    leaks: dict[tuple[str, str], int]
+    repeated: dict[str, int]
+
+    @property
+    def leak_count(self) -> int:
+        """Count the images that are in an earlier split too."""
+        return sum(self.leaks.values())
+
+    @property
+    def repeated_count(self) -> int:
+        """Count the images that are in their own split before."""
+        return sum(self.repeated.values())
+
+
+def find_duplicates(splits: Sequence[SplitMeasures], signatures: Sequence[Signature]) -> Duplicates:
+    """Find the pictures that occur twice.
+
+    Args:
+        splits: all splits, in their order.
+        signatures: of all their images, one after another.
+    """
+    places = [(split, row) for split in splits for row in range(split.image_count)]
+    same_file = list(_find_same_files(signatures))
+    groups = _Groups(len(signatures))
+    for first, second in same_file:
+        groups.join(first, second)
+    shortest = [int(split.sizes_I2[row].min()) for split, row in places]
+    for first, second in _find_same_pictures(signatures, shortest, groups):
+        groups.join(first, second)
+    pairs: list[Pair] = []
+    leaks: dict[tuple[str, str], int] = {}
+    repeated: dict[str, int] = {}
+    for group in groups.list_groups():
+        members = [_describe(*places[index]) for index in group]
+        head = members[0]
+        for index, member in zip(group[1:], members[1:], strict=True):
+            same = signatures[index].digest == signatures[group[0]].digest
+            pairs.append(Pair(head, member, SAME_FILE if same else SAME_PICTURE))
+            if member.split != head.split:
+                key = (head.split, member.split)
+                leaks[key] = leaks.get(key, 0) + 1
+            else:
+                repeated[member.split] = repeated.get(member.split, 0) + 1
+    pairs.sort(key=lambda pair: not pair.is_leak)
+    return Duplicates(tuple(pairs), leaks, repeated)
+
+
+def _describe(split: SplitMeasures, row: int) -> Member:
+    height, width = split.sizes_I2[row].tolist()
+    return Member(
+        split.name, split.image_ids[row], str(split.paths[row]), width, height, int(split.object_counts_I[row])
+    )
+
+
+def _find_same_files(signatures: Sequence[Signature]) -> Iterator[tuple[int, int]]:
+    first_with: dict[bytes, int] = {}
+    for index, signature in enumerate(signatures):
+        if signature.digest:
+            first = first_with.setdefault(signature.digest, index)
+            if first != index:
+                yield first, index
+
+
+def _find_same_pictures(
+    signatures: Sequence[Signature], shortest: Sequence[int], groups: "_Groups"
+) -> Iterator[tuple[int, int]]:
+    """Find pairs of pictures that look the same, of those that are not known to be; ``shortest`` sides in pixels."""
+    kept = [
+        index
+        for index, signature in enumerate(signatures)
+        if groups.is_first(index)
+        and signature.thumbnail_TT is not None
+        and signature.thumbnail_TT.std() >= LEAST_CONTRAST
+    ]
+    if len(kept) < 2:
+        return
+    candidates = _find_candidates(np.stack([_normalize(signatures[index].thumbnail_TT) for index in kept]))
+    read = lru_cache(KEPT_IN_DETAIL)(_read_detail)
+    for first, second in show_progress(candidates, "comparing pictures"):
+        one, other = kept[first], kept[second]
+        if _agree(read(signatures[one]), read(signatures[other]), min(shortest[one], shortest[other])):
+            yield one, other
+
+
+def _normalize(thumbnail_TT: NDArray[np.uint8] | None) -> NDArray[np.float32]:
+    """Shift and scale grey levels to mean 0 and deviation 1."""
+    assert thumbnail_TT is not None
+    values_TT = thumbnail_TT.astype(np.float32)
+    normal_TT: NDArray[np.float32] = (values_TT - values_TT.mean()) / values_TT.std()
+    return normal_TT
+
+
+def _find_candidates(thumbnails_ITT: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """Find pairs whose thumbnails are alike: each picture with the few that are most like it.
+
+    Neighbours are looked for by coarse forms. Means over blocks are never further apart, in proportion, than what they
+    are means of, so that no pair of thumbnails that are alike is further apart than the radius.
+    """
+    from scipy.spatial import KDTree
+
+    count, side, _ = thumbnails_ITT.shape
+    block = side // COARSE
+    coarse_IC = thumbnails_ITT.reshape(count, COARSE, block, COARSE, block).mean(axis=(2, 4)).reshape(count, -1)
+    radius = COARSE * (2 * MOST_UNLIKE) ** 0.5
+    _, neighbours = KDTree(coarse_IC).query(coarse_IC, k=min(NEIGHBOURS + 1, count), distance_upper_bound=radius)
+    pairs = set()
+    for index, row in enumerate(neighbours):
+        others = [int(other) for other in row if other not in (index, count)]  # count: there is no such neighbour
+        if others:
+            unlike = 1 - np.einsum("tu,itu->i", thumbnails_ITT[index], thumbnails_ITT[others]) / side**2
+            best = np.argsort(unlike)[:LOOKED_AT]
+            pairs |= {tuple(sorted((index, others[place]))) for place in best if unlike[place] <= MOST_UNLIKE}
+    return sorted(pairs)
+
+
+def _read_detail(signature: Signature) -> NDArray[np.uint8] | None:
+    """Read a file in more detail; None where it is gone by now."""
+    try:
+        return read_thumbnail(signature.path, DETAIL, signature.turned)
+    except ImageFileError:
+        return None
+
+
+def _agree(first_DD: NDArray[np.uint8] | None, second_DD: NDArray[np.uint8] | None, shortest: int) -> bool:
+    """Compare two pictures place by place: each must lie within what the other one has around the place.
+
+    Args:
+        first_DD: one picture.
+        second_DD: the other.
+        shortest: the shorter side of the smaller file, which can show no more detail than it has.
+    """
+    from scipy import ndimage
+
+    if first_DD is None or second_DD is None:
+        return False
+    block = 1
+    while DETAIL // block > max(shortest, SIDE):
+        block *= 2
+    pictures = []
+    for picture_DD in (first_DD, second_DD):
+        blocks = picture_DD.reshape(DETAIL // block, block, DETAIL // block, block).astype(np.float32)
+        pictures.append(ndimage.gaussian_filter(blocks.mean(axis=(1, 3)), 1.0))
+    one, other = pictures
+    allowed = max(MOST_CHANGED * float(one.std()), LEAST_CHANGED)
+    return max(_measure_change(one, other), _measure_change(other, one)) <= allowed
+
+
+def _measure_change(picture_DD: NDArray[np.float32], other_DD: NDArray[np.float32]) -> float:
+    """Measure how many grey levels a picture leaves the range that the other one has around each place."""
+    from scipy import ndimage
+
+    above_DD = picture_DD - ndimage.maximum_filter(other_DD, 3)
+    below_DD = ndimage.minimum_filter(other_DD, 3) - picture_DD
+    return float(max(above_DD.max(), below_DD.max()))
+
+
+class _Groups:
+    """Groups of copies, each known by its first member."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def _find(self, index: int) -> int:
+        while self._parents[index] != index:
+            self._parents[index] = self._parents[self._parents[index]]
+            index = self._parents[index]
+        return index
+
+    def is_first(self, index: int) -> bool:
+        return self._find(index) == index
+
+    def join(self, first: int, second: int) -> None:
+        low, high = sorted((self._find(first), self._find(second)))
+        self._parents[high] = low
+
+    def list_groups(self) -> list[list[int]]:
+        """List the groups of more than one member, members in order."""
+        groups: dict[int, list[int]] = {}
+        for index in range(len(self._parents)):
+            groups.setdefault(self._find(index), []).append(index)
+        return [group for group in groups.values() if len(group) > 1]
