@@ -21,7 +21,7 @@ FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "s
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
+    "stage.name": ("train", "test", "export", "ptq", "predict", "demo", "pipeline", "models", "sync"),
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),
@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "export.format": ("openvino", "onnx", "sam"),
     "export.precision": ("FP32", "FP16"),
     "export.decoder_precision": ("FP32", "FP16"),
+    "demo.refine": ("auto", "always", "never"),
     "sweep.direction": ("maximize", "minimize"),
     "ptq.method": ("int8", "weights"),
     "ptq.preset": ("mixed", "performance"),
@@ -73,6 +74,8 @@ LOWEST: dict[str, float] = {
     "predict.min_score": 0,
     "predict.grid_min_score": 0,
     "predict.grid_overlap": 0,
+    "demo.port": 1,
+    "demo.embeddings": 1,
     "seed": 0,
 }
 
@@ -84,6 +87,7 @@ HIGHEST: dict[str, float] = {
     "predict.min_score": 1,
     "predict.grid_min_score": 1,
     "predict.grid_overlap": 1,
+    "demo.port": 65535,
 }
 
 
@@ -132,6 +136,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_pipeline(flat)
     yield from _check_ptq(values["ptq"]["parts"])
     yield from _check_predict(flat)
+    yield from _check_demo(flat)
     yield from _check_register(flat)
     if flat["stage.name"] == "sync" and not flat["run"]:
         yield "run is not given: write run=... (the folder of a run, a pipeline or a sweep)"
@@ -209,6 +214,14 @@ def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
         yield "source is not given: write source=... (an image, a folder, or a pattern)"
     if not flat["prompts"]:
         yield "prompts is not given: write prompts=... (a JSON file of boxes and points, or grid)"
+
+
+def _check_demo(flat: dict[str, Any]) -> Iterator[str]:
+    labels = flat["demo.labels"]
+    if flat["stage.name"] == "demo" and not flat["source"]:
+        yield "source is not given: write source=... (an image, a folder, or a pattern)"
+    if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
+        yield f"demo.labels={labels}: give one name at least, each once"
 
 
 def _check_register(flat: dict[str, Any]) -> Iterator[str]:

@@ -28,9 +28,9 @@ from vpexp.inference.predictor import Predictor
 from vpexp.inference.segment import FoundMask, Segmentation, segment
 from vpexp.inference.tasks import PredictionPlan, PredictionTask, plan_grid, plan_prompts
 from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.predictor import load_stage_predictor
 
 GRID = "grid"
-EXPORTED_SUFFIXES = (".xml", ".onnx")
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     ledger = SkipLedger(strict=cfg.data.strict)
     plan = _plan(context, ledger)
-    predictor = _load(context)
+    predictor = load_stage_predictor(context, "predicting with")
     writer = CocoResultWriter(context.folder.path, plan.categories)
     job = _Job(context, plan, writer, ledger, _Tally())
     try:
@@ -136,22 +136,6 @@ def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
     for line in plan.warnings:
         say(line, style="yellow")
     return plan
-
-
-def _load(context: RunContext) -> Predictor:
-    """Load what predicts; torch is imported only for torch's own models."""
-    cfg = context.cfg
-    if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in EXPORTED_SUFFIXES:
-        from vpexp.inference.load import load_predictor
-
-        say(f"predicting with {cfg.checkpoint}")
-        return load_predictor(cfg.checkpoint, threads=cfg.trainer.threads)
-    from vpexp.inference.torch_predictor import TorchPredictor
-    from vpexp.stages.assessment import choose_device
-    from vpexp.stages.weights import load_configured_model
-
-    sam, _ = load_configured_model(context, "predicting with")
-    return TorchPredictor(sam.to(choose_device(cfg)))
 
 
 def _predict_all(job: _Job, predictor: Predictor) -> None:
