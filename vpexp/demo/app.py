@@ -74,7 +74,7 @@ class LabellingApp:
         image = self._find_image(request)
         height, width = read_size(image.path)
         masks = [self._describe_mask(mask.entry, height, width) for mask in self.store.labels.list_masks(image.name)]
-        return {"name": image.name, "height": height, "width": width, "masks": masks, "version": self._version}
+        return {"name": image.name, "height": height, "width": width, "masks": masks}
 
     def send_picture(self, request: Request, content: Any) -> Any:
         """Send the image itself."""
@@ -104,26 +104,26 @@ class LabellingApp:
         image = self._find_image(request)
         mask = self.store.keep(image, label, answer.rle, score=answer.iou, prompt=describe_steps(steps), uid=uid)
         self._add_label(label)
-        return {"mask": self._describe_mask(mask.entry, *answer.rle["size"]), "version": self._version}
+        return {"mask": self._describe_mask(mask.entry, *answer.rle["size"])}
 
     def delete(self, request: Request, content: Any) -> Any:
         """Delete a kept mask."""
         del content
         self.store.delete(request.path_params["number"])
-        return {"version": self._version}
+        return {}
 
     def restore(self, request: Request, content: Any) -> Any:
         """Bring a deleted mask back."""
         del content
         self.store.restore(request.path_params["number"])
-        return {"version": self._version}
+        return {}
 
     def relabel(self, request: Request, content: Any) -> Any:
         """Give a kept mask another label."""
         label = _read_label(content)
         self.store.relabel(request.path_params["number"], label)
         self._add_label(label)
-        return {"version": self._version}
+        return {}
 
     def add_label(self, request: Request, content: Any) -> Any:
         """Offer a further label; it is written with its first mask."""

@@ -144,9 +144,12 @@ function takeKept(about) {
   drawPanels();
 }
 
+let refreshes = 0; // of answers that overtake one another the one that was asked for last counts
+
 async function refreshKept() {
-  const index = state.index, about = await get(`/api/images/${index}`);
-  if (state.index === index) takeKept(about);
+  const index = state.index, refresh = ++refreshes;
+  const about = await get(`/api/images/${index}`);
+  if (state.index === index && refresh === refreshes) takeKept(about);
 }
 
 // --- the object that is being clicked
@@ -199,15 +202,14 @@ const keep = guarded(async () => {
   steps.uid ??= Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   state.keeping = true;
   try {
-    const { mask, version } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid });
-    state.version = version;
+    const { mask } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid });
     if (state.index !== index) return;
     state.kept.push({ ...mask, path: tracePath(mask.mask) });
-    state.counts[index] = state.kept.length;
     state.undo = [async () => { await removeNow(mask.id); if (state.index === index) setSteps([...steps]); }];
     if (state.steps === steps) setSteps([]);
     drawPanels();
     tell(`${mask.label} kept and saved`);
+    await refreshKept(); // with what other pages kept meanwhile
   } finally {
     state.keeping = false;
   }
@@ -231,7 +233,7 @@ function select(id) {
 }
 
 async function removeNow(id) {
-  ({ version: state.version } = await requestRemove(`/api/masks/${id}`));
+  await requestRemove(`/api/masks/${id}`);
   await refreshKept();
 }
 
