@@ -114,7 +114,9 @@ class Window:
         self.wait_until_ready(number)
 
     def wait_until_ready(self, number: int) -> None:
-        self.wait("state.index + 1 === given && document.getElementById('status').textContent.startsWith('ready')", number)
+        self.wait(
+            "state.index + 1 === given && document.getElementById('status').textContent.startsWith('ready')", number
+        )
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         x, y = self.ask("view.toWindow(...given)", [x, y])
@@ -151,7 +153,9 @@ class Window:
 @pytest.fixture(scope="module")
 def truths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Truth]:
     """The truth of each photo of ``photos``."""
-    root = write_synthetic_dataset(tmp_path_factory.mktemp("scene"), scene="vineyard", image_size=256, train=3, val=1, test=1)
+    root = write_synthetic_dataset(
+        tmp_path_factory.mktemp("scene"), scene="vineyard", image_size=256, train=3, val=1, test=1
+    )
     photos = tmp_path_factory.mktemp("photos") / "grapes"
     photos.mkdir()
     dataset = load_dataset(format="coco", root=root, splits=("train",))
@@ -355,7 +359,10 @@ def test_second_server__is_refused_in_one_line(server) -> None:
     ended = subprocess.run([*command, "demo.port=null"], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     assert ended.returncode == 2
-    assert ended.stderr == f"vpexp: demo.folder={server.folder}: another server labels into it; end that one, or give another folder\n"
+    assert (
+        ended.stderr
+        == f"vpexp: demo.folder={server.folder}: another server labels into it; end that one, or give another folder\n"
+    )
 
 
 def test_killed_server__loses_nothing_and_the_open_page_goes_on(open_window, server, objects) -> None:
@@ -378,7 +385,10 @@ def test_killed_server__loses_nothing_and_the_open_page_goes_on(open_window, ser
     assert objects[0].compare(window.read_drawn()) > ENOUGH_BY_CLICK
     window.press("Enter")
     window.wait("state.kept.length === 3")
-    assert [entry["id"] for entry in server.read_annotations()] == [*(entry["id"] for entry in kept), kept[-1]["id"] + 1]
+    assert [entry["id"] for entry in server.read_annotations()] == [
+        *(entry["id"] for entry in kept),
+        kept[-1]["id"] + 1,
+    ]
 
 
 def test_ctrl_c__ends_it_and_says_and_records_what_there_is(server) -> None:

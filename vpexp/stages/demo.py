@@ -5,7 +5,7 @@ from pathlib import Path
 from vpexp.console import say
 from vpexp.data.sources import SourceImage, find_images, find_source_folder
 from vpexp.demo.store import LabelStore
-from vpexp.errors import ConfigError, DataError
+from vpexp.errors import ConfigError
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.predictor import load_stage_predictor
 
@@ -25,7 +25,7 @@ def run(context: RunContext) -> StageResult:
 
     cfg = context.cfg
     folder = find_folder(context)
-    images = _find_images(context, folder)
+    images = list_images(context, folder)
     store = LabelStore(folder)
     store.check_images(images)
     with store.hold(), open_socket(cfg.demo.host, cfg.demo.port) as opened:
@@ -58,15 +58,11 @@ def find_folder(context: RunContext) -> Path:
     return (context.output_dir / "labels" / name).resolve()
 
 
-def _find_images(context: RunContext, folder: Path) -> list[SourceImage]:
-    """Find the images; those of the data set itself are none of the source."""
-    source = context.cfg.source
-    found = find_images(source, leave_out=context.output_dir)
-    images = [one for one in found if folder not in one.path.resolve().parents]
-    images = images or found  # the source is the data set's own image folder
-    if not images:
-        raise DataError(f"source={source}: no image")
-    return images
+def list_images(context: RunContext, folder: Path) -> list[SourceImage]:
+    """List the images to label; where the data set lies inside of the source, its own are none of them."""
+    found = find_images(context.cfg.source, leave_out=context.output_dir)
+    others = [image for image in found if folder not in image.path.resolve().parents]
+    return others or found  # or the source is the data set's own image folder
 
 
 def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:

@@ -167,15 +167,21 @@ def test_foreign_name__is_refused(client, host):
         assert client.get(path, headers={"host": host}).status_code == 403
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:9000", "[::1]:8000", "192.168.1.4:8000", socket.gethostname()])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8000", "localhost:9000", "[::1]:8000", "192.168.1.4:8000", socket.gethostname()]
+)
 def test_own_name__is_answered_forwarded_ports_too(client, host):
     assert client.get("/api/state", headers={"host": host, "origin": f"http://{host}"}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:8001", "https://127.0.0.1.evil:8000"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:8001", "https://127.0.0.1.evil:8000"]
+)
 def test_page_of_another_site__can_neither_read_nor_write(client, labelling, origin):
     assert client.get("/api/images", headers={"origin": origin}).status_code == 403
-    answer = client.post("/api/images/0/masks", json={"steps": BOX, "label": "x", "uid": "x"}, headers={"origin": origin})
+    answer = client.post(
+        "/api/images/0/masks", json={"steps": BOX, "label": "x", "uid": "x"}, headers={"origin": origin}
+    )
 
     assert answer.status_code == 403
     assert "may not use this server" in answer.json()["error"]
@@ -186,7 +192,11 @@ def test_page_of_another_site__can_neither_read_nor_write(client, labelling, ori
 def test_damaged_image__is_one_line_and_others_go_on(client, images):
     images[1].path.write_bytes(b"no image at all")
 
-    for answer in (client.get("/api/images/1"), client.get("/api/images/1/picture"), client.post("/api/images/1/encode", json={})):
+    for answer in (
+        client.get("/api/images/1"),
+        client.get("/api/images/1/picture"),
+        client.post("/api/images/1/encode", json={}),
+    ):
         assert answer.status_code == 422
         assert "no image, or its header is damaged" in answer.json()["error"]
     assert keep(client).status_code == 200

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from vpexp.demo.steps import MOST_STEPS, Box, Point, StepError, build_arguments, count_agreements, describe_steps, parse_steps
+from vpexp.demo.steps import (
+    MOST_STEPS,
+    Box,
+    Point,
+    StepError,
+    build_arguments,
+    count_agreements,
+    describe_steps,
+    parse_steps,
+)
 
 
 def test_parse__points_name_pixels_and_boxes_are_put_in_order_inside_the_image():

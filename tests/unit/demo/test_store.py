@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from vpexp.data.load import load_dataset
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.sources import SourceImage, find_images
+from vpexp.data.sources import find_images
 from vpexp.demo.labels import read_mask
 from vpexp.demo.store import LabelStore, UnknownMaskError
 from vpexp.errors import ConfigError, DataError, OutputError
@@ -31,7 +31,9 @@ def store(tmp_path):
 
 def keep(store, image, label="berry", mask_HW=HOLED, uid=None, **extra):
     uid = uid or os.urandom(8).hex()
-    return store.keep(image, label, encode_mask(mask_HW), score=0.8765432, prompt=extra or {"box": [1, 2, 3, 4]}, uid=uid)
+    return store.keep(
+        image, label, encode_mask(mask_HW), score=0.8765432, prompt=extra or {"box": [1, 2, 3, 4]}, uid=uid
+    )
 
 
 def test_keep__is_on_disk_at_once_with_score_and_prompt(store, images):
@@ -142,7 +144,13 @@ def test_restart__goes_on_and_versions_differ(store, images):
 def test_file_of_another_tool__is_gone_on_with_as_it_is(tmp_path, images):
     file = tmp_path / "labels" / "annotations" / "instances_train.json"
     file.parent.mkdir(parents=True)
-    polygon = {"id": 7, "image_id": 3, "category_id": 5, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [1, 1, 8, 8]}
+    polygon = {
+        "id": 7,
+        "image_id": 3,
+        "category_id": 5,
+        "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]],
+        "bbox": [1, 1, 8, 8],
+    }
     content = {
         "licenses": [{"id": 1}],
         "images": [{"id": 3, "file_name": "a.png", "height": 40, "width": 60, "license": 1}],
@@ -171,7 +179,7 @@ def test_file_that_is_none__is_refused(tmp_path, content):
     file.parent.mkdir()
     file.write_text(content)
 
-    with pytest.raises(DataError, match="instances_train.json"):
+    with pytest.raises(DataError, match=r"instances_train\.json"):
         LabelStore(tmp_path)
     assert file.read_text() == content
 
