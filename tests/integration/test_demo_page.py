@@ -27,7 +27,7 @@ from vpexp.data.synthetic import write_synthetic_dataset
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-PATIENCE = 60.0
+PATIENCE = 150.0
 ENOUGH_BY_CLICK, ENOUGH_BY_BOX = 0.55, 0.7  # IoU with the truth: the model has 0.61 to 0.82, and 0.77 to 0.83
 FAST = 1.0  # seconds from click to mask, on a machine that is busy with other tests; a free one takes 0.1
 

@@ -96,7 +96,7 @@ class LabelSession:
         for count in range(first, len(steps) + 1):
             taken = steps[:count]
             key = (index, taken)
-            answer = self._answers.get(key) or self._answers.get(key, self._decode, embedding, taken, answer)
+            answer = self._answers.get(key, self._decode, embedding, taken, answer)
         assert answer is not None
         return answer
 

@@ -61,26 +61,6 @@ class LabelStore:
         """Name the present state; a page that knows another one asks again."""
         return f"{self._session}-{self._changes}"
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep other processes from labelling into the folder.
-
-        Raises:
-            ConfigError: one does already.
-            OutputError: the folder cannot be written.
-        """
-        with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(RunFolder(self.folder).hold())
-            except CheckpointError as error:
-                raise ConfigError(
-                    f"demo.folder={self.folder}: another server labels into it; end that one, or give another folder"
-                ) from error
-            except OSError as error:
-                raise OutputError(f"demo.folder={self.folder} cannot be written: {error.strerror}") from error
-            yield
-
     def check_images(self, images: Iterable[SourceImage]) -> None:
         """Check that images of the same name are the same images.
 
@@ -174,6 +154,27 @@ class LabelStore:
             raise OutputError(f"{self.folder} cannot be written, nothing was saved: {error.strerror}") from error
         self.labels = labels
         self._changes += 1
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from labelling into a folder; to be held before it is read.
+
+    Raises:
+        ConfigError: one does already.
+        OutputError: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunFolder(folder).hold())
+        except CheckpointError as error:
+            raise ConfigError(
+                f"demo.folder={folder}: another server labels into it; end that one, or give another folder"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"demo.folder={folder} cannot be written: {error.strerror}") from error
+        yield
 
 
 def _place(source: Path, place: Path) -> None:

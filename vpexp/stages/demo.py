@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import say
 from vpexp.data.sources import SourceImage, find_images, find_source_folder
-from vpexp.demo.store import LabelStore
+from vpexp.demo.store import LabelStore, hold_folder
 from vpexp.errors import ConfigError
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.stages.predictor import load_stage_predictor
@@ -26,9 +27,9 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     folder = find_folder(context)
     images = list_images(context, folder)
-    store = LabelStore(folder)
-    store.check_images(images)
-    with store.hold(), open_socket(cfg.demo.host, cfg.demo.port) as opened:
+    with open_socket(cfg.demo.host, cfg.demo.port) as opened, hold_folder(folder):
+        store = LabelStore(folder)
+        store.check_images(images)
         predictor = load_stage_predictor(context, "labelling with")
         session = LabelSession(predictor, images, kept=cfg.demo.embeddings, refine=cfg.demo.refine)
         title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": str(folder)}
@@ -73,9 +74,10 @@ def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
         "demo/masks": float(masks),
         "demo/masks_added": float(masks - before),
     }
+    root = quote_word(f"data.root={quote_value(store.folder)}")
     say(
         f"{len(store.labels.count_by_image())} images labelled, {masks} masks kept ({masks - before:+d} now), "
-        f"in {store.folder}; train on them: stage=train data=auto data.root={store.folder}"
+        f"in {store.folder}; train on them: python -m vpexp stage=train data=auto {root}"
     )
     context.folder.update_run_json(demo={"folder": str(store.folder), "masks": masks, "added": masks - before})
     artifacts = {}
