@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
+from tests.references.servers import choose_port
 from vpexp.data.load import load_dataset
 from vpexp.data.masks import decode_rle
 from vpexp.data.prompts import find_deepest_point
@@ -57,7 +58,7 @@ class Server:
     def __init__(self, photos: Path, output_dir: Path) -> None:
         self.photos, self.output_dir = photos, output_dir
         self.folder = output_dir / "labels" / photos.name
-        self.port: str = "null"
+        self.port = choose_port()
 
     def command(self, *asked: str) -> list[str]:
         common = ("stage=demo", "model=sam_micro", "checkpoint=null", f"source={self.photos}")
@@ -73,11 +74,11 @@ class Server:
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout or ()), daemon=True)
         self._reader.start()
         until = time.monotonic() + PATIENCE
-        while not (found := re.search(r"label 3 images at (http://127\.0\.0\.1:(\d+)) ", "".join(self.lines))):
+        while not (found := re.search(r"label 3 images at (http://127\.0\.0\.1:\d+) ", "".join(self.lines))):
             assert self.process.poll() is None, "".join(self.lines)
             assert time.monotonic() < until, "".join(self.lines)
             time.sleep(0.05)
-        self.address, self.port = found.groups()
+        self.address = found[1]
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
