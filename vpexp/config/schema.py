@@ -239,8 +239,8 @@ class DemoConfig:
     labels: list[str] = field(default_factory=lambda: ["object"])
     """What masks may be called; the page adds more, and offers those that the folder has already."""
     refine: str = "auto"
-    """Whether a further click refines the mask before it: always, never, or auto: both are tried, and the mask that agrees
-    with more of the clicks is shown, of equals the one that the model scores higher."""
+    """Whether a further click refines the mask before it: always, never, or auto: both are tried, and of these and the mask
+    before the one is shown that agrees with most clicks, of equals the one that the model scores highest."""
     embeddings: int = 16
     """Encoded images that are kept in memory, 4 MB each at 1024 px."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.data.images import read_image
-from vpexp.data.masks import compute_area
+from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.sources import SourceImage
 from vpexp.data.types import Rle
 from vpexp.demo.steps import Step, Steps, build_arguments, count_agreements
@@ -54,9 +54,9 @@ class LabelSession:
         predictor: any backend.
         images: those of the source.
         kept: how many embeddings are kept; the one that was not used for longest goes first.
-        refine: whether a step is given the mask before it as ``mask_input``: ``always``, ``never``, or ``auto``: what agrees
-            with more of the clicks, and of equals what the model scores higher. Models that were not trained to refine
-            get worse by it.
+        refine: whether a step is given the mask before it as ``mask_input``: ``always``, ``never``, or ``auto``: of the
+            masks with it, without it, and the one before, that which agrees with most steps, and of equals the one that
+            the model scores highest. Models that were not trained to refine get worse by it.
     """
 
     def __init__(self, predictor: Predictor, images: Sequence[SourceImage], *, kept: int, refine: str) -> None:
@@ -110,11 +110,12 @@ class LabelSession:
             if self._refine == ALWAYS:
                 return _build_answer(refined)
             afresh = self._predictor.decode(embedding, **build_arguments(steps))
-        return _build_answer(max(refined, afresh, key=lambda prediction: _rank(prediction, steps)))
+        answers = (_build_answer(refined), _build_answer(afresh), before)
+        return max(answers, key=lambda answer: _rank(answer, steps))
 
 
-def _rank(prediction: Prediction, steps: Sequence[Step]) -> tuple[int, float]:
-    return count_agreements(steps, prediction.masks[0]), float(prediction.iou[0])
+def _rank(answer: Answer, steps: Sequence[Step]) -> tuple[int, float]:
+    return count_agreements(steps, decode_rle(answer.rle)), answer.iou
 
 
 def _build_answer(prediction: Prediction) -> Answer:

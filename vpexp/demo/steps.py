@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+HELD = 0.8  # share of a mask that lies inside of a box drawn around the object by hand
 MOST_STEPS = 200  # far more than anybody clicks; it bounds what one request may cost
 
 
@@ -102,8 +103,15 @@ def build_arguments(steps: Sequence[Step]) -> dict[str, NDArray[np.float32]]:
 
 
 def count_agreements(steps: Sequence[Step], mask_HW: NDArray[np.bool_]) -> int:
-    """Count the points that a mask agrees with."""
-    return sum(bool(mask_HW[step.y, step.x]) == step.inside for step in steps if isinstance(step, Point))
+    """Count the points that lie on the right side of a mask, and the box if it holds the mask."""
+    return sum(_agrees(step, mask_HW) for step in steps)
+
+
+def _agrees(step: Step, mask_HW: NDArray[np.bool_]) -> bool:
+    if isinstance(step, Point):
+        return bool(mask_HW[step.y, step.x]) == step.inside
+    rows, columns = slice(round(step.top), round(step.bottom)), slice(round(step.left), round(step.right))
+    return bool(mask_HW[rows, columns].sum() >= HELD * max(1, mask_HW.sum()))
 
 
 def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:

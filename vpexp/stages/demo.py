@@ -32,7 +32,7 @@ def run(context: RunContext) -> StageResult:
         store.check_images(images)
         predictor = load_stage_predictor(context, "labelling with")
         session = LabelSession(predictor, images, kept=cfg.demo.embeddings, refine=cfg.demo.refine)
-        title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": str(folder)}
+        title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
         labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels]))
         app = build_app(LabellingApp(session, store, title, labels), cfg.demo.host)
         address = name_address(cfg.demo.host, opened)
@@ -64,6 +64,12 @@ def list_images(context: RunContext, folder: Path) -> list[SourceImage]:
     found = find_images(context.cfg.source, leave_out=context.output_dir)
     others = [image for image in found if folder not in image.path.resolve().parents]
     return others or found  # or the source is the data set's own image folder
+
+
+def _shorten(folder: Path) -> str:
+    """Name a folder as people would who work where the server was started."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:

@@ -42,7 +42,7 @@ export function markImages({ images, counts, index, broken }) {
     if (count) item.lastChild.title = `${count} masks`;
   });
   const done = Object.keys(counts).length, masks = Object.values(counts).reduce((sum, count) => sum + count, 0);
-  byId("progress").textContent = `${done} of ${images.length} images labelled, ${masks} mask${masks === 1 ? "" : "s"}`;
+  byId("progress").textContent = `${done} of ${images.length} labelled · ${masks} mask${masks === 1 ? "" : "s"}`;
 }
 
 export function showImage(index) {

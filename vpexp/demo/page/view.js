@@ -124,8 +124,10 @@ export class View {
     const { context, scale } = this;
     context.globalAlpha = alpha;
     context.fillStyle = color;
-    context.fill(path, "evenodd");
+    if (path.bitmap) context.drawImage(path.bitmap, path.left, path.top);
+    else context.fill(path, "evenodd");
     context.globalAlpha = 1;
+    if (path.bitmap) return;
     context.lineJoin = "round";
     context.strokeStyle = "#0009";
     context.lineWidth = (line + 1.5) / scale;
