@@ -81,9 +81,10 @@ def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
         "demo/masks_added": float(masks - before),
     }
     root = quote_word(f"data.root={quote_value(store.folder)}")
+    then = f"; train on them: python -m vpexp stage=train data=auto {root}" if masks else ""
     say(
         f"{len(store.labels.count_by_image())} images labelled, {masks} masks kept ({masks - before:+d} now), "
-        f"in {store.folder}; train on them: python -m vpexp stage=train data=auto {root}"
+        f"in {store.folder}{then}"
     )
     context.folder.update_run_json(demo={"folder": str(store.folder), "masks": masks, "added": masks - before})
     artifacts = {}

@@ -120,3 +120,12 @@ def test_pages__that_ask_at_once_wait_for_one_another(predictor, images):
 def test_turned_photo__is_seen_upright(predictor, images):
     assert images[2].name == "turned.jpg"
     assert build(predictor, images).segment(2, (Point(31, 47, True),)).rle["size"] == [48, 32]
+
+
+@pytest.mark.parametrize("exported", ["debug_ir", "debug_onnx"])
+def test_exported_model__refines_as_torch_does(predictor, images, exported, request):
+    found = build(load_predictor(request.getfixturevalue(exported).folder), images).segment(0, STEPS)
+
+    expected = build(predictor, images).segment(0, STEPS)
+    assert np.count_nonzero(decode_rle(found.rle) != decode_rle(expected.rle)) <= 2
+    assert found.iou == pytest.approx(expected.iou, abs=1e-3)

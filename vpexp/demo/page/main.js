@@ -92,6 +92,7 @@ const open = guarded(async (index) => {
   setStatus("opening", true);
   try {
     const picture = next.index === index ? next.picture : loadPicture(index);
+    picture.catch(() => {}); // what the server says of a broken image is better, and comes first
     const about = await get(`/api/images/${index}`);
     const loaded = await picture;
     if (state.index !== index) return;
