@@ -10,8 +10,13 @@ from vpexp.errors import CheckpointError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
 from vpexp.runfolder import LATEST, RunFolder, find_latest
 
-TAKE_EXPORTED = ("test", "ptq", "predict")  # stages whose checkpoint may be an exported model
-INHERIT = ("test", "export", "predict")  # stages that take model, data and prompt from the run that made a .ckpt
+TAKE_EXPORTED = ("test", "ptq", "predict", "demo")  # stages whose checkpoint may be an exported model
+INHERIT = (
+    "test",
+    "export",
+    "predict",
+    "demo",
+)  # stages that take model, data and prompt from the run that made a .ckpt
 
 
 def complete(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, RunFolder | None]:

@@ -130,6 +130,22 @@ class Engine:
         settings = _start_settings("predict", checkpoint) | {"source": images, "prompts": str(prompts)}
         return self._run(settings | dict(overrides or {}))
 
+    def demo(
+        self,
+        source: str | PathLike[str],
+        *,
+        checkpoint: CheckpointLike = ...,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> StageResult:
+        """Serve the labelling page until it is interrupted: ``result.artifacts["annotations"]``.
+
+        Args:
+            source: an image, a folder, or a pattern as ``photos/*.jpg``.
+            checkpoint: as for ``test``.
+            overrides: further settings, ``{"demo.labels": ["berry"]}``.
+        """
+        return self._run(_start_settings("demo", checkpoint) | {"source": str(source)} | dict(overrides or {}))
+
     def pipeline(self, *, overrides: Mapping[str, Any] | None = None) -> StageResult:
         """Train, test, export, quantize and test again; ``result.artifacts["report"]`` compares them."""
         return self._run({"stage": "pipeline"} | dict(overrides or {}))

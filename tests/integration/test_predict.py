@@ -241,7 +241,7 @@ def test_predict__mistakes_are_one_line(tmp_path: Path, photos: Path, run_debug:
 def test_predict__malformed_prompts_are_said_before_the_model_is_loaded(
     tmp_path: Path, photos: Path, write_prompts, run_debug: RunDebug, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(predict, "_load", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_stage_predictor", lambda *_: pytest.fail("the model was loaded"))
     for entry, message in (
         ({"boxes": [[5, 5, 1, 1]]}, r"prompts\.json: 'b\.jpg': boxes\[0\] .* is empty"),
         ({"boxes": [[40, 5, 50, 9]]}, r"prompts\.json: 'b\.jpg': boxes\[0\] .* lies outside of the image"),

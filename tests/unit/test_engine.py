@@ -39,6 +39,14 @@ def test_engine__composes_what_the_command_line_would(runs):
     assert test_raw[0].checkpoint is None
 
 
+def test_engine__demo_labels_a_source(runs):
+    Engine(model="sam_debug").demo("my photos", checkpoint=None, overrides={"demo.labels": ["berry", "leaf"]})
+
+    ((cfg, _),) = runs
+    assert (cfg.stage.name, cfg.source, cfg.checkpoint) == ("demo", "my photos", None)
+    assert list(cfg.demo.labels) == ["berry", "leaf"]
+
+
 def test_engine__overrides_of_construction_and_call(runs):
     engine = Engine(
         model="sam_debug", data="synthetic", overrides={"data.batch_size": 1, "+optimizer.betas": [0.9, 0.99]}

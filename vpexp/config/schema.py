@@ -16,7 +16,7 @@ class StageConfig:
     """What to do."""
 
     name: str = MISSING
-    """Which stage runs: data, train, test, export, ptq, predict, pipeline, models or sync."""
+    """Which stage runs: data, train, test, export, ptq, predict, demo, pipeline, models or sync."""
     test: bool = False
     """Train: also test before and after training, on ``stage.split``."""
     onnx: bool = False
@@ -250,6 +250,27 @@ class OutputConfig:
 
 
 @dataclass
+class DemoConfig:
+    """The local page on which clicks become masks."""
+
+    host: str = "127.0.0.1"
+    """Where the page is served; the default lets in this machine only, 0.0.0.0 whoever reaches it."""
+    port: int | None = 8000
+    """The port; null takes the next free one from 8000."""
+    open_browser: bool = False
+    """Also open the page in a browser."""
+    folder: str | None = None
+    """Where the data set of kept masks lies and grows over sessions; null: ``<paths.output_dir>/labels/<source's name>``."""
+    labels: list[str] = field(default_factory=lambda: ["object"])
+    """What masks may be called; the page adds more, and offers those that the folder has already."""
+    refine: str = "auto"
+    """Whether a further click refines the mask before it: always, never, or auto: both are tried, and of these and the mask
+    before the one is shown that agrees with most clicks, of equals the one that the model scores highest."""
+    embeddings: int = 16
+    """Encoded images that are kept in memory, 4 MB each at 1024 px."""
+
+
+@dataclass
 class TrackingConfig:
     """Where MLflow records the run."""
 
@@ -308,6 +329,7 @@ class Config:
     ptq: PtqConfig = field(default_factory=PtqConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -318,7 +340,7 @@ class Config:
     resume: str | None = None
     """A checkpoint or run folder whose training or pipeline goes on where it stopped."""
     source: str | None = None
-    """Predict: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
+    """Predict, demo: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
     run: str | None = None
     """Sync: the folder of a run, a pipeline or a sweep, or one that holds many."""
     prompts: str | None = None

@@ -22,7 +22,7 @@ WRITTEN_FORMATS = FORMATS[:4]
 PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("data", "train", "test", "export", "ptq", "predict", "pipeline", "models", "sync"),
+    "stage.name": ("data", "train", "test", "export", "ptq", "predict", "demo", "pipeline", "models", "sync"),
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),
@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "output.masks": ("polygon", "rle"),
     "output.images": ("copy", "symlink"),
     "output.overlap": ("keep", "cut"),
+    "demo.refine": ("auto", "always", "never"),
     "sweep.direction": ("maximize", "minimize"),
     "ptq.method": ("int8", "weights"),
     "ptq.preset": ("mixed", "performance"),
@@ -80,6 +81,8 @@ LOWEST: dict[str, float] = {
     "predict.grid_min_score": 0,
     "predict.grid_overlap": 0,
     "output.max_iou": 0,
+    "demo.port": 1,
+    "demo.embeddings": 1,
     "seed": 0,
 }
 
@@ -92,6 +95,7 @@ HIGHEST: dict[str, float] = {
     "predict.grid_min_score": 1,
     "predict.grid_overlap": 1,
     "output.max_iou": 1,
+    "demo.port": 65535,
 }
 
 
@@ -140,6 +144,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_pipeline(flat)
     yield from _check_ptq(values["ptq"]["parts"])
     yield from _check_predict(flat)
+    yield from _check_demo(flat)
     yield from _check_register(flat)
     if flat["stage.name"] == "sync" and not flat["run"]:
         yield "run is not given: write run=... (the folder of a run, a pipeline or a sweep)"
@@ -222,6 +227,14 @@ def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
         yield "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)"
     if flat["output.folder"] and not flat["output.format"]:
         yield f"output.folder={flat['output.folder']}: say in which format: output.format={'|'.join(WRITTEN_FORMATS)}"
+
+
+def _check_demo(flat: dict[str, Any]) -> Iterator[str]:
+    labels = flat["demo.labels"]
+    if flat["stage.name"] == "demo" and not flat["source"]:
+        yield "source is not given: write source=... (an image, a folder, or a pattern)"
+    if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
+        yield f"demo.labels={labels}: give one name at least, each once"
 
 
 def _check_register(flat: dict[str, Any]) -> Iterator[str]:

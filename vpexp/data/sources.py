@@ -80,6 +80,14 @@ def find_images(source: str, leave_out: Path | None = None) -> list[SourceImage]
     return images
 
 
+def find_source_folder(source: str) -> Path:
+    """Find the folder that a source's images lie in or below."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else _split_pattern(path)[0]
+
+
 def match_names(given: Sequence[str], images: Sequence[SourceImage], origin: str) -> NameMatch:
     """Find the image that each name means: its path relative to the source, or the end of its path.
 

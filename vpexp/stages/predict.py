@@ -31,9 +31,9 @@ from vpexp.inference.tasks import PredictionPlan, PredictionTask, plan_dataset, 
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.dataset import load_configured_dataset
 from vpexp.stages.labelling import LabelCollector
+from vpexp.stages.predictor import load_stage_predictor
 
 GRID, DATASET = "grid", "dataset"
-EXPORTED_SUFFIXES = (".xml", ".onnx")
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ def run(context: RunContext) -> StageResult:
     plan = _plan(context, ledger)
     output = cfg.output
     labels = LabelCollector(output, context.folder.path / DATASET, plan.categories) if output.format else None
-    predictor = _load(context)
+    predictor = load_stage_predictor(context, "predicting with")
     writer = CocoResultWriter(context.folder.path, plan.categories)
     job = _Job(context, plan, writer, labels, ledger, _Tally())
     try:
@@ -155,22 +155,6 @@ def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
     for line in plan.warnings:
         say(line, style="yellow")
     return plan
-
-
-def _load(context: RunContext) -> Predictor:
-    """Load what predicts; torch is imported only for torch's own models."""
-    cfg = context.cfg
-    if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in EXPORTED_SUFFIXES:
-        from vpexp.inference.load import load_predictor
-
-        say(f"predicting with {cfg.checkpoint}")
-        return load_predictor(cfg.checkpoint, threads=cfg.trainer.threads)
-    from vpexp.inference.torch_predictor import TorchPredictor
-    from vpexp.stages.assessment import choose_device
-    from vpexp.stages.weights import load_configured_model
-
-    sam, _ = load_configured_model(context, "predicting with")
-    return TorchPredictor(sam.to(choose_device(cfg)))
 
 
 def _predict_all(job: _Job, predictor: Predictor) -> None:

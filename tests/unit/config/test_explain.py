@@ -32,7 +32,7 @@ from vpexp.errors import ConfigError
         ("data=cocoo", "data has no option 'cocoo'; did you mean 'coco'? (there are: auto, coco,"),
         (
             "stage=fly",
-            "stage has no option 'fly' (there are: data, export, models, pipeline, predict, ptq, sync, test, train)",
+            "stage has no option 'fly' (there are: data, demo, export, models, pipeline, predict, ptq, sync, test, train)",
         ),
         ("data=3", "data=3: choose an option of data (auto, coco,"),
         ("model=null", "model=null: choose an option of model (openvino_model, sam_debug,"),

@@ -39,6 +39,7 @@ SURFACE = {
     ],
     "predict": ["points_per_side", "min_score", "grid_min_score", "grid_overlap", "keep_annotated"],
     "output": ["format", "folder", "split", "masks", "images", "overlap", "max_iou"],
+    "demo": ["host", "port", "open_browser", "folder", "labels", "refine", "embeddings"],
     "sweep": ["metric", "direction", "resume"],
     "tracking": ["enabled", "uri", "experiment", "run_name", "tags", "register"],
     "paths": ["output_dir", "cache_dir"],
@@ -51,7 +52,7 @@ SURFACE = {
 }
 
 OPTIONS = {
-    "stage": ["data", "export", "models", "pipeline", "predict", "ptq", "sync", "test", "train"],
+    "stage": ["data", "demo", "export", "models", "pipeline", "predict", "ptq", "sync", "test", "train"],
     "model": ["openvino_model", "sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
     "data": [
         *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),
@@ -76,6 +77,7 @@ OPTIONS = {
 NEEDED = {
     ("data", ""): ["data.root=somewhere"],
     ("stage", "predict"): ["source=photos", "prompts=grid"],
+    ("stage", "demo"): ["source=photos"],
     ("stage", "sync"): ["run=outputs"],
 }
 """What an option does not go without."""

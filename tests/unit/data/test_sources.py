@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpexp.data.sources import SourceImage, find_images, match_names, suggest_name
+from vpexp.data.sources import SourceImage, find_images, find_source_folder, match_names, suggest_name
 from vpexp.errors import ConfigError, DataError
 
 
@@ -186,3 +186,12 @@ def test_suggest_name__closest(photos):
     assert suggest_name("deep/cc.png", images) == "c.png"
     assert suggest_name("left/a.JPEG", images) == "a.JPG"
     assert suggest_name("something else", images) is None
+
+
+def test_source_folder__is_that_of_a_file_a_folder_or_a_pattern(tmp_path):
+    photos = tmp_path / "my [photos]"
+    photos.mkdir()
+    (photos / "a.jpg").touch()
+
+    for source in (photos, photos / "a.jpg", photos / "*.jpg", photos / "**" / "*.png"):
+        assert find_source_folder(str(source)) == photos

@@ -1,0 +1,23 @@
+"""Images to label."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vpexp.data.sources import SourceImage, find_images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[SourceImage]:
+    """Three images in two folders; the last is a photo held upright, stored on its side."""
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    (photos / "b").mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(photos / "a.png")
+    Image.fromarray(rng.integers(0, 255, (30, 50, 3), np.uint8)).save(photos / "b" / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(photos / "turned.jpg", exif=exif)
+    return find_images(str(photos))

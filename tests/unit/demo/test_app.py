@@ -1,0 +1,230 @@
+"""What the server answers: to its page, to mistakes, and to strangers."""
+
+import json
+import socket
+
+import pytest
+from starlette.testclient import TestClient
+
+from vpexp.demo.app import LONGEST_NAME, MOST_BYTES, LabellingApp, build_app
+from vpexp.demo.session import LabelSession
+from vpexp.demo.store import LabelStore
+from vpexp.inference.load import load_predictor
+
+BOX = [{"box": [5, 6, 40, 35]}]
+
+
+@pytest.fixture
+def labelling(debug_sam, images, tmp_path):
+    session = LabelSession(load_predictor(debug_sam), images, kept=2, refine="auto")
+    return LabellingApp(session, LabelStore(tmp_path / "labels"), {"model": "sam_debug"}, ["berry"])
+
+
+@pytest.fixture
+def client(labelling):
+    app = build_app(labelling, "127.0.0.1")
+    return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def keep(client, index=0, **changed):
+    content = {"steps": BOX, "label": "berry", "uid": "one", **changed}
+    return client.post(f"/api/images/{index}/masks", json=content)
+
+
+def test_page__is_whole_and_asks_nobody_else(client):
+    page = client.get("/")
+
+    assert page.headers["content-type"].startswith("text/html")
+    for name in ("main.js", "view.js", "mask.js", "panels.js", "api.js", "style.css", "icon.svg"):
+        answer = client.get(f"/page/{name}")
+        assert answer.status_code == 200, name
+        assert "https://" not in answer.text
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert client.get("/page/main.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_images__are_listed_described_and_sent(client, images):
+    about = client.get("/api/images").json()
+    assert about["images"] == ["a.png", "b/a.png", "turned.jpg"]
+    assert (about["labels"], about["counts"]) == (["berry"], {})
+
+    turned = client.get("/api/images/2").json()
+    assert (turned["name"], turned["width"], turned["height"], turned["masks"]) == ("turned.jpg", 32, 48, [])
+    assert client.get("/api/images/0/picture").content == images[0].path.read_bytes()
+
+
+def test_mask__is_answered_kept_relabelled_deleted_and_restored(client, labelling):
+    assert client.post("/api/images/0/encode", json={}).json()["seconds"] >= 0
+    shown = client.post("/api/images/0/segment", json={"steps": BOX}).json()
+    kept = keep(client).json()["mask"]
+
+    assert kept["mask"] == shown["mask"]
+    assert kept["score"] == pytest.approx(shown["iou"], abs=1e-4)
+    assert client.get("/api/images/0").json()["masks"] == [kept]
+    assert client.get("/api/state").json()["counts"] == {"0": 1}
+    assert client.post("/api/masks/1/label", json={"label": " young  leaf "}).status_code == 200
+    assert client.get("/api/images/0").json()["masks"][0]["label"] == "young leaf"
+    assert client.delete("/api/masks/1").status_code == 200
+    assert client.get("/api/images/0").json()["masks"] == []
+    assert client.delete("/api/masks/1").status_code == 404
+    assert client.post("/api/masks/1/restore", json={}).status_code == 200
+    assert json.loads(labelling.store.annotations.read_text())["annotations"][0]["id"] == 1
+
+
+def test_state__is_sent_only_when_it_changed(client):
+    state = client.get("/api/state").json()
+    assert client.get("/api/state", params={"version": state["version"]}).json() == {"version": state["version"]}
+
+    keep(client)
+    changed = client.get("/api/state", params={"version": state["version"]}).json()
+    assert changed["counts"] == {"0": 1}
+    client.post("/api/labels", json={"label": "leaf"})
+
+    assert client.get("/api/state", params={"version": changed["version"]}).json()["labels"] == ["berry", "leaf"]
+
+
+def test_request_that_is_sent_again__keeps_nothing_twice(client):
+    assert keep(client).json()["mask"]["id"] == keep(client).json()["mask"]["id"]
+    assert client.get("/api/state").json()["counts"] == {"0": 1}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "/page/../app.py",
+        "/page/..%2fapp.py",
+        "/page/%2e%2e/%2e%2e/pyproject.toml",
+        "/page/nothing.js",
+        "/page/",
+        "/api/images/3",
+        "/api/images/3/picture",
+        "/api/images/-1/picture",
+        "/api/images/..%2f..%2fetc%2fpasswd/picture",
+        "/api/images/a.png/picture",
+        "/api/images/99999999999999999999999/picture",
+        "/api/images/0/picture/x",
+        "/photos/a.png",
+    ],
+)
+def test_what_is_no_image_of_the_source__is_not_found(client, path):
+    answer = client.get(path)
+
+    assert answer.status_code == 404
+    assert list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "complaint"),
+    [
+        ("/api/images/0/segment", {}, 400, "steps must be"),
+        ("/api/images/0/segment", {"steps": [{"point": [70, 1]}]}, 400, "outside of the image"),
+        ("/api/images/0/segment", [1], 400, "no JSON object"),
+        ("/api/images/3/segment", {"steps": BOX}, 404, "there is no image 3"),
+        ("/api/images/0/masks", {"steps": BOX, "uid": "x"}, 400, "label must be a text"),
+        ("/api/images/0/masks", {"steps": BOX, "uid": "x", "label": " "}, 400, "label must be a text"),
+        ("/api/images/0/masks", {"steps": BOX, "uid": "x", "label": "a\nb"}, 400, "label must be a text"),
+        ("/api/images/0/masks", {"steps": BOX, "uid": "x", "label": "l" * (LONGEST_NAME + 1)}, 400, "label must be"),
+        ("/api/images/0/masks", {"steps": BOX, "label": "berry", "uid": 7}, 400, "uid must be"),
+        ("/api/masks/4/restore", {}, 404, "mask 4"),
+        ("/api/masks/4/label", {"label": "leaf"}, 404, "mask 4"),
+        ("/api/labels", {"label": None}, 400, "label must be"),
+    ],
+)
+def test_wrong_body__is_one_line(client, path, content, status, complaint):
+    answer = client.post(path, json=content)
+
+    assert answer.status_code == status
+    assert complaint in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[" * 60_000, "application/json", 400),
+        (b'"' + b"x" * MOST_BYTES + b'"', "application/json", 413),
+        (b'{"steps": []}', "text/plain", 415),
+        (b"steps=1", "application/x-www-form-urlencoded", 415),
+    ],
+)
+def test_body_that_cannot_be_read__is_refused(client, body, kind, status):
+    answer = client.post("/api/images/0/segment", content=body, headers={"content-type": kind})
+
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+
+
+def test_method_that_is_not_offered__is_refused(client):
+    assert client.get("/api/masks/1").status_code == 405
+    assert client.put("/").json() == {"error": "method not allowed"}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "a b", "[::1"])
+def test_foreign_name__is_refused(client, host):
+    for path in ("/", "/api/images", "/api/images/0/picture", "/page/main.js"):
+        assert client.get(path, headers={"host": host}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8000", "localhost:9000", "[::1]:8000", "192.168.1.4:8000", socket.gethostname()]
+)
+def test_own_name__is_answered_forwarded_ports_too(client, host):
+    assert client.get("/api/state", headers={"host": host, "origin": f"http://{host}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:8001", "https://127.0.0.1.evil:8000"]
+)
+def test_page_of_another_site__can_neither_read_nor_write(client, labelling, origin):
+    assert client.get("/api/images", headers={"origin": origin}).status_code == 403
+    answer = client.post(
+        "/api/images/0/masks", json={"steps": BOX, "label": "x", "uid": "x"}, headers={"origin": origin}
+    )
+
+    assert answer.status_code == 403
+    assert "may not use this server" in answer.json()["error"]
+    assert not labelling.store.labels.masks
+    assert client.get("/api/images/0/picture").headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_damaged_image__is_one_line_and_others_go_on(client, images):
+    images[1].path.write_bytes(b"no image at all")
+
+    for answer in (
+        client.get("/api/images/1"),
+        client.get("/api/images/1/picture"),
+        client.post("/api/images/1/encode", json={}),
+    ):
+        assert answer.status_code == 422
+        assert "no image, or its header is damaged" in answer.json()["error"]
+    assert keep(client).status_code == 200
+
+
+def test_defect__is_one_line_for_the_page_and_a_traceback_for_the_log(client, labelling, monkeypatch, caplog):
+    monkeypatch.setattr(type(labelling.session), "encode", lambda *_: 1 / 0)
+
+    answer = client.post("/api/images/0/encode", json={})
+
+    assert answer.status_code == 500
+    assert answer.json()["error"].startswith("vpexp failed: ZeroDivisionError")
+    assert "Traceback" in caplog.text
+
+
+def test_names_that_no_encoding_prints__are_sent(debug_sam, tmp_path):
+    from PIL import Image
+
+    from vpexp.data.sources import find_images
+
+    name = b"caf\xe9 \xf0\x9f\x8d\x87.png".decode("utf-8", "surrogateescape")
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "plain.png")
+    (tmp_path / "plain.png").rename(tmp_path / "p" / name)
+    session = LabelSession(load_predictor(debug_sam), find_images(str(tmp_path / "p")), kept=1, refine="never")
+    store = LabelStore(tmp_path / "labels")
+    client = TestClient(build_app(LabellingApp(session, store, {}, ["葡萄"]), "localhost"), base_url="http://localhost")
+
+    assert client.get("/api/images").json()["images"] == [name]
+    assert keep(client, label="葡萄").json()["mask"]["label"] == "葡萄"
+    assert list(LabelStore(tmp_path / "labels").labels.images) == [name]

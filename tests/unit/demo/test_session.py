@@ -1,0 +1,131 @@
+"""What the model answers to steps: the same for the same steps, whatever was asked before."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from vpexp.data.images import read_image
+from vpexp.data.masks import decode_rle
+from vpexp.demo.session import LabelSession
+from vpexp.demo.steps import Box, Point, count_agreements
+from vpexp.inference.load import load_predictor
+
+STEPS = (Point(20, 20, True), Box(5, 6, 40, 35), Point(30, 10, False))
+
+
+class Counting:
+    """A predictor that counts what it is asked, and how many ask at once."""
+
+    def __init__(self, predictor):
+        self.predictor = predictor
+        self.embedded, self.decoded = 0, []
+        self.busy, self.most_busy = 0, 0
+
+    def embed(self, image_HW3):
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        self.embedded += 1
+        embedding = self.predictor.embed(image_HW3)
+        self.busy -= 1
+        return embedding
+
+    def decode(self, embedding, **prompts):
+        self.decoded.append(prompts.get("mask_input") is not None)
+        return self.predictor.decode(embedding, **prompts)
+
+
+@pytest.fixture
+def predictor(debug_sam):
+    return Counting(load_predictor(debug_sam))
+
+
+def build(predictor, images, refine="always", kept=2):
+    return LabelSession(predictor, images, kept=kept, refine=refine)
+
+
+def test_always__refines_the_mask_before_as_the_predictor_does(predictor, images):
+    answer = build(predictor, images).segment(0, STEPS)
+
+    plain = predictor.predictor
+    embedding = plain.embed(read_image(images[0].path))
+    point, box = np.array([[[20, 20]]], np.float32), np.array([[5, 6, 40, 35]], np.float32)
+    first = plain.decode(embedding, points=point, point_labels=np.ones((1, 1), np.float32))
+    second = plain.decode(
+        embedding, points=point, point_labels=np.ones((1, 1), np.float32), boxes=box, mask_input=first.low_res
+    )
+    third = plain.decode(
+        embedding,
+        points=np.array([[[20, 20], [30, 10]]], np.float32),
+        point_labels=np.array([[1, 0]], np.float32),
+        boxes=box,
+        mask_input=second.low_res,
+    )
+    np.testing.assert_array_equal(decode_rle(answer.rle), third.masks[0])
+    assert answer.iou == pytest.approx(float(third.iou[0]))
+    assert not np.array_equal(third.low_res, plain.decode(embedding, boxes=box).low_res)
+
+
+def test_undo__gives_what_the_remaining_steps_gave_before(predictor, images):
+    session = build(predictor, images)
+    before = session.segment(0, STEPS[:2])
+    session.segment(0, STEPS)
+    asked = len(predictor.decoded)
+
+    assert session.segment(0, STEPS[:2]) is before
+    assert len(predictor.decoded) == asked  # remembered
+    fresh = build(predictor, images).segment(0, STEPS[:2])
+    assert fresh.rle == before.rle
+    np.testing.assert_array_equal(fresh.low_res_hw, before.low_res_hw)
+
+
+def test_never__decodes_the_steps_afresh(predictor, images):
+    build(predictor, images, "never").segment(0, STEPS)
+
+    assert predictor.decoded == [False]
+
+
+def test_auto__takes_the_mask_that_agrees_with_most_clicks(predictor, images):
+    found = {name: build(predictor, images, name).segment(0, STEPS[::2]) for name in ("always", "never", "auto")}
+    found["before"] = build(predictor, images).segment(0, STEPS[:1])
+
+    def rank(name):
+        return count_agreements(STEPS[::2], decode_rle(found[name].rle)), found[name].iou
+
+    assert rank("auto") == max(rank("always"), rank("never"), rank("before"))
+
+
+def test_embeddings__are_made_once_and_the_oldest_goes(predictor, images):
+    session = build(predictor, images, kept=2)
+    for index in (0, 1, 0, 2, 0):
+        session.encode(index)
+    assert predictor.embedded == 3
+    session.encode(1)
+
+    assert predictor.embedded == 4
+
+
+def test_pages__that_ask_at_once_wait_for_one_another(predictor, images):
+    session = build(predictor, images, kept=3)
+    threads = [threading.Thread(target=session.segment, args=(index % 3, STEPS[:1])) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert predictor.embedded == 3
+    assert predictor.most_busy == 1
+
+
+def test_turned_photo__is_seen_upright(predictor, images):
+    assert images[2].name == "turned.jpg"
+    assert build(predictor, images).segment(2, (Point(31, 47, True),)).rle["size"] == [48, 32]
+
+
+@pytest.mark.parametrize("exported", ["debug_ir", "debug_onnx"])
+def test_exported_model__refines_as_torch_does(predictor, images, exported, request):
+    found = build(load_predictor(request.getfixturevalue(exported).folder), images).segment(0, STEPS)
+
+    expected = build(predictor, images).segment(0, STEPS)
+    assert np.count_nonzero(decode_rle(found.rle) != decode_rle(expected.rle)) <= 2
+    assert found.iou == pytest.approx(expected.iou, abs=1e-3)

@@ -1,0 +1,70 @@
+"""Points and boxes as the page sends them."""
+
+import numpy as np
+import pytest
+
+from vpexp.demo.steps import (
+    MOST_STEPS,
+    Box,
+    Point,
+    StepError,
+    build_arguments,
+    count_agreements,
+    describe_steps,
+    parse_steps,
+)
+
+
+def test_parse__points_name_pixels_and_boxes_are_put_in_order_inside_the_image():
+    steps = parse_steps([{"point": [3.7, 4]}, {"point": [0, 9], "inside": False}, {"box": [30, 5, -2, 1]}], 10, 20)
+
+    assert steps == (Point(3, 4, True), Point(0, 9, False), Box(0, 1, 20, 5))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "list of points"),
+        ([], "list of points"),
+        ([{"point": [20, 3]}], "outside of the image of 20 x 10 pixels"),
+        ([{"point": [-0.5, 3]}], "outside"),
+        ([{"point": [1, 2, 3]}], "expected 2 numbers"),
+        ([{"point": ["1", 2]}], "expected 2 numbers"),
+        ([{"point": [float("nan"), 2]}], "expected 2 numbers"),
+        ([{"point": [True, 2]}], "expected 2 numbers"),
+        ([{"box": [1, 2, 3]}], "expected 4 numbers"),
+        ([{"box": [25, 0, 40, 8]}], "at least one pixel"),
+        ([{"box": [0, 0, 5, 5]}, {"box": [0, 0, 6, 6]}], "one box at most"),
+        ([{"circle": [1, 2]}], "a point or a box"),
+        (["point"], "a point or a box"),
+        ([{"point": [1, 1]}] * (MOST_STEPS + 1), f"more than {MOST_STEPS}"),
+    ],
+)
+def test_parse__says_what_makes_no_sense(content, complaint):
+    with pytest.raises(StepError, match=complaint):
+        parse_steps(content, 10, 20)
+
+
+def test_arguments__are_one_prompt_of_points_and_box():
+    arguments = build_arguments((Point(3, 4, True), Box(0, 1, 20, 5), Point(0, 9, False)))
+
+    np.testing.assert_array_equal(arguments["points"], [[[3, 4], [0, 9]]])
+    np.testing.assert_array_equal(arguments["point_labels"], [[1, 0]])
+    np.testing.assert_array_equal(arguments["boxes"], [[0, 1, 20, 5]])
+    assert set(build_arguments((Box(0, 1, 20, 5),))) == {"boxes"}
+
+
+def test_agreements__count_points_on_the_right_side_and_the_box_that_holds_the_mask():
+    mask_HW = np.zeros((10, 20), bool)
+    mask_HW[4, 3] = True
+
+    steps = (Point(3, 4, True), Point(4, 4, True), Point(5, 5, False), Box(0, 0, 9, 9))
+
+    assert count_agreements(steps, mask_HW) == 3
+    assert count_agreements([Box(4, 4, 9, 9)], mask_HW) == 0
+
+
+def test_description__is_that_of_predictions():
+    described = describe_steps((Point(3, 4, True), Box(0, 1, 20, 5), Point(0, 9, False)))
+
+    assert described == {"box": [0, 1, 20, 5], "points": [[3, 4], [0, 9]], "point_labels": [1, 0]}

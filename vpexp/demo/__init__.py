@@ -1,0 +1,1 @@
+"""The labelling page: clicks on images become masks, kept masks become a data set."""

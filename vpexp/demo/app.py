@@ -1,0 +1,271 @@
+"""The routes of the labelling page. Images are asked for by their number: no path ever comes from a request."""
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from vpexp.data.images import ImageFileError
+from vpexp.data.sources import SourceImage
+from vpexp.demo.guard import Guard
+from vpexp.demo.labels import Entry, read_mask
+from vpexp.demo.pictures import build_picture, read_size
+from vpexp.demo.replies import Reply, RequestError, build_error
+from vpexp.demo.session import Answer, LabelSession
+from vpexp.demo.steps import StepError, Steps, describe_steps, parse_steps
+from vpexp.demo.store import LabelStore, UnknownMaskError
+from vpexp.errors import OutputError
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 64 * 1024  # of a request; the steps of one object take some hundred
+LONGEST_NAME = 100  # of a label, or of the page's own name of a mask
+MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+STATUS: dict[type[Exception], int] = {StepError: 400, UnknownMaskError: 404, ImageFileError: 422, OutputError: 507}
+"""What a request meets that its sender, or the user, can mend."""
+
+Answerer = Callable[[Request, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LabellingApp:
+    """Answers requests.
+
+    Attributes:
+        session: the model.
+        store: the kept masks.
+        title: what the page calls the model and the source.
+        labels: what masks may be called; pages add to it.
+    """
+
+    session: LabelSession
+    store: LabelStore
+    title: dict[str, str]
+    labels: list[str] = field(default_factory=list)
+
+    def list_images(self, request: Request, content: Any) -> Any:
+        """Say what is labelled with what: once a page."""
+        del request, content
+        return {**self.title, "images": [image.name for image in self.session.images], **self._describe_state()}
+
+    def read_state(self, request: Request, content: Any) -> Any:
+        """Say what other pages have changed since a version."""
+        del content
+        if request.query_params.get("version") == self._version:
+            return {"version": self._version}
+        return self._describe_state()
+
+    def read_image(self, request: Request, content: Any) -> Any:
+        """Describe an image and its kept masks."""
+        del content
+        image = self._find_image(request)
+        height, width = read_size(image.path)
+        masks = [self._describe_mask(mask.entry, height, width) for mask in self.store.labels.list_masks(image.name)]
+        return {"name": image.name, "height": height, "width": width, "masks": masks}
+
+    def send_picture(self, request: Request, content: Any) -> Any:
+        """Send the image itself."""
+        del content
+        picture, media_type = build_picture(self._find_image(request).path)
+        return Response(picture, media_type=media_type)
+
+    def encode(self, request: Request, content: Any) -> Any:
+        """Encode an image, so that clicks on it are answered at once."""
+        del content
+        self._find_image(request)
+        started = time.perf_counter()
+        self.session.encode(request.path_params["index"])
+        return {"seconds": round(time.perf_counter() - started, 3)}
+
+    def segment(self, request: Request, content: Any) -> Any:
+        """Answer the steps taken on one object."""
+        _, answer = self._segment(request, content)
+        return {"mask": _describe_rle(answer.rle), "iou": round(answer.iou, 4), "area": answer.area}
+
+    def keep(self, request: Request, content: Any) -> Any:
+        """Keep the mask that the steps give."""
+        label, uid = _read_label(content), _read_text(content, "uid")
+        steps, answer = self._segment(request, content)
+        if not answer.area:
+            raise RequestError(409, "the mask is empty: click inside the object, or draw a box around it")
+        image = self._find_image(request)
+        mask = self.store.keep(image, label, answer.rle, score=answer.iou, prompt=describe_steps(steps), uid=uid)
+        self._add_label(label)
+        return {"mask": self._describe_mask(mask.entry, *answer.rle["size"])}
+
+    def delete(self, request: Request, content: Any) -> Any:
+        """Delete a kept mask."""
+        del content
+        self.store.delete(request.path_params["number"])
+        return {}
+
+    def restore(self, request: Request, content: Any) -> Any:
+        """Bring a deleted mask back."""
+        del content
+        self.store.restore(request.path_params["number"])
+        return {}
+
+    def relabel(self, request: Request, content: Any) -> Any:
+        """Give a kept mask another label."""
+        label = _read_label(content)
+        self.store.relabel(request.path_params["number"], label)
+        self._add_label(label)
+        return {}
+
+    def add_label(self, request: Request, content: Any) -> Any:
+        """Offer a further label; it is written with its first mask."""
+        del request
+        self._add_label(_read_label(content))
+        return self._describe_state()
+
+    @property
+    def _version(self) -> str:
+        return f"{self.store.version}-{len(self.labels)}"
+
+    def _add_label(self, label: str) -> None:
+        if label not in self.labels:
+            self.labels.append(label)
+
+    def _describe_state(self) -> dict[str, Any]:
+        version = self._version  # before what it names, or a change between the two would never be seen
+        counts = self.store.labels.count_by_image()
+        numbered = {
+            str(index): counts[image.name] for index, image in enumerate(self.session.images) if image.name in counts
+        }
+        return {"version": version, "counts": numbered, "labels": list(self.labels)}
+
+    def _describe_mask(self, entry: Entry, height: int, width: int) -> dict[str, Any]:
+        rle = read_mask(entry, height, width)
+        return {
+            "id": entry["id"],
+            "label": str(self.store.labels.categories[entry["category_id"]]["name"]),
+            "score": entry.get("score"),
+            "mask": None if rle is None else _describe_rle(rle),
+        }
+
+    def _find_image(self, request: Request) -> SourceImage:
+        index = int(request.path_params["index"])
+        if index >= len(self.session.images):
+            raise RequestError(404, f"there is no image {index}")
+        return self.session.images[index]
+
+    def _segment(self, request: Request, content: Any) -> tuple[Steps, Answer]:
+        self._find_image(request)
+        index = request.path_params["index"]
+        steps = parse_steps(content.get("steps"), *self.session.encode(index).original_hw)
+        return steps, self.session.segment(index, steps)
+
+
+def build_app(labelling: LabellingApp, host: str) -> Starlette:
+    """Build the web application.
+
+    Args:
+        labelling: what answers.
+        host: where it is served, as configured.
+    """
+    get, post = ["GET"], ["POST"]
+    routes = [
+        Route("/", _serve_page("index.html"), methods=get),
+        *(Route(f"/page/{name}", _serve_page(name), methods=get) for name in _list_page()),
+        Route("/api/images", _answer(labelling.list_images), methods=get),
+        Route("/api/state", _answer(labelling.read_state), methods=get),
+        Route("/api/labels", _answer(labelling.add_label), methods=post),
+        Route("/api/images/{index:int}", _answer(labelling.read_image), methods=get),
+        Route("/api/images/{index:int}/picture", _answer(labelling.send_picture), methods=get),
+        Route("/api/images/{index:int}/encode", _answer(labelling.encode), methods=post),
+        Route("/api/images/{index:int}/segment", _answer(labelling.segment), methods=post),
+        Route("/api/images/{index:int}/masks", _answer(labelling.keep), methods=post),
+        Route("/api/masks/{number:int}", _answer(labelling.delete), methods=["DELETE"]),
+        Route("/api/masks/{number:int}/restore", _answer(labelling.restore), methods=post),
+        Route("/api/masks/{number:int}/label", _answer(labelling.relabel), methods=post),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, host=host)],
+        exception_handlers={HTTPException: _explain_status},
+    )
+
+
+def _list_page() -> list[str]:
+    return sorted(file.name for file in files("vpexp.demo").joinpath("page").iterdir() if file.is_file())
+
+
+def _serve_page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    content = files("vpexp.demo").joinpath("page", name).read_bytes()
+
+    async def serve(request: Request) -> Response:
+        del request
+        return Response(content, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
+
+    return serve
+
+
+def _answer(answerer: Answerer) -> Callable[[Request], Awaitable[Response]]:
+    """Wrap what answers: read the body, leave the event loop, turn whatever goes wrong into one line."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            content = await _read_body(request) if request.method == "POST" else None
+            answered = await run_in_threadpool(answerer, request, content)
+        except RequestError as error:
+            return build_error(error.status, str(error))
+        except tuple(STATUS) as error:
+            return build_error(STATUS[type(error)], str(error))
+        except Exception as error:  # a defect: the page goes on, the log has the whole of it
+            log.exception("%s %s", request.method, request.url.path)
+            return build_error(500, f"vpexp failed: {type(error).__name__}: {error} (vpexp.log of the run has more)")
+        return answered if isinstance(answered, Response) else Reply(answered)
+
+    return answer
+
+
+async def _read_body(request: Request) -> dict[str, Any]:
+    """Read a small JSON object; the media type is one that other sites' pages cannot send without asking."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise RequestError(415, "send application/json")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise RequestError(413, f"a request has at most {MOST_BYTES} bytes")
+    try:
+        content = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the request is no readable JSON") from None
+    if not isinstance(content, dict):
+        raise RequestError(400, "the request is no JSON object")
+    return content
+
+
+async def _explain_status(request: Request, error: Exception) -> Response:
+    del request
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return build_error(status, HTTPStatus(status).phrase.lower())
+
+
+def _read_label(content: dict[str, Any]) -> str:
+    return " ".join(_read_text(content, "label").split())
+
+
+def _read_text(content: dict[str, Any], name: str) -> str:
+    value = content.get(name)
+    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME or not value.isprintable():
+        raise RequestError(400, f"{name} must be a text of 1 to {LONGEST_NAME} characters")
+    return value
+
+
+def _describe_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

@@ -1,0 +1,49 @@
+"""Images as a browser shows them: the pixels that the model sees, turned as EXIF says."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from vpexp.data.images import ImageHeader, read_image, read_image_header
+
+MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+"""Formats that every browser shows."""
+SHOWN_ALIKE = ("RGB", "L")  # of other modes the model drops alpha, stretches values, or converts colours in its own way
+QUALITY = 95
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the (height, width) of an image as it is shown.
+
+    Raises:
+        ImageFileError: it cannot be read.
+    """
+    return read_image_header(path).transposed_size
+
+
+def build_picture(path: Path) -> tuple[bytes, str]:
+    """Build what a browser is sent: the file itself where the browser shows it as the model sees it, else a JPEG.
+
+    Returns:
+        The content and its media type.
+
+    Raises:
+        ImageFileError: the image cannot be read.
+    """
+    media_type = _find_media_type(path, read_image_header(path))
+    if media_type is not None:
+        return path.read_bytes(), media_type
+    content = io.BytesIO()
+    Image.fromarray(read_image(path)).save(content, "JPEG", quality=QUALITY, subsampling=0)
+    return content.getvalue(), MEDIA_TYPES["JPEG"]
+
+
+def _find_media_type(path: Path, header: ImageHeader) -> str | None:
+    """Find the media type of a file that can be sent as it is; None where it cannot."""
+    if header.orientation != 1:
+        return None
+    with Image.open(path) as image:
+        is_alike = image.mode in SHOWN_ALIKE and getattr(image, "n_frames", 1) == 1
+        has_alpha = "transparency" in image.info
+        return MEDIA_TYPES.get(image.format or "") if is_alike and not has_alpha else None

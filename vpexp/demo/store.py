@@ -1,0 +1,210 @@
+"""Kept masks on disk: a COCO data set that is whole at every moment, and that any number of pages may write to.
+
+    <folder>/annotations/instances_train.json    one entry a line; replaced as a whole by every change
+             images/train/<name>                 the labelled images: links to the files of the source, or copies
+             .lock                               held by the server that labels into the folder
+
+A change returns when it is on disk. A process that is killed leaves the file as it was before or after its last change.
+"""
+
+import filecmp
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpexp.data.sources import SourceImage
+from vpexp.data.types import Rle
+from vpexp.demo.labels import SCORE_DIGITS, Entry, KeptMask, LabelSet, build_annotation, read_labels
+from vpexp.errors import CheckpointError, ConfigError, OutputError
+from vpexp.runfolder import RunFolder
+
+ANNOTATIONS = Path("annotations", "instances_train.json")
+IMAGES = Path("images", "train")
+
+
+class UnknownMaskError(LookupError):
+    """A mask that is not there: another page deleted it."""
+
+
+class LabelStore:
+    """Keeps masks in a folder.
+
+    Args:
+        folder: of the data set; made with the first mask. What it holds already is gone on with.
+
+    Raises:
+        DataError: its annotation file cannot be gone on with.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.annotations = folder / ANNOTATIONS
+        self.labels = LabelSet(head={"info": {"description": "labelled with vpexp"}})
+        if self.annotations.is_file():
+            self.labels = read_labels(self.annotations)
+        self._lock = threading.Lock()
+        self._session = secrets.token_hex(4)
+        self._changes = 0
+        self._deleted: dict[int, tuple[KeptMask, str, Entry]] = {}
+        # ids are never given twice in a session, so that what one page deletes never becomes what another one keeps
+        self._last_mask = max(self.labels.masks, default=0)
+        self._image_ids = {name: int(entry["id"]) for name, entry in self.labels.images.items()}
+
+    @property
+    def version(self) -> str:
+        """Name the present state; a page that knows another one asks again."""
+        return f"{self._session}-{self._changes}"
+
+    def check_images(self, images: Iterable[SourceImage]) -> None:
+        """Check that images of the same name are the same images.
+
+        Raises:
+            ConfigError: the folder was labelled from another source.
+        """
+        for image in images:
+            place = self.folder / IMAGES / image.name
+            if image.name in self.labels.images and place.is_file() and not _is_same(image.path, place):
+                raise ConfigError(
+                    f"demo.folder={self.folder}: its {image.name} is another image than {image.path}; "
+                    "give this source a folder of its own: demo.folder=..."
+                )
+
+    def keep(
+        self, image: SourceImage, label: str, rle: Rle, *, score: float, prompt: Mapping[str, Any], uid: str
+    ) -> KeptMask:
+        """Keep a mask; one that was kept under the same ``uid`` before is returned as it is.
+
+        Args:
+            image: which image.
+            label: what the mask shows.
+            rle: at the size of the image as it is shown.
+            score: the predicted IoU.
+            prompt: what gave the mask.
+            uid: the page's own name of it, so that a request that is sent again keeps nothing twice.
+
+        Raises:
+            OutputError: it cannot be written; nothing was kept.
+        """
+        with self._lock:
+            found = self.labels.find(uid)
+            if found is not None:
+                return found
+            number = self._last_mask + 1
+            image_id = self._image_ids.get(image.name, max(self._image_ids.values(), default=0) + 1)
+            height, width = rle["size"]
+            labels = self.labels.with_label(label).with_image(image.name, height, width, image_id)
+            extra = {"score": round(score, SCORE_DIGITS), "prompt": dict(prompt), "uid": uid}
+            mask = KeptMask.of(build_annotation(number, image_id, labels.labels[label], rle, extra))
+            self._write(labels.with_mask(mask), image)
+            self._last_mask = number
+            self._image_ids[image.name] = image_id
+            return mask
+
+    def delete(self, number: int) -> None:
+        """Take a mask away.
+
+        Raises:
+            UnknownMaskError: it is not there.
+            OutputError: it cannot be written; nothing was changed.
+        """
+        with self._lock:
+            mask = self._find(number)
+            name = next(name for name, entry in self.labels.images.items() if entry["id"] == mask.entry["image_id"])
+            entry = self.labels.images[name]
+            self._write(self.labels.without_mask(number))
+            self._deleted[number] = mask, name, entry
+
+    def restore(self, number: int) -> None:
+        """Bring a mask back that was deleted in this session; errors as of ``delete``."""
+        with self._lock:
+            if number not in self._deleted:
+                raise UnknownMaskError(f"mask {number} was not deleted in this session")
+            mask, name, entry = self._deleted[number]
+            labels = replace(self.labels, images={**self.labels.images, name: entry})
+            self._write(labels.with_mask(mask))
+            del self._deleted[number]
+
+    def relabel(self, number: int, label: str) -> None:
+        """Say that a mask shows something else; errors as of ``delete``."""
+        with self._lock:
+            labels = self.labels.with_label(label)
+            entry = {**self._find(number).entry, "category_id": labels.labels[label]}
+            self._write(labels.with_mask(KeptMask.of(entry)))
+
+    def _find(self, number: int) -> KeptMask:
+        mask = self.labels.masks.get(number)
+        if mask is None:
+            raise UnknownMaskError(f"mask {number} is not there any more")
+        return mask
+
+    def _write(self, labels: LabelSet, image: SourceImage | None = None) -> None:
+        """Write a changed set, the image before the file that names it."""
+        try:
+            if image is not None:
+                _place(image.path, self.folder / IMAGES / image.name)
+            self.annotations.parent.mkdir(parents=True, exist_ok=True)
+            _replace_file(self.annotations, "".join(labels.write()))
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be written, nothing was saved: {error.strerror}") from error
+        self.labels = labels
+        self._changes += 1
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from labelling into a folder; to be held before it is read.
+
+    Raises:
+        ConfigError: one does already.
+        OutputError: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunFolder(folder).hold())
+        except CheckpointError as error:
+            raise ConfigError(
+                f"demo.folder={folder}: another server labels into it; end that one, or give another folder"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"demo.folder={folder} cannot be written: {error.strerror}") from error
+        yield
+
+
+def _place(source: Path, place: Path) -> None:
+    """Put an image into the data set: a hard link where the file system can, which takes no space and cannot dangle."""
+    if place.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    source = source.resolve()
+    try:
+        os.link(source, place)
+    except FileExistsError:
+        return
+    except OSError:
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        shutil.copy2(source, draft)
+        draft.replace(place)
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second) or filecmp.cmp(first, second)
+    except OSError:
+        return False
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Write beside the file, wait for the disk, and move it into place."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,94 @@
+"""``stage=demo``: a local page on which clicks become masks, and kept masks a data set that ``stage=train`` takes."""
+
+from pathlib import Path
+
+from vpexp.config.quoting import quote_value, quote_word
+from vpexp.console import say
+from vpexp.data.sources import SourceImage, find_images, find_source_folder
+from vpexp.demo.store import LabelStore, hold_folder
+from vpexp.errors import ConfigError
+from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.predictor import load_stage_predictor
+
+
+def run(context: RunContext) -> StageResult:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        ConfigError, DataError: the source has no images, the port is taken, or the folder is another source's.
+    """
+    try:
+        from vpexp.demo.app import LabellingApp, build_app
+        from vpexp.demo.server import is_local, name_address, open_socket, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"stage=demo needs {error.name}: pip install 'vpexp[demo]'") from error
+    from vpexp.demo.session import LabelSession
+
+    cfg = context.cfg
+    folder = find_folder(context)
+    images = list_images(context, folder)
+    with open_socket(cfg.demo.host, cfg.demo.port) as opened, hold_folder(folder):
+        store = LabelStore(folder)
+        store.check_images(images)
+        predictor = load_stage_predictor(context, "labelling with")
+        session = LabelSession(predictor, images, kept=cfg.demo.embeddings, refine=cfg.demo.refine)
+        title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
+        labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels]))
+        app = build_app(LabellingApp(session, store, title, labels), cfg.demo.host)
+        address = name_address(cfg.demo.host, opened)
+        if not is_local(opened):
+            say(
+                f"demo.host={cfg.demo.host}: whoever reaches this machine sees the images and can label", style="yellow"
+            )
+        say(f"label {len(images)} images at {address} (Ctrl-C ends; every kept mask is saved at once)")
+        before = len(store.labels.masks)
+        try:
+            serve(app, opened, address if cfg.demo.open_browser else None)
+        except SystemExit:
+            context.tracker.log_metrics(_record(context, store, before).metrics)
+            raise
+        return _record(context, store, before)
+
+
+def find_folder(context: RunContext) -> Path:
+    """Find the folder of the data set: the configured one, or one named after the source, the same every time."""
+    cfg = context.cfg
+    if cfg.demo.folder:
+        return Path(cfg.demo.folder).expanduser().resolve()
+    name = find_source_folder(cfg.source).resolve().name or "images"
+    return (context.output_dir / "labels" / name).resolve()
+
+
+def list_images(context: RunContext, folder: Path) -> list[SourceImage]:
+    """List the images to label; where the data set lies inside of the source, its own are none of them."""
+    found = find_images(context.cfg.source, leave_out=context.output_dir)
+    others = [image for image in found if folder not in image.path.resolve().parents]
+    return others or found  # or the source is the data set's own image folder
+
+
+def _shorten(folder: Path) -> str:
+    """Name a folder as people would who work where the server was started."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
+    """Say and record what was labelled."""
+    masks = len(store.labels.masks)
+    metrics = {
+        "demo/images_labelled": float(len(store.labels.count_by_image())),
+        "demo/masks": float(masks),
+        "demo/masks_added": float(masks - before),
+    }
+    root = quote_word(f"data.root={quote_value(store.folder)}")
+    then = f"; train on them: python -m vpexp stage=train data=auto {root}" if masks else ""
+    say(
+        f"{len(store.labels.count_by_image())} images labelled, {masks} masks kept ({masks - before:+d} now), "
+        f"in {store.folder}{then}"
+    )
+    context.folder.update_run_json(demo={"folder": str(store.folder), "masks": masks, "added": masks - before})
+    artifacts = {}
+    if store.annotations.is_file():
+        context.tracker.log_artifact(store.annotations)
+        artifacts["annotations"] = store.annotations
+    return StageResult(metrics, artifacts, context.folder.path)
