@@ -50,12 +50,10 @@ def find_next_click(predicted_hw: NDArray[np.bool_], annotated_hw: NDArray[np.bo
     return Click(largest.top + row, largest.left + column, is_inside)
 
 
-def draw_next_click(
-    predicted_hw: NDArray[np.bool_], annotated_hw: NDArray[np.bool_], draw: float
-) -> Click | None:
+def draw_next_click(predicted_hw: NDArray[np.bool_], annotated_hw: NDArray[np.bool_], draw: float) -> Click | None:
     """Draw a click on an error of a mask, as training does: the rule of RITM's iterative training.
 
-    Of what is missed and what is too much, the one that is deeper somewhere is clicked, at any of its pixels that are at least
+    Of what is missed and what is too much, the one that is deeper somewhere is clicked, at any of its pixels that are more than
     half as deep.
 
     Args:
@@ -73,7 +71,7 @@ def draw_next_click(
     missed_hw, extra_hw = (_measure_depth(e) for e in (annotated_hw & ~predicted_hw, predicted_hw & ~annotated_hw))
     is_inside = bool(missed_hw.max() >= extra_hw.max())
     depth_hw = missed_hw if is_inside else extra_hw
-    rows, columns = np.nonzero(depth_hw >= depth_hw.max() / 2)
+    rows, columns = np.nonzero(depth_hw > depth_hw.max() / 2)
     chosen = min(int(draw * len(rows)), len(rows) - 1)
     return Click(region[0].start + int(rows[chosen]), region[1].start + int(columns[chosen]), is_inside)
 

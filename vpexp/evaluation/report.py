@@ -51,7 +51,9 @@ def build_click_table(title: str, columns: Mapping[str, Mapping[str, float]]) ->
         table.add_column(column, justify="right")
     names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
     for name in [name for start in BY_CLICK for name in names if name.startswith(start)]:
-        table.add_row(_name_click_row(name), *[format_metric(name, values.get(name, math.nan)) for values in columns.values()])
+        table.add_row(
+            _name_click_row(name), *[format_metric(name, values.get(name, math.nan)) for values in columns.values()]
+        )
     for name in [name for name in names if name.startswith(NOC) and not name.endswith(FAILED)]:
         cells = [_format_noc(values, name) for values in columns.values()]
         table.add_row(f"clicks to IoU 0.{name.removeprefix(NOC)} (never)", *cells)

@@ -58,7 +58,7 @@ class Sam(nn.Module):
         embeddings_BCHW: Tensor = self.image_encoder(images_B3SS)
         return embeddings_BCHW
 
-    def decode(
+    def decode(  # noqa: PLR0917 (two of them are optional)
         self,
         embeddings_BCHW: Tensor,
         image_index_N: Tensor,

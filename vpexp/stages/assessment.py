@@ -118,7 +118,9 @@ def tell_result(title: str, column: str, result: EvaluationResult, before: Mappi
     shown |= {names[name]: metrics for name, metrics in result.baselines.items()}
     console.print(build_metrics_table(f"{title}: {result.images} images, {result.objects} objects", shown))
     if counts_clicks(result.metrics):
-        console.print(build_click_table("by clicks", {name: shown[name] for name in shown if counts_clicks(shown[name])}))
+        console.print(
+            build_click_table("by clicks", {name: shown[name] for name in shown if counts_clicks(shown[name])})
+        )
     if len(result.per_class.get("map_per_class", {})) > 1:
         console.print(build_class_table(result.per_class, "by class"))
     if result.baselines:
