@@ -53,7 +53,9 @@ def assert_same_training(whole: Path, resumed: Path) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("workers", "prompt"), [(0, "box"), (2, "box"), (0, "clicks")])
+@pytest.mark.parametrize(
+    ("workers", "prompt"), [(0, "box"), (2, "box"), pytest.param(0, "clicks", marks=pytest.mark.slow)]
+)
 def test_resume__after_an_epoch_equals_uninterrupted_run(tmp_path: Path, workers: int, prompt: str) -> None:
     asked = (f"prompt={prompt}", f"data.num_workers={workers}")
     whole = train(tmp_path, "whole", "trainer.max_epochs=4", *asked)
