@@ -30,7 +30,7 @@ def find_next_click(predicted_hw: NDArray[np.bool_], annotated_hw: NDArray[np.bo
     The errors are the connected components (of pixels that share a side) of what the mask misses and of what it has too much;
     the centre of the largest is its pixel farthest from its outline, so always inside of it. Of errors of one size a missed
     one comes first, and then the one whose first pixel does, in row order. This is the simulated user of Xu et al. 2016
-    "Deep interactive object selection" and of Sofiiuk et al. 2021 "Reviving iterative training with mask guidance (RITM)".
+    "Deep interactive object selection"; that of Sofiiuk et al. 2021 (RITM) takes the deepest pixel of all errors instead.
 
     Args:
         predicted_hw: bool, [h, w]. What lies outside of this part is no error, and its border counts as outline.
