@@ -24,6 +24,7 @@ CAPTIONS = ("left caption", "right caption")  # names of the texts in the file
 OPACITY = 0.42
 BACKGROUND = (24, 24, 27)
 PROMPT_COLOR = (255, 255, 255)
+POINT_COLORS = ((255, 60, 60), (60, 220, 90))  # out, in
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # point labels of box corners
 
 
@@ -174,4 +175,4 @@ def _draw_prompt(
     for (column, row), label in zip(coords_P2.tolist(), labels_P.tolist(), strict=True):
         if label in (0, 1):
             x, y = (column + 0.5) * scale, (row + 0.5) * scale  # a point names a pixel: its centre
-            pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=PROMPT_COLOR if label else (255, 60, 60), outline=(0, 0, 0))
+            pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=POINT_COLORS[int(label)], outline=PROMPT_COLOR)

@@ -23,6 +23,7 @@ from vpexp.stages.context import StageResult
 COMMON = ("stage=predict", "model=sam_debug", "checkpoint=null", "tracking=none")
 BOXES = [[2, 3, 30, 28], [10, 5, 38, 25]]
 POINTS = [[[12, 9]], [[20, 14], [3, 3]]]
+TOGETHER = {"box": BOXES[0], "points": POINTS[1], "point_labels": [1, 0], "label": "b"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,13 @@ def test_predict__boxes_and_points_become_coco_results(
 ):
     prompts = write_prompts(
         {
-            "left/a.png": {"boxes": BOXES, "points": POINTS, "point_labels": [[1], [1, 0]], "labels": [*"abba"]},
+            "left/a.png": {
+                "boxes": BOXES,
+                "points": POINTS,
+                "point_labels": [[1], [1, 0]],
+                "labels": [*"abba"],
+                "objects": [TOGETHER],
+            },
             "b.jpg": {"boxes": [[0, 0, 32, 48]]},
         }
     )
@@ -92,6 +99,8 @@ def test_predict__boxes_and_points_become_coco_results(
         predictor.decode(embedding, points=np.array([one], np.float32), point_labels=np.array([labels], np.float32))
         for one, labels in zip(POINTS, [[1], [1, 0]], strict=True)
     ]
+    both = {"boxes": BOXES[:1], "points": POINTS[1:], "point_labels": [[1, 0]]}
+    points.append(predictor.decode(embedding, **{key: np.array(value, np.float32) for key, value in both.items()}))
     expected = [*zip(boxes.masks, boxes.iou, strict=True), *[(one.masks[0], one.iou[0]) for one in points]]
     (image_id,) = [image["id"] for image in truth.dataset["images"] if image["file_name"] == "left/a.png"]
     found = {entry["prompt"]["index"]: entry for entry in results.loadAnns(results.getAnnIds(imgIds=[image_id]))}
@@ -101,9 +110,10 @@ def test_predict__boxes_and_points_become_coco_results(
         mask_HW, iou = expected[index]
         assert (results.annToMask(entry) != mask_HW).sum() <= 1
         assert entry["score"] == pytest.approx(float(iou), abs=1e-4)
-        assert truth.cats[entry["category_id"]]["name"] == "abba"[index]
+        assert truth.cats[entry["category_id"]]["name"] == "abbab"[index]
     assert found[0]["prompt"] == {"index": 0, "box": BOXES[0]}
     assert found[3]["prompt"] == {"index": 3, "points": POINTS[1], "point_labels": [1, 0]}
+    assert found[4]["prompt"] == found[3]["prompt"] | {"index": 4, "box": BOXES[0]}
 
 
 def _build_predictor() -> Predictor:
@@ -192,7 +202,7 @@ def test_predict__same_again(tmp_path: Path, photos: Path, write_prompts, run_de
 def test_predict__stopped_half_way_keeps_what_was_predicted(
     tmp_path: Path, photos: Path, run_debug: RunDebug, monkeypatch: pytest.MonkeyPatch, stop
 ):
-    def read_until_stopped(path: Path):
+    def read_until_stopped(path: Path, *_):
         if path.parent.name == "right":
             raise stop
         return read_image(path)

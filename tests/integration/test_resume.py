@@ -53,11 +53,14 @@ def assert_same_training(whole: Path, resumed: Path) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume__after_an_epoch_equals_uninterrupted_run(tmp_path: Path, workers: int) -> None:
-    whole = train(tmp_path, "whole", "trainer.max_epochs=4", f"data.num_workers={workers}")
-    half = train(tmp_path, "half", "trainer.max_epochs=2", f"data.num_workers={workers}")
-    resumed = train(tmp_path, "half", "trainer.max_epochs=4", f"data.num_workers={workers}", f"resume={half}")
+@pytest.mark.parametrize(
+    ("workers", "prompt"), [(0, "box"), (2, "box"), pytest.param(0, "clicks", marks=pytest.mark.slow)]
+)
+def test_resume__after_an_epoch_equals_uninterrupted_run(tmp_path: Path, workers: int, prompt: str) -> None:
+    asked = (f"prompt={prompt}", f"data.num_workers={workers}")
+    whole = train(tmp_path, "whole", "trainer.max_epochs=4", *asked)
+    half = train(tmp_path, "half", "trainer.max_epochs=2", *asked)
+    resumed = train(tmp_path, "half", "trainer.max_epochs=4", f"resume={half}", *asked)
     assert resumed == half
     assert_same_training(whole, resumed)
 

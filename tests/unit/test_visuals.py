@@ -10,6 +10,7 @@ from vpexp.visuals import (
     GAP,
     MAX_SIDE,
     MIN_SIDE,
+    POINT_COLORS,
     PROMPT_COLOR,
     color_of,
     draw_comparison,
@@ -93,8 +94,8 @@ def test_draw_comparison__point_marks_the_middle_of_its_pixel():
     points = (np.array([[10, 20], [40, 30], [5, 5]], np.float32), np.array([1, 0, -1], np.float32))
     _, right = draw((64, 64), prompts=[points])
     changed = (right != 100).any(axis=2)
-    assert right[20 * 8 + 4, 10 * 8 + 4].tolist() == list(PROMPT_COLOR)
-    assert right[30 * 8 + 4, 40 * 8 + 4].tolist() == [255, 60, 60]
+    red_green = [right[30 * 8 + 4, 40 * 8 + 4].tolist(), right[20 * 8 + 4, 10 * 8 + 4].tolist()]
+    assert red_green == [list(color) for color in POINT_COLORS]
     assert not changed[5 * 8 : 6 * 8, 5 * 8 : 6 * 8].any()
     rows, columns = np.nonzero(changed[: 28 * 8])
     assert abs(rows.mean() - (20.5 * 8 - 0.5)) <= 1

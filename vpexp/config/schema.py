@@ -102,13 +102,24 @@ class PromptConfig:
     """What the model is told about each object."""
 
     type: str = "box"
-    """box, point, or both (each object by a box or a point; where a prompt has both, the box wins)."""
+    """box, point, both (each object by a box or a point; where a prompt has both, the box wins), or clicks (a first prompt, then
+    clicks on the errors of the mask)."""
     jitter: float = 0.0
     """Training: each side of a box moves outwards by U(0, jitter) of its length."""
     test_jitter: float = 0.0
     """The same in val and test, seeded by image and object."""
     max_per_image: int | None = None
     """Training: at most so many objects of an image in a step; null takes all."""
+    clicks: int = 5
+    """Clicks in val and test: at most so many for each object."""
+    first: str = "point"
+    """Clicks in val and test: what comes first, point (the first click, deepest inside the object) or box (clicks correct it)."""
+    box_share: float = 0.5
+    """Clicks in training: share of the objects whose first prompt is a box, so that boxes are not forgotten."""
+    train_rounds: int = 3
+    """Clicks in training: each object's mask is corrected 0 to so many times before it is learnt from."""
+    feed_mask: bool = True
+    """Clicks: the decoder is also given the mask that a click corrects."""
 
 
 @dataclass

@@ -6,18 +6,22 @@ adds the half pixel to its centre); a box is the outer edges of its pixels.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.clicks import Click, find_deepest_pixel
 from vpexp.data.masks import decode_rle
 from vpexp.data.types import AnnotatedImage, Rle
 
+POINT_OUT = 0.0
 POINT_IN = 1.0
 BOX_TOP_LEFT = 2.0
 BOX_BOTTOM_RIGHT = 3.0
 NO_POINT = -1.0  # fills prompts that have fewer points than others; the model masks it out
+NO_CLICK = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +29,27 @@ class PromptRecipe:
     """How prompts are made from masks.
 
     Attributes:
-        type: ``box``, ``point``, or ``both``: training then draws one of the two for each object, evaluation uses boxes.
+        type: ``box``, ``point``, or ``both``: training then draws one of the two for each object, evaluation uses boxes; or
+            ``clicks``: a first prompt that further clicks correct.
         jitter: in training each side of the box moves outwards by U(0, jitter) of the box's length along that axis.
         test_jitter: the same in evaluation, fixed by image and object.
         max_per_image: how many objects of an image a training step uses, drawn anew each epoch; None: all.
+        clicks: evaluation by clicks: at most so many for each object.
+        first: evaluation by clicks: what comes first, ``point`` (the first click) or ``box`` (and clicks after it).
+        box_share: training by clicks: share of the objects whose first prompt is a box; the others' is a point.
+        train_rounds: training by clicks: each object is corrected 0 to so many times before it is learnt from.
+        feed_mask: by clicks: the decoder is also given the mask that a click corrects.
     """
 
     type: str = "box"
     jitter: float = 0.0
     test_jitter: float = 0.0
     max_per_image: int | None = None
+    clicks: int = 5
+    first: str = "point"
+    box_share: float = 0.5
+    train_rounds: int = 3
+    feed_mask: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,23 @@ class Prompts:
         """Take some of the prompts."""
         mask_input = None if self.mask_input_Nhw is None else self.mask_input_Nhw[index]
         return Prompts(self.coords_NP2[index], self.labels_NP[index], mask_input)
+
+    def add_clicks(self, clicks: Sequence[Click]) -> "Prompts":
+        """Give each prompt one point more; earlier masks, which it was given for, do not go with it."""
+        coords_N2 = np.array([[click.column, click.row] for click in clicks], dtype=np.float32).reshape(-1, 2)
+        labels_N = np.array([POINT_IN if click.is_inside else POINT_OUT for click in clicks], dtype=np.float32)
+        coords_NP2 = np.concatenate([self.coords_NP2, coords_N2[:, None]], axis=1)
+        labels_NP = np.concatenate([self.labels_NP, labels_N[:, None]], axis=1)
+        used_P = (labels_NP != NO_POINT).any(axis=0)
+        return Prompts(coords_NP2[:, used_P], labels_NP[:, used_P])
+
+    def find_box(self, index: int) -> NDArray[np.float32] | None:
+        """Find the box of a prompt, wherever it stands among its points: float32 [4], xyxy; None where it has none."""
+        labels_P = self.labels_NP[index]
+        if not (labels_P == BOX_TOP_LEFT).any():
+            return None
+        corners = [self.coords_NP2[index, labels_P == corner][0] for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)]
+        return np.concatenate(corners)
 
 
 def prompts_from_boxes(boxes_N4: NDArray[np.float32]) -> Prompts:
@@ -102,13 +134,9 @@ def find_deepest_point(rle: Rle, box_4: NDArray[np.float32]) -> NDArray[np.float
 
     Always inside the mask, holes and concave shapes included; float32 [2], x y. The first pixel in row order wins ties.
     """
-    from scipy import ndimage  # not needed where an exported model is served
-
     left, top, right, bottom = box_4.astype(int)
-    padded_HW = np.pad(decode_rle(rle)[top:bottom, left:right], 1)
-    depth_HW = ndimage.distance_transform_edt(padded_HW)
-    row, column = np.unravel_index(int(np.argmax(depth_HW)), depth_HW.shape)
-    return np.array([left + column - 1, top + row - 1], dtype=np.float32)
+    row, column = find_deepest_pixel(decode_rle(rle)[top:bottom, left:right])
+    return np.array([left + column, top + row], dtype=np.float32)
 
 
 def draw_training_prompts(
@@ -120,7 +148,7 @@ def draw_training_prompts(
         image: the annotations.
         chosen_N: which of its objects.
         recipe: see ``PromptRecipe``.
-        rng: decides jitter, points, and box or point for ``both``.
+        rng: decides jitter, points, and box or point for ``both`` and ``clicks``.
     """
     boxes_N4 = jitter_boxes(image.boxes_N4[chosen_N], recipe.jitter, (image.height, image.width), rng)
     boxes = prompts_from_boxes(boxes_N4)
@@ -130,20 +158,39 @@ def draw_training_prompts(
     points = prompts_from_points(points_N2)
     if recipe.type == "point":
         return points
-    use_box_N = rng.integers(2, size=len(chosen_N)) == 0
+    if recipe.type == "clicks":
+        use_box_N = rng.random(len(chosen_N)) < recipe.box_share
+    else:
+        use_box_N = rng.integers(2, size=len(chosen_N)) == 0
     return Prompts(
         np.where(use_box_N[:, None, None], boxes.coords_NP2, points.coords_NP2),
         np.where(use_box_N[:, None], boxes.labels_NP, points.labels_NP),
     )
 
 
+def draw_corrections(count: int, recipe: PromptRecipe, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw how often each of N objects is corrected by a click before it is learnt from, and where these clicks fall.
+
+    Drawn here, and not in the step that places them on the model's errors, so that a resumed training draws the same.
+
+    Returns:
+        float32 [N, R], R 0 unless prompts are clicks: 0 to 1, which of an error's pixels is clicked; -1: no click any more.
+    """
+    if recipe.type != "clicks":
+        return np.zeros((count, 0), dtype=np.float32)
+    draws_NR = rng.random((count, recipe.train_rounds), dtype=np.float32)
+    rounds_N = rng.integers(recipe.train_rounds + 1, size=count)
+    draws_NR[np.arange(recipe.train_rounds) >= rounds_N[:, None]] = NO_CLICK
+    return draws_NR
+
+
 def build_evaluation_prompts(image: AnnotatedImage, recipe: PromptRecipe) -> Prompts:
     """Build the prompts of all objects of an image, the same at every call.
 
     Boxes are the tight bounds of the mask (moved outwards by ``test_jitter`` from a seed of the image's name), points the
-    pixel deepest inside it. With ``both`` the box wins.
+    pixel deepest inside it. With ``both`` the box wins; with ``clicks`` these are the first prompts.
     """
-    if recipe.type == "point":
+    if recipe.type == "point" or (recipe.type == "clicks" and recipe.first == "point"):
         deepest = [find_deepest_point(rle, box_4) for rle, box_4 in zip(image.masks, image.boxes_N4, strict=True)]
         return prompts_from_points(np.array(deepest, dtype=np.float32).reshape(-1, 2))
     name = image.image_id.encode("utf-8", "surrogatepass")  # file names need not be UTF-8

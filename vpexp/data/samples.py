@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vpexp.data.embedding_store import StoredEmbeddings
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
-from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts, draw_training_prompts
+from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts, draw_corrections, draw_training_prompts
 from vpexp.data.targets import MaskTargets, build_targets
 from vpexp.data.types import AnnotatedImage
 from vpexp.errors import DataError
@@ -61,6 +61,7 @@ class TrainingSample:
     labels_NP: Tensor
     targets: MaskTargets
     resized_hw: tuple[int, int]
+    click_draws_NR: Tensor
     embedding_CHW: NDArray[Any] | None = None
     embedding_key: str | None = None
 
@@ -77,6 +78,7 @@ class Batch:
         labels_NP: float32, SAM's point labels (``Prompts``).
         targets: the masks of each image's prompts, in the order of the images.
         resized_B2: int64, height and width of each image inside the padded square.
+        click_draws_NR: float32, where the clicks fall that correct each prompt's mask (``draw_corrections``); R may be 0.
         image_ids: names, for messages.
         unreadable: images left out because their pixels are damaged.
         embeddings_KCHW: float16 or float32, the stored embeddings; None where no image's is.
@@ -90,6 +92,7 @@ class Batch:
     labels_NP: Tensor
     targets: list[MaskTargets]
     resized_B2: Tensor
+    click_draws_NR: Tensor
     image_ids: list[str]
     unreadable: list[UnreadableImage]
     embeddings_KCHW: Tensor | None = None
@@ -105,6 +108,7 @@ class Batch:
             self.labels_NP.to(device, non_blocking=True),
             [targets.to(device) for targets in self.targets],
             self.resized_B2.to(device, non_blocking=True),
+            self.click_draws_NR,  # read on the CPU, where clicks are placed
             self.image_ids,
             self.unreadable,
             None if self.embeddings_KCHW is None else self.embeddings_KCHW.to(device, non_blocking=True),
@@ -164,6 +168,7 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
             torch.from_numpy(prompts.labels_NP),
             targets,
             resized_hw,
+            torch.from_numpy(draw_corrections(len(chosen_N), self.recipe, rng)),
             embedding_CHW,
             self.embeddings.find_key(annotations) if self.embeddings else None,
         )
@@ -235,6 +240,7 @@ def collate_training(items: Sequence[TrainingSample | UnreadableImage]) -> Batch
         labels_NP=torch.cat([sample.labels_NP for sample in samples]),
         targets=[sample.targets for sample in samples],
         resized_B2=torch.tensor([sample.resized_hw for sample in samples]),
+        click_draws_NR=torch.cat([sample.click_draws_NR for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         unreadable=unreadable,
         embeddings_KCHW=torch.from_numpy(np.stack(stored)) if stored else None,

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from vpexp.console import build_progress
-from vpexp.data.prompts import BOX_TOP_LEFT
+from vpexp.data.prompts import Prompts
 from vpexp.data.run_lengths import Region, encode_region
 from vpexp.data.samples import EvaluationSample, UnreadableImage
 from vpexp.data.types import Rle
 from vpexp.evaluation.average_precision import MaskAveragePrecision
+from vpexp.evaluation.interaction import Answers, Interaction, OnePrompt, PromptRow
 from vpexp.evaluation.pixel_counts import PixelCounts
-from vpexp.inference.predictor import ImageEmbedding, Predictor
+from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 
 # Masks of one image that are held at original size at once, in pixels: evaluation memory does not grow with objects.
 CHUNK_PIXELS = 64 * 1024 * 1024
+CHUNK_PROMPTS = 256
 
 Remember = Callable[[EvaluationSample, ImageEmbedding], ImageEmbedding]
 
@@ -34,6 +36,8 @@ class KeptPrediction:
     sample: EvaluationSample
     predicted: list[Rle]
     scores_N: NDArray[np.float32]
+    prompts: list[PromptRow]
+    """What each object was asked with at last, pixels of the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,9 @@ class EvaluationResult:
         metrics: ``dice f1-score iou mean_iou map ... iter_time encoder_time decoder_time data_time``, seconds an image
             (``iter_time`` and ``data_time`` are means; ``encoder_time`` and ``decoder_time`` medians, which the first
             image's warming up does not move); NaN where a number has no meaning. Where embeddings were stored,
-            ``encoder_time`` is that of the images encoded all the same, and ``iter_time`` counts it for every image.
+            ``encoder_time`` is that of the images encoded all the same, and ``iter_time`` counts it for every image. Where
+            masks were corrected, these are the metrics of the last ones, ``decoder_time`` that of all rounds together, and
+            there are those of ``SimulatedUser.summarize`` besides.
         per_class: ``map_per_class`` and ``mar_100_per_class`` by class name.
         baselines: pixel metrics of ``box_filled`` (the prompt's box taken as the mask) and ``wrong_image`` (the model
             given another image's embedding); empty where they were not asked for.
@@ -71,7 +77,7 @@ class EvaluationResult:
 
 @dataclass(slots=True)
 class _Totals:
-    model: PixelCounts = field(default_factory=PixelCounts)
+    rounds: list[PixelCounts]
     box_filled: PixelCounts = field(default_factory=PixelCounts)
     wrong_image: PixelCounts = field(default_factory=PixelCounts)
     images: int = 0
@@ -80,8 +86,14 @@ class _Totals:
     data_seconds: float = 0.0
     unreadable: list[UnreadableImage] = field(default_factory=list)
 
+    @property
+    def model(self) -> PixelCounts:
+        """Of the masks at last."""
+        return self.rounds[-1]
+
     def merge(self, other: "_Totals") -> None:
-        self.model.merge(other.model)
+        for own, others in zip(self.rounds, other.rounds, strict=True):
+            own.merge(others)
         self.box_filled.merge(other.box_filled)
         self.wrong_image.merge(other.wrong_image)
         self.images += other.images
@@ -114,6 +126,7 @@ class Evaluator:
         baselines: also measure the filled box and the wrong-image control; the latter decodes each image twice.
         keep: which samples, counted from 0, to keep for overlays.
         remember: is given the embedding of each image that had none stored, and gives back the one to decode.
+        interaction: how objects are asked for; None: by one prompt each.
     """
 
     def __init__(
@@ -123,12 +136,14 @@ class Evaluator:
         baselines: bool = False,
         keep: Iterable[int] = (),
         remember: Remember | None = None,
+        interaction: Interaction | None = None,
     ) -> None:
         self.remember = remember
+        self.interaction = interaction or OnePrompt()
         self.average_precision = MaskAveragePrecision(categories)
         self.baselines = baselines
         self.keep = frozenset(keep)
-        self.totals = _Totals()
+        self.totals = self._start_totals()
         self.kept: list[KeptPrediction] = []
         self._first: tuple[EvaluationSample, ImageEmbedding] | None = None
         self._previous: ImageEmbedding | None = None
@@ -140,13 +155,14 @@ class Evaluator:
             self.totals.unreadable.append(sample)
             return
         embedding = self._embed(predictor, sample)
-        predicted, scores_N, decoder_seconds = self._measure(predictor, embedding, sample, self.totals.model)
+        answers, decoder_seconds = self._measure(predictor, embedding, sample, self.totals.rounds)
+        predicted, scores_N = answers.rounds[-1], answers.scores_N
         self.totals.decoder_seconds.append(decoder_seconds)
         annotations = sample.annotations
         place = self.totals.images + len(self.totals.unreadable)
         self.average_precision.update(predicted, scores_N, annotations.masks, annotations.labels_N, place)
         if self.totals.images in self.keep:
-            self.kept.append(KeptPrediction(sample, predicted, scores_N))
+            self.kept.append(KeptPrediction(sample, predicted, scores_N, answers.prompts))
         self.totals.images += 1
         if self.baselines:
             self._measure_baselines(predictor, embedding, sample)
@@ -157,7 +173,7 @@ class Evaluator:
         precision = self.average_precision.compute()
         numbers = {name: value for name, value in precision.items() if isinstance(value, float)}
         per_class = {name: value for name, value in precision.items() if isinstance(value, dict)}
-        metrics = totals.model.compute() | numbers
+        metrics = totals.model.compute() | numbers | self.interaction.summarize(totals.rounds)
         metrics |= totals.compute_times()
         baselines = {}
         if self.baselines:
@@ -184,24 +200,40 @@ class Evaluator:
         annotations = sample.annotations
         return predictor.restore(sample.embedding_CHW, (annotations.height, annotations.width))
 
+    def _start_totals(self) -> _Totals:
+        return _Totals([PixelCounts() for _ in range(self.interaction.rounds)])
+
     def _measure(
-        self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample, counts: PixelCounts
-    ) -> tuple[list[Rle], NDArray[np.float32], float]:
+        self,
+        predictor: Predictor,
+        embedding: ImageEmbedding,
+        sample: EvaluationSample,
+        counts: Sequence[PixelCounts],
+    ) -> tuple[Answers, float]:
+        """Ask for all objects of an image, add their masks to the counts of each round, and say how long decoding took."""
         annotations = sample.annotations
-        chunk = max(1, CHUNK_PIXELS // (annotations.height * annotations.width))
-        predicted: list[Rle] = []
-        scores: list[NDArray[np.float32]] = []
+        chunk = min(CHUNK_PROMPTS, max(1, CHUNK_PIXELS // (annotations.height * annotations.width)))
+        whole = Answers([[] for _ in counts], np.zeros(0, np.float32), [])
+        scores = [whole.scores_N]
         seconds = 0.0
+
+        def decode(prompts: Prompts) -> Prediction:
+            nonlocal seconds
+            started = time.perf_counter()
+            prediction = predictor.decode_prompts(embedding, prompts)
+            seconds += time.perf_counter() - started
+            return prediction
+
         for start in range(0, len(sample.prompts), chunk):
             part = slice(start, start + chunk)
-            started = time.perf_counter()
-            prediction = predictor.decode_prompts(embedding, sample.prompts.select(part))
-            seconds += time.perf_counter() - started
-            encoded = list(prediction.encode_masks())
-            counts.update(encoded, annotations.masks[part])
-            predicted.extend(encoded)
-            scores.append(prediction.iou)
-        return predicted, np.concatenate(scores) if scores else np.zeros(0, np.float32), seconds
+            annotated = annotations.masks[part]
+            answers = self.interaction.ask(decode, sample.prompts.select(part), annotated)
+            for count, masks, found in zip(counts, whole.rounds, answers.rounds, strict=True):
+                count.update(found, annotated)
+                masks.extend(found)
+            scores.append(answers.scores_N)
+            whole.prompts.extend(answers.prompts)
+        return replace(whole, scores_N=np.concatenate(scores)), seconds
 
     def _measure_baselines(self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample) -> None:
         annotations = sample.annotations
@@ -218,14 +250,17 @@ class Evaluator:
         self, predictor: Predictor, own: ImageEmbedding, other: ImageEmbedding, sample: EvaluationSample
     ) -> None:
         # Only what the encoder saw is exchanged; prompt and size stay those of the image at hand.
-        self._measure(predictor, replace(own, features=other.features), sample, self.totals.wrong_image)
+        # A user who corrects sees the masks of that image, and clicks on their errors.
+        rounds = [PixelCounts() for _ in self.totals.rounds]
+        self._measure(predictor, replace(own, features=other.features), sample, rounds)
+        self.totals.wrong_image.merge(rounds[-1])
 
     def _gather(self) -> _Totals:
         if not (distributed.is_available() and distributed.is_initialized()):
             return self.totals
         parts: list[_Totals | None] = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, self.totals)
-        merged = _Totals()
+        merged = self._start_totals()
         for part in parts:
             if part is not None:
                 merged.merge(part)
@@ -242,6 +277,7 @@ def evaluate(
     baselines: bool = False,
     keep: Iterable[int] = (),
     remember: Remember | None = None,
+    interaction: Interaction | None = None,
 ) -> EvaluationResult:
     """Evaluate a predictor on samples, with progress.
 
@@ -254,8 +290,9 @@ def evaluate(
         baselines: see ``Evaluator``.
         keep: see ``Evaluator``.
         remember: see ``Evaluator``.
+        interaction: see ``Evaluator``.
     """
-    evaluator = Evaluator(categories, baselines=baselines, keep=keep, remember=remember)
+    evaluator = Evaluator(categories, baselines=baselines, keep=keep, remember=remember, interaction=interaction)
     with build_progress() as progress:
         task = progress.add_task(description, total=total)
         started = time.perf_counter()
@@ -275,7 +312,7 @@ def _fill_box(box_4: NDArray[np.float32], height: int, width: int) -> Rle:
 
 def _get_prompt_boxes(sample: EvaluationSample) -> NDArray[np.float32]:
     """Take the boxes that were prompted; where points were, the annotated ones."""
-    prompts = sample.prompts
-    if len(prompts) and prompts.labels_NP[0, 0] == BOX_TOP_LEFT:
-        return prompts.coords_NP2.reshape(-1, 4)
-    return sample.annotations.boxes_N4
+    annotated_N4 = sample.annotations.boxes_N4
+    prompted = [sample.prompts.find_box(index) for index in range(len(sample.prompts))]
+    boxes = [own if box_4 is None else box_4 for box_4, own in zip(prompted, annotated_N4, strict=True)]
+    return np.array(boxes, dtype=np.float32).reshape(-1, 4)

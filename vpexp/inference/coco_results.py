@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+
 from vpexp.data.json_lines import write_lines
 from vpexp.data.masks import compute_box, rle_to_json
-from vpexp.data.prompts import BOX_TOP_LEFT, NO_POINT, Prompts
+from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts
 from vpexp.data.types import Rle
 
 PREDICTIONS = "predictions.json"
@@ -114,10 +116,13 @@ def build_result(rle: Rle, score: float, *, image: Mapping[str, Any], category_i
 
 
 def describe_prompt(prompts: Prompts, index: int) -> dict[str, Any]:
-    """Say which prompt gave a result: its place among the image's, and its box or points (pixels of the image)."""
+    """Say which prompt gave a result: its place among the image's, and its box, points, or both (pixels of the image)."""
     coords_P2, labels_P = prompts.coords_NP2[index], prompts.labels_NP[index]
-    if labels_P[0] == BOX_TOP_LEFT:
-        return {"index": index, "box": coords_P2[:2].ravel().tolist()}
-    used = labels_P != NO_POINT
-    labels = labels_P[used].astype(int).tolist()
-    return {"index": index, "points": coords_P2[used].tolist(), "point_labels": labels}
+    described: dict[str, Any] = {"index": index}
+    box_4 = prompts.find_box(index)
+    if box_4 is not None:
+        described["box"] = box_4.tolist()
+    points = np.isin(labels_P, (POINT_IN, POINT_OUT))
+    if points.any():
+        described |= {"points": coords_P2[points].tolist(), "point_labels": labels_P[points].astype(int).tolist()}
+    return described

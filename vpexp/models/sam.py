@@ -58,13 +58,14 @@ class Sam(nn.Module):
         embeddings_BCHW: Tensor = self.image_encoder(images_B3SS)
         return embeddings_BCHW
 
-    def decode(
+    def decode(  # noqa: PLR0917 (two of them are optional)
         self,
         embeddings_BCHW: Tensor,
         image_index_N: Tensor,
         point_coords_NP2: Tensor,
         point_labels_NP: Tensor,
         mask_input_M1HW: Tensor | None = None,
+        has_mask_N: Tensor | None = None,
     ) -> DecodedMasks:
         """Decode the prompts of all images of a batch in one go.
 
@@ -72,10 +73,13 @@ class Sam(nn.Module):
         ``point_labels_NP`` are 1 inside, 0 outside, 2 and 3 the box's top left and bottom right corner, -1 no point
         (fills prompts of fewer points up, and changes nothing). As in the official code, a prompt without a box
         also gets the learnt "not a point" token, and a prompt with a box does not. ``mask_input_M1HW`` are logits
-        [M, 1, S/4, S/4] of an earlier mask, M = 1 or N. N may be 0.
+        [M, 1, S/4, S/4] of an earlier mask, M = 1 or N; with ``has_mask_N`` (bool, M is N then) those of other prompts
+        do not count. N may be 0.
         """
         dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
-        if dense_MCHW.shape[0] == 1:
+        if has_mask_N is not None:
+            dense_MCHW = torch.where(has_mask_N[:, None, None, None], dense_MCHW, self.prompt_encoder.embed_masks(None))
+        if dense_MCHW.shape[0] == 1 and has_mask_N is None:
             index = image_index_N if embeddings_BCHW.shape[0] > 1 else None
             return self.decode_points(embeddings_BCHW + dense_MCHW, point_coords_NP2, point_labels_NP, index)
         return self.decode_points(embeddings_BCHW[image_index_N] + dense_MCHW, point_coords_NP2, point_labels_NP)

@@ -16,7 +16,8 @@ from vpexp.data.samples import EvaluationSet
 from vpexp.data.types import AnnotatedDataset
 from vpexp.errors import DataError
 from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, evaluate
-from vpexp.evaluation.report import build_class_table, build_metrics_table
+from vpexp.evaluation.interaction import build_interaction
+from vpexp.evaluation.report import build_class_table, build_click_table, build_metrics_table, counts_clicks
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.predictor import Predictor
 from vpexp.stages.context import RunContext
@@ -63,9 +64,10 @@ def assess(
         DataError: the split has no object to evaluate, or none of its images can be read.
     """
     cfg = context.cfg
+    recipe = build_prompt_recipe(cfg.prompt)
     images = EvaluationSet(
         with_objects(dataset.splits[split].images),
-        build_prompt_recipe(cfg.prompt),
+        recipe,
         embeddings=cache.stored if cache else None,
         read_first=timed_images,
     )
@@ -81,6 +83,7 @@ def assess(
         baselines=baselines,
         keep=keep,
         remember=cache.remember if cache else None,
+        interaction=build_interaction(recipe),
     )
     if not result.images:
         raise DataError(
@@ -114,6 +117,10 @@ def tell_result(title: str, column: str, result: EvaluationResult, before: Mappi
     shown[column] = result.metrics
     shown |= {names[name]: metrics for name, metrics in result.baselines.items()}
     console.print(build_metrics_table(f"{title}: {result.images} images, {result.objects} objects", shown))
+    if counts_clicks(result.metrics):
+        console.print(
+            build_click_table("by clicks", {name: shown[name] for name in shown if counts_clicks(shown[name])})
+        )
     if len(result.per_class.get("map_per_class", {})) > 1:
         console.print(build_class_table(result.per_class, "by class"))
     if result.baselines:
@@ -178,10 +185,9 @@ def _draw(kept: KeptPrediction) -> Any:
     predicted = [decode_rle(rle) for rle in kept.predicted]
     overlap = sum(int((p & a).sum()) for p, a in zip(predicted, annotated, strict=True))
     total = sum(int(p.sum() + a.sum()) for p, a in zip(predicted, annotated, strict=True))
-    prompts = list(zip(sample.prompts.coords_NP2, sample.prompts.labels_NP, strict=True))
     f1 = 2 * overlap / total if total else 0.0
     captions = (f"annotated: {len(annotated)} objects", f"predicted from the prompts: F1 {f1:.3f}")
     image_HW3 = sample.image_HW3
     if image_HW3 is None:
         image_HW3 = read_image(sample.annotations.path, sample.annotations.exif_transpose)
-    return visuals.draw_comparison(image_HW3, annotated, predicted, prompts, captions)
+    return visuals.draw_comparison(image_HW3, annotated, predicted, kept.prompts, captions)

@@ -67,7 +67,7 @@ def read_configured_dataset(
 
 def build_prompt_recipe(cfg: DictConfig) -> PromptRecipe:
     """Build the recipe of prompts from its section."""
-    return PromptRecipe(type=cfg.type, jitter=cfg.jitter, test_jitter=cfg.test_jitter, max_per_image=cfg.max_per_image)
+    return PromptRecipe(**{str(key): value for key, value in cfg.items()})
 
 
 def _write_synthetic(context: RunContext) -> Path:

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from vpexp.console import say
 from vpexp.data.types import AnnotatedDataset
 from vpexp.errors import DataError
+from vpexp.evaluation.interaction import build_interaction
 from vpexp.inference.build import build_model
 from vpexp.inference.checkpoint import apply_checkpoint, build_identity, read_checkpoint
 from vpexp.inference.embedding_cache import EmbeddingCache
@@ -70,19 +71,21 @@ def build_loop(
         rank: of this process, where several devices train.
     """
     cfg = context.cfg
+    recipe = build_prompt_recipe(cfg.prompt)
     left_out = [part for part in cfg.model.freeze if part not in brought]
     module = SamFineTuner(
         sam,
         freeze=list(cfg.model.freeze),
-        step_loss=StepLoss(build_loss(cfg.loss), cfg.loss.resolution),
+        step_loss=StepLoss(build_loss(cfg.loss), cfg.loss.resolution, recipe.feed_mask),
         categories=dataset.categories,
         build_optimizer=build_optimizer_factory(cfg.optimizer),
         build_scheduler=build_scheduler_factory(cfg.scheduler),
         identity=build_identity(sam, cfg, left_out=left_out, categories=dataset.categories),
+        interaction=build_interaction(recipe),
     )
     data = FineTuningData(
         dataset,
-        build_prompt_recipe(cfg.prompt),
+        recipe,
         image_size=sam.image_size,
         resolution=cfg.loss.resolution,
         batch_size=cfg.data.batch_size,

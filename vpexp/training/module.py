@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError
 from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
+from vpexp.evaluation.interaction import Interaction
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
@@ -39,6 +40,7 @@ class SamFineTuner(pl.LightningModule):
         build_optimizer: takes the trainable parameters.
         build_scheduler: takes the optimizer and the number of optimizer steps of the whole training.
         identity: what a checkpoint says of itself (configuration, hashes of frozen parts); plain values.
+        interaction: how validation asks for objects; None: by one prompt each.
 
     Attributes:
         embedding_cache: of the frozen encoder; None has every step encode its images.
@@ -54,6 +56,7 @@ class SamFineTuner(pl.LightningModule):
         build_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         build_scheduler: Callable[[Optimizer, int], LRScheduler],
         identity: dict[str, Any],
+        interaction: Interaction | None = None,
     ) -> None:
         super().__init__()
         self.sam = sam
@@ -67,6 +70,7 @@ class SamFineTuner(pl.LightningModule):
         self.validation_result: EvaluationResult | None = None
         self.epoch_sums: dict[str, float] = {}
         self.unreadable: dict[str, str] = {}
+        self.interaction = interaction
         self._evaluator = Evaluator(self.categories)
         self._freeze()
 
@@ -123,7 +127,9 @@ class SamFineTuner(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""
         self._evaluator = Evaluator(
-            self.categories, remember=self.embedding_cache.remember if self.embedding_cache else None
+            self.categories,
+            remember=self.embedding_cache.remember if self.embedding_cache else None,
+            interaction=self.interaction,
         )
         self._waiting_since = time.perf_counter()
 

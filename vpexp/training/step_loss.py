@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vpexp.data.samples import Batch
-from vpexp.models.sam import Sam, enlarge_to_input, upscale_logits
+from vpexp.models.sam import DecodedMasks, Sam, enlarge_to_input, upscale_logits
 from vpexp.training.chunks import sum_over_chunks
+from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
 from vpexp.training.losses import LossTerms, MaskLoss
 
 # Prompts whose activations are held at once, in pixels of the model's input: 12 at 1024 px are about 1.2 GB.
@@ -37,10 +38,12 @@ class StepLoss:
     Attributes:
         loss: of the masks of one image.
         resolution: where they are compared: ``low`` (the decoder's own logits), ``input`` (the resized image) or ``original``.
+        feed_mask: where clicks correct masks, the decoder is given the mask that is corrected.
     """
 
     loss: MaskLoss
     resolution: str
+    feed_mask: bool = True
 
     def compute(self, sam: Sam, embeddings_BCHW: Tensor, batch: Batch, *, scale: float = 1.0) -> LossTerms:
         """Compute the means over all prompts, whose gradient is exact however many chunks they take.
@@ -94,12 +97,16 @@ class StepLoss:
         spans = [(offsets[part.image] + part.start, offsets[part.image] + part.stop) for part in parts]
         first, last = spans[0][0], spans[-1][1]  # the parts of a chunk follow one another
         images = slice(parts[0].image, parts[-1].image + 1)
-        decoded = sam.decode(
-            embeddings_BCHW[images],
-            batch.image_index_N[first:last] - images.start,
-            batch.coords_NP2[first:last],
-            batch.labels_NP[first:last],
+        decode = partial(_decode, sam, embeddings_BCHW[images])
+        prompts = StepPrompts(
+            batch.image_index_N[first:last] - images.start, batch.coords_NP2[first:last], batch.labels_NP[first:last]
         )
+        draws_nR = batch.click_draws_NR[first:last]
+        if (draws_nR >= 0).any():
+            # Inside the chunk, so that the masks of the rounds do not pile up.
+            truths = [truth for part in parts for truth in _reduce_truths(batch, part)]
+            prompts = correct_by_clicks(decode, prompts, truths, draws_nR, feed_mask=self.feed_mask)
+        decoded = decode(prompts)
         terms: list[Tensor] = []
         for part, (start, stop) in zip(parts, spans, strict=True):
             mine = slice(start - first, stop - first)
@@ -119,3 +126,13 @@ class StepLoss:
         if self.resolution == "input":
             return enlarge_to_input(low_res_n1hw, (height, width))[:, 0]
         return upscale_logits(low_res_n1hw, image_size=sam.image_size, resized_hw=(height, width), original_hw=grid_hw)
+
+
+def _decode(sam: Sam, embeddings_BCHW: Tensor, prompts: StepPrompts) -> DecodedMasks:
+    return sam.decode(embeddings_BCHW, *prompts.list_arguments())
+
+
+def _reduce_truths(batch: Batch, part: Part) -> list[Tensor]:
+    targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
+    height, width = batch.resized_B2[part.image].tolist()
+    return list(reduce_targets(targets_nRQ, (height, width)))

@@ -14,7 +14,10 @@ from vpexp.errors import ConfigError
         ("dat.batch_size=2", "unknown key 'dat.batch_size'; did you mean 'data.batch_size'?"),
         ("dataa=voc", "unknown key 'dataa'; did you mean 'data'?"),
         ("experimant=debug", "unknown key 'experimant'; did you mean 'experiment'?"),
-        ("prompt.xyzzy=1", "unknown key 'prompt.xyzzy' (there are: type, jitter, test_jitter, max_per_image)"),
+        (
+            "prompt.xyzzy=1",
+            "unknown key 'prompt.xyzzy' (there are: type, jitter, test_jitter, max_per_image, clicks, first, box_share, ",
+        ),
         ("xyzzy=1", "(there are: stage, model, data, prompt,"),
         ("optimizer.beta=3", "did you mean 'optimizer.betas'? (to add a new key: +optimizer.beta=3)"),
         ("optimizer.amsgrad=true", "unknown key 'optimizer.amsgrad' (to add a new key: +optimizer.amsgrad=true)"),

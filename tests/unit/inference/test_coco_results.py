@@ -139,9 +139,19 @@ def test_build_result__mask_comes_back():
 
 def test_describe_prompt__as_the_file_of_prompts_writes_it():
     prompts = Prompts(
-        np.array([[[1, 2], [3.5, 4], [0, 0]], [[5, 6], [0, 0], [0, 0]], [[5, 6], [7, 8], [9, 1]]], np.float32),
-        np.array([[2, 3, -1], [1, -1, -1], [1, 0, 1]], np.float32),
+        np.array(
+            [
+                [[1, 2], [3.5, 4], [0, 0]],
+                [[5, 6], [0, 0], [0, 0]],
+                [[5, 6], [7, 8], [9, 1]],
+                [[8, 8], [1, 2], [3.5, 4]],
+            ],
+            np.float32,
+        ),
+        np.array([[2, 3, -1], [1, -1, -1], [1, 0, 1], [0, 2, 3]], np.float32),
     )
     assert describe_prompt(prompts, 0) == {"index": 0, "box": [1, 2, 3.5, 4]}
     assert describe_prompt(prompts, 1) == {"index": 1, "points": [[5, 6]], "point_labels": [1]}
     assert describe_prompt(prompts, 2) == {"index": 2, "points": [[5, 6], [7, 8], [9, 1]], "point_labels": [1, 0, 1]}
+    together = {"index": 3, "box": [1, 2, 3.5, 4], "points": [[8, 8]], "point_labels": [0]}
+    assert describe_prompt(prompts, 3) == together  # wherever the box stands among the points

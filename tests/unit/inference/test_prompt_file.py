@@ -56,7 +56,31 @@ def test_read_prompt_file__boxes_come_before_points(read_one):
     assert [read.name_entry(i) for i in range(2)] == ["boxes[0]", "points[0]"]
 
 
-@pytest.mark.parametrize("entry", [{}, {"boxes": []}, {"boxes": None, "points": [], "point_labels": []}])
+def test_read_prompt_file__objects_hold_a_box_and_points_together(read_one):
+    read = read_one(
+        {
+            "objects": [
+                {"box": [1, 2, 3, 4], "points": [[2, 3], [1, 2]], "point_labels": [1, 0], "label": "grape"},
+                {"points": [[5, 6], [7, 8]]},
+                {"box": [1, 1, 2, 2]},
+            ],
+            "boxes": [[0, 0, 9, 9]],
+            "points": [[[5, 5]]],
+            "labels": ["leaf", "berry"],
+        }
+    )
+    assert read.prompts.labels_NP.tolist() == [
+        *([2, 3, -1, -1], [1, -1, -1, -1], [2, 3, 1, 0], [1, 1, -1, -1], [2, 3, -1, -1]),
+    ]
+    assert read.prompts.coords_NP2[2].tolist() == [[1, 2], [3, 4], [2, 3], [1, 2]]
+    assert read.labels == ("leaf", "berry", "grape", "object", "object")
+    names = [read.name_entry(index) for index in range(len(read))]
+    assert names == ["boxes[0]", "points[0]", "objects[0]", "objects[1]", "objects[2]"]
+
+
+@pytest.mark.parametrize(
+    "entry", [{}, {"objects": []}, {"boxes": []}, {"boxes": None, "points": [], "point_labels": []}]
+)
 def test_read_prompt_file__no_prompts(read_one, entry):
     assert len(read_one(entry)) == 0
 
@@ -71,7 +95,10 @@ def test_read_prompt_file__byte_order_mark_is_no_harm(tmp_path):
     ("entry", "message"),
     [
         ([[1, 2, 3, 4]], "'a.jpg' must hold lists of boxes or points, not [[1, 2, 3, 4]]"),
-        ({"box": [[1, 2, 3, 4]]}, "'a.jpg': unknown key 'box' (there are: boxes, points, point_labels, labels)"),
+        (
+            {"box": [[1, 2, 3, 4]]},
+            "'a.jpg': unknown key 'box' (there are: boxes, points, point_labels, labels, objects)",
+        ),
         ({"boxes": {"x1": 1}}, "'a.jpg': boxes must be a list, not {\"x1\": 1}"),
         ({"boxes": [1, 2, 3, 4]}, "'a.jpg': boxes[0] must be [x1, y1, x2, y2], not 1"),
         ({"boxes": [[0, 0, 1, 1], [1, 2, 3]]}, "'a.jpg': boxes[1] must be [x1, y1, x2, y2], not [1, 2, 3]"),
@@ -104,6 +131,16 @@ def test_read_prompt_file__byte_order_mark_is_no_harm(tmp_path):
         ({"boxes": [[0, 0, 1, 1]], "labels": [" "]}, 'labels[0] must be a name, not " "'),
         ({"boxes": [[0, 0, 1, 1]], "labels": [7]}, "labels[0] must be a name, not 7"),
         ({"boxes": [[0] * 1000]}, "0, 0, 0,..."),
+        ({"objects": {"box": [0, 0, 1, 1]}}, "'a.jpg': objects must be a list, not"),
+        ({"objects": [[0, 0, 1, 1]]}, "'a.jpg': objects[0] must be an object as {\"box\": [x1, y1, x2, y2]}, not"),
+        ({"objects": [{}]}, "objects[0] has neither box nor points"),
+        ({"objects": [{"boxes": []}]}, "objects[0]: unknown key 'boxes' (there are: box, points, point_labels, label)"),
+        ({"objects": [{"box": [1, 0, 0, 1]}]}, "objects[0].box [1, 0, 0, 1] is empty"),
+        ({"objects": [{"points": [1, 2]}]}, "objects[0].points must be a list of points [[x, y], ...], not [1, 2]"),
+        ({"objects": [{"points": [[1, 2]], "point_labels": [1, 0]}]}, "objects[0].point_labels must be a list of 1"),
+        ({"objects": [{"points": [[1, 2]], "point_labels": [2]}]}, "objects[0].point_labels holds 2: must be 1"),
+        ({"objects": [{"box": [0, 0, 1, 1], "point_labels": [1]}]}, "objects[0] has point_labels, and no points"),
+        ({"objects": [{"box": [0, 0, 1, 1], "label": 7}]}, "objects[0].label must be a name, not 7"),
     ],
 )
 def test_read_prompt_file__malformed_entry_is_named(write, entry, message):
@@ -154,6 +191,9 @@ def test_fit_prompts__boxes_are_cut_at_the_edges(read_one):
     read = read_one(
         {"boxes": [[-5, -1, 3, 4], [10, 10, 99, 99], [2, 3, 4, 5]], "points": [[[0, 0], [20, 30], [19, 29]]]}
     )
+    together = read_one({"objects": [{"box": [-5, 1, 90, 4], "points": [[2, 2]]}]})
+    cut = fit_prompts(together, height=30, width=20, origin="").prompts.coords_NP2
+    assert cut.tolist() == [[[0, 1], [20, 4], [2, 2]]]
     fitted = fit_prompts(read, height=30, width=20, origin="p.json: 'a.jpg'")
     assert fitted.prompts.coords_NP2[:3, :2].reshape(3, 4).tolist() == [[0, 0, 3, 4], [10, 10, 20, 30], [2, 3, 4, 5]]
     assert fitted.prompts.coords_NP2[3].tolist() == [[0, 0], [20, 30], [19, 29]]
@@ -177,6 +217,11 @@ def test_fit_prompts__boxes_are_cut_at_the_edges(read_one):
         ),
         ({"points": [[[-0.5, 1]]]}, "points[0]"),
         ({"points": [[[3, 31]]]}, "points[0]"),
+        (
+            {"points": [[[1, 1]]], "objects": [{"box": [30, 1, 40, 2], "points": [[1, 1]]}]},
+            "objects[0] [30.0, 1.0, 40.0, 2.0] lies outside",
+        ),
+        ({"objects": [{"box": [0, 0, 5, 5], "points": [[1, 40]]}]}, "objects[0] [1.0, 40.0] has a point outside"),
     ],
 )
 def test_fit_prompts__outside_of_the_image(read_one, entry, message):
