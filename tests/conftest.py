@@ -1,5 +1,6 @@
 """What tests share: drawn images and exported models, made once, and a quiet configuration that trains in a second."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from vpexp.run import run
 from vpexp.stages.context import StageResult
 
 quiet_libraries()  # before a test imports a library that phones home
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs, and all that they start, ignore it
 
 
 @event.listens_for(Engine, "connect")
