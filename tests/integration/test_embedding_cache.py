@@ -106,6 +106,7 @@ def test_train__damaged_entries_are_encoded_again(trained, filled):
     assert count(run_stage(filled)) == (0, IMAGES, 0)
 
 
+@pytest.mark.slow
 def test_train__killed_while_filling_the_next_start_goes_on(tmp_path):
     words = [*DEBUG, f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
     words += ["data.synthetic.train=40", "data.num_workers=0"]
@@ -120,6 +121,7 @@ def test_train__killed_while_filling_the_next_start_goes_on(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_train__two_at_once_encode_each_image_once(tmp_path, trained):
     shutil.copytree(trained[0] / "cache" / "synthetic", tmp_path / "cache" / "synthetic")
     words = [*DEBUG, f"paths.cache_dir={tmp_path}/cache", "data.num_workers=0"]

@@ -298,6 +298,7 @@ assert result.metrics["predict/images"] == 1
 """
 
 
+@pytest.mark.slow
 def test_predict__exported_model_needs_no_torch(tmp_path: Path, photos: Path, write_prompts, run_debug: RunDebug):
     prompts = write_prompts({"b.jpg": {"boxes": BOXES, "points": POINTS}})
     asked = ["stage=predict", "tracking=none", f"source='{photos}'", f"prompts='{prompts}'"]

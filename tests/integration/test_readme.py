@@ -68,6 +68,7 @@ def test_model_api_example__gives_the_masks_of_the_torch_model(tmp_path, photo_H
     assert overlap.min() >= 0.995
 
 
+@pytest.mark.slow
 def test_mlflow_example__gives_the_masks_of_the_exported_model(tmp_path, monkeypatch, photo_HW3, run_debug: RunDebug):
     run_debug(tmp_path / "outputs", "stage.test=false")
     Image.fromarray(photo_HW3).save(tmp_path / "photo.jpg")

@@ -22,6 +22,8 @@ from vpexp.environment import quiet_libraries
 from vpexp.inference.load import load_predictor
 from vpexp.stages.context import StageResult
 
+pytestmark = pytest.mark.slow
+
 NAME = "shapes.int8"
 
 

@@ -65,6 +65,7 @@ def test_resume__after_an_epoch_equals_uninterrupted_run(tmp_path: Path, workers
     assert_same_training(whole, resumed)
 
 
+@pytest.mark.slow
 def test_resume__after_sigterm_in_mid_epoch_equals_uninterrupted_run(tmp_path: Path) -> None:
     whole = train(tmp_path, "whole", "trainer.max_epochs=9", "data.num_workers=0")
     command = [*SETTINGS, "trainer.max_epochs=9", "data.num_workers=0"]

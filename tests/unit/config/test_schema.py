@@ -130,6 +130,7 @@ def test_files__open_with_what_they_are_and_a_command():
             assert ": python -m vpexp " in lines[0], file
 
 
+@pytest.mark.slow
 def test_files__commands_in_them_compose():
     for options in list_groups([find_conf_folder()]).values():
         for file in options.values():

@@ -26,6 +26,7 @@ print(json.dumps({"replies": replies, "code": vpexp.__file__}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["debug_ir", "debug_onnx"])
 def test_write_mlflow_model__is_served_without_torch_and_without_the_checkout(model, tmp_path, request, capfd):
     quiet_libraries()

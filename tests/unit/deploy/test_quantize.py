@@ -82,6 +82,7 @@ def test_quantize_model__is_found_by_its_folder(debug_int8):
     assert debug_int8.is_quantized
 
 
+@pytest.mark.slow
 def test_quantize_model__same_inputs_same_bytes(debug_ir, debug_int8, calibrate, tmp_path):
     again = quantize_model(debug_ir, tmp_path, calibrate(64, 3), QuantizationRecipe(), BOTH)
     for file, same in zip(debug_int8.files, again.files, strict=True):

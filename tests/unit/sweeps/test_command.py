@@ -49,6 +49,7 @@ def test_run_sweep__table_and_csv_name_the_best(start, tmp_path, capsys):
     assert {row["status"] for row in rows} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_run_sweep__the_best_job_becomes_the_latest(start, tmp_path):
     start(*GRID)
 
@@ -72,6 +73,7 @@ def test_run_sweep__a_failed_job_stops_no_other(start, stage, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_run_sweep__a_value_that_cannot_be_used_fails_its_job_only(start, stage, tmp_path):
     assert start("data.batch_size=0,2") == 1
 
@@ -81,6 +83,7 @@ def test_run_sweep__a_value_that_cannot_be_used_fails_its_job_only(start, stage,
     assert sweep.find_jobs()[0].read_run_json()["error"] == "ConfigError: data.batch_size=0: must be at least 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError(), SystemError("odd")])
 def test_run_sweep__out_of_memory_and_other_errors_are_recorded(start, stage, tmp_path, error):
     stage.work = fail_at(1e-5, error)
@@ -149,6 +152,7 @@ def test_run_sweep__resume_runs_what_has_not_finished(start, stage, tmp_path, ca
     assert "best: job 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_sweep__resume_with_more_values_runs_only_those(start, stage, tmp_path):
     start("optimizer.lr=1e-5,1e-4")
     stage.asked.clear()
@@ -160,12 +164,14 @@ def test_run_sweep__resume_with_more_values_runs_only_those(start, stage, tmp_pa
     assert sorted(map(float, values)) == [1e-6, 1e-5, 1e-4, 1e-3]
 
 
+@pytest.mark.slow
 def test_run_sweep__metric_and_direction(start, tmp_path, capsys):
     start(*GRID, "sweep.direction=minimize")
 
     assert "best: job 4, lr=1e-3 bs=1: val/f1-score 0.7100" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_sweep__a_metric_that_is_not_measured_is_said(start, tmp_path):
     with pytest.raises(ConfigError, match=r"sweep\.metric=val/beauty is not measured; there are val/f1-score, val/map"):
         start("optimizer.lr=1e-5,1e-4", "sweep.metric=val/beauty")
@@ -200,6 +206,7 @@ def test_run_sweep__resume_of_something_else_is_one_line(start, tmp_path):
         start(f"sweep.resume={tmp_path}")
 
 
+@pytest.mark.slow
 def test_run_sweep__a_sweep_in_use_is_not_resumed(start, tmp_path):
     start("optimizer.lr=1e-5,1e-4")
     sweep = find_sweep(tmp_path)

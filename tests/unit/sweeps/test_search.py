@@ -47,6 +47,7 @@ def test_search__tries_as_many_as_asked_within_the_bounds(start, stage, tmp_path
     assert "FutureWarning" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_search__same_seed_proposes_the_same(start, stage):
     for seed in (0, 0, 1):
         start(*SEARCH, "hydra.sweeper.n_trials=2", f"seed={seed}")
@@ -54,6 +55,7 @@ def test_search__same_seed_proposes_the_same(start, stage):
     assert stage.asked[:2] == stage.asked[2:4] != stage.asked[4:]
 
 
+@pytest.mark.slow
 def test_search__direction_is_that_of_the_sweep(start, tmp_path):
     start(*SEARCH, "hydra.sweeper.n_trials=2", "sweep.direction=minimize")
 
@@ -62,6 +64,7 @@ def test_search__direction_is_that_of_the_sweep(start, tmp_path):
     assert study.direction.name == "MINIMIZE"
 
 
+@pytest.mark.slow
 def test_search__a_failed_trial_ends_nothing_and_is_tried_again_on_resume(start, stage, tmp_path):
     stage.work = fail_on_call(stage, 3, RuntimeError("the sky is falling"))
 
@@ -104,6 +107,7 @@ def test_search__stopped_goes_on_with_the_same_study_and_the_half_done_trial(sta
     assert len(get_trials(sweep, "COMPLETE")) == 5
 
 
+@pytest.mark.slow
 def test_search__a_process_that_was_killed_leaves_no_trial_running_after_resume(start, stage, tmp_path):
     start(*SEARCH, "hydra.sweeper.n_trials=3")
     sweep = find_sweep(tmp_path)
@@ -121,6 +125,7 @@ def test_search__a_process_that_was_killed_leaves_no_trial_running_after_resume(
     assert get_trials(sweep, "RUNNING") == []
 
 
+@pytest.mark.slow
 def test_search__ctrl_c_ends_it_after_the_trial(start, stage, tmp_path):
     def work(context):
         if len(stage.asked) == 2:
@@ -141,6 +146,7 @@ def test_search__ctrl_c_ends_it_after_the_trial(start, stage, tmp_path):
     assert len(stage.asked) == 5
 
 
+@pytest.mark.slow
 def test_search__parameters_proposed_twice_are_run_once(start, stage, tmp_path):
     assert start("sweep=optuna", "hydra.sweeper.n_trials=4", "optimizer.lr=choice(1e-4,1e-5)", "data.batch_size=2") == 0
 
@@ -150,6 +156,7 @@ def test_search__parameters_proposed_twice_are_run_once(start, stage, tmp_path):
     assert sweep.read_run_json()["status"] == "FINISHED"
 
 
+@pytest.mark.slow
 def test_search__all_trials_failed_is_no_crash(start, stage, tmp_path):
     def work(context):
         raise RuntimeError("no luck")
@@ -161,6 +168,7 @@ def test_search__all_trials_failed_is_no_crash(start, stage, tmp_path):
     assert get_statuses(find_sweep(tmp_path)) == ["FAILED"] * 3
 
 
+@pytest.mark.slow
 def test_search__a_number_that_is_none_fails_the_trial(start, stage, tmp_path):
     def work(context):
         result = measure(context)
@@ -173,6 +181,7 @@ def test_search__a_number_that_is_none_fails_the_trial(start, stage, tmp_path):
     assert len(get_trials(find_sweep(tmp_path), "FAIL")) == 1
 
 
+@pytest.mark.slow
 def test_search__finished_sweep_runs_nothing_more(start, stage, tmp_path):
     start(*SEARCH, "hydra.sweeper.n_trials=2")
     sweep = find_sweep(tmp_path)
