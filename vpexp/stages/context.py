@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.mlflow_run import MlflowRun
+
+FROM_SOURCE = ("predict", "demo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,12 @@ class RunContext:
 
 
 def name_data(cfg: DictConfig) -> str:
-    """Name the data set for people: its own name, or that of its folder where the name only says the format."""
+    """Name for people what a run works on.
+
+    A source by its last part; a data set by its own name, or that of its folder where the name only says the format.
+    """
+    if cfg.source is not None and cfg.stage.name in FROM_SOURCE:
+        return PurePath(cfg.source).name or str(cfg.source)
     if cfg.data.name == cfg.data.format and cfg.data.root:
         return Path(cfg.data.root).expanduser().resolve().name
     return str(cfg.data.name)

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,15 +238,9 @@ def _record(job: _Job) -> None:
         context.tracker.log_artifact(path)
 
 
-def _name_source(cfg: DictConfig) -> str:
-    if cfg.source is None:
-        return name_data(cfg)
-    return PurePath(cfg.source).name or str(cfg.source)
-
-
 def _tell(job: _Job) -> None:
     cfg, tally, ledger = job.context.cfg, job.tally, job.ledger
-    title = f"{cfg.model.name} on {_name_source(cfg)}"
+    title = f"{cfg.model.name} on {name_data(cfg)}"
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from vpexp.config.quoting import quote_value, quote_word
 from vpexp.data.ledger import BOX_ONLY, CROWD, VOID_REGION, order_by_count
+from vpexp.data.readers.label_maps import is_background_name
 from vpexp.data.shortage import advise
 from vpexp.survey.counts import WITHOUT_OBJECTS, count_images_without_objects, count_objects_by_class
 from vpexp.survey.duplicates import Pair
@@ -41,6 +42,7 @@ def find_findings(survey: Survey) -> list[Finding]:
         _find_unseen_objects,
         _find_odd_masks,
         _find_missing_classes,
+        _find_background_names,
         _find_few_images,
         _find_imbalance,
         _find_unlike_splits,
@@ -221,6 +223,17 @@ def _find_missing_classes(survey: Survey) -> Iterator[Finding]:
                 f"{name} has no object of: {_join(missing)}",
                 f"what is missing {what}: move some images there from the other splits",
             )
+
+
+def _find_background_names(survey: Survey) -> Iterator[Finding]:
+    names = [name for name in survey.categories if is_background_name(name)]
+    if names:
+        yield Finding(
+            "warning",
+            f"a class is called {names[0]}",
+            "its objects are taken as objects here, but Pascal VOC, Datumaro and class masks mean no object by that: call it "
+            "otherwise, or leave it out",
+        )
 
 
 def _find_few_images(survey: Survey) -> Iterator[Finding]:

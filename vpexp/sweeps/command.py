@@ -34,6 +34,7 @@ log = logging.getLogger("vpexp")
 
 RESUME = "sweep.resume="
 FAILED, INTERRUPTED = 1, 130
+ENDING_SECONDS, LOOK = 30.0, 0.2  # that workers of a lost process are waited for
 IDLE_LOSSES = 3  # workers lost one after another while no job ran in them; then the machine is to blame
 
 
@@ -49,6 +50,8 @@ def run_sweep(command_line: CommandLine) -> int:
     command_line, resumed = _find_resumed(command_line)
     plan = plan_sweep(command_line, resumed.path if resumed else None)
     quiet_libraries()
+    if resumed:
+        _wait_for_running_jobs(resumed)
     sweep = _open_folder(plan, going_on=resumed is not None)
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")  # for a fresh one, says loky
     with sweep.hold():
@@ -125,6 +128,23 @@ def _open_folder(plan: SweepPlan, *, going_on: bool) -> SweepFolder:
     return sweep
 
 
+def _wait_for_running_jobs(sweep: SweepFolder) -> None:
+    """Let the workers of a process that was killed end: they stop when they see that it is gone.
+
+    Raises:
+        CheckpointError: a job is still at work, in a queue or on another machine; it would be run twice.
+    """
+    until = time.monotonic() + ENDING_SECONDS
+    while held := [job for job in sweep.find_jobs() if job.is_held()]:
+        if time.monotonic() > until:
+            names = ", ".join(job.path.name for job in held)
+            raise CheckpointError(
+                f"{sweep.path}: still at work: job {names}; wait for its end, or end it (if no process of this sweep is left "
+                f"anywhere, delete .lock in {held[0].path})"
+            )
+        time.sleep(LOOK)
+
+
 def _close_lost_jobs(sweep: SweepFolder) -> None:
     """A job whose process is gone is not running, whatever it wrote last."""
     for job in sweep.find_jobs():
@@ -170,6 +190,8 @@ def _can_go_on(error: Exception, sweep: SweepFolder, watch: DeathWatch) -> bool:
         return False
     end_ray_workers(sweep)
     _leave_out_dead(sweep, watch)
+    if not watch.first_dead:
+        say("a worker was lost while it ran no job; the jobs go on in new ones", style="yellow")
     return can_start_again(error)
 
 

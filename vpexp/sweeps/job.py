@@ -19,6 +19,7 @@ from vpexp.environment import quiet_libraries
 from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.naming import name_job, read_values
+from vpexp.sweeps.parent import ParentWatch
 from vpexp.sweeps.plan import refuse_many_devices
 from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_config
 from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_process
@@ -74,7 +75,7 @@ def _work_elsewhere(record: SweepRecord) -> Iterator[None]:
         os.chdir(folder)
     console.quiet = True
     try:
-        with ignore_first_interrupt():
+        with ignore_first_interrupt(), ParentWatch(record.process):
             yield
     finally:
         console.quiet = False

@@ -138,3 +138,11 @@ def test_find_findings__few_images_and_splits_that_are_not_alike():
 
     assert texts[0] == "note: val: only 3 images to measure on: numbers will jump from run to run"
     assert texts[1].startswith("note: the typical object of val measures 58 px and that of train 1")
+
+
+def test_find_findings__a_class_called_background():
+    found = find_findings(
+        build_survey(build_good_split("train"), categories=("cat", "Background"), duplicates=Duplicates((), {}, {}))
+    )
+
+    assert "warning: a class is called Background" in get_texts(found)

@@ -1,12 +1,15 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from tests.unit.sweeps.conftest import find_sweep, measure
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.runfolder import find_latest
+from vpexp.sweeps import command
 
 GRID = ("optimizer.lr=1e-5,1e-4,1e-3", "data.batch_size=1,2")
 ASKED = [(lr, size) for lr in (1e-5, 1e-4, 1e-3) for size in (1, 2)]
@@ -224,3 +227,20 @@ def test_run_sweep__a_sweep_in_use_is_not_resumed(start, tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_run_sweep__a_job_that_is_still_at_work_is_not_run_twice(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "ENDING_SECONDS", 0.3)
+    start("optimizer.lr=1e-5,1e-4")
+    sweep = find_sweep(tmp_path)
+    script = "import sys, pathlib; from vpexp.runfolder import RunFolder\n"
+    script += "with RunFolder(pathlib.Path(sys.argv[1])).hold(): print('held', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", script, str(sweep.path / "1")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(CheckpointError, match="still at work: job 1; wait for its end, or end it"):
+            start(f"sweep.resume={sweep.path}")
+        holder.stdin.close()
+
+    assert sweep.read_run_json()["status"] == "FINISHED"
+    assert start(f"sweep.resume={sweep.path}") == 0

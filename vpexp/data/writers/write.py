@@ -32,9 +32,12 @@ def check_target(folder: Path, format: str, categories: Sequence[str]) -> None: 
     """Check before the work begins that a data set can be written.
 
     Raises:
-        ConfigError: the folder holds something already.
+        ConfigError: the folder holds something already, or lies below a file.
         DataError: a class has a name that the format keeps for the background.
     """
+    blocking = next((place for place in folder.parents if place.exists()), folder)
+    if not blocking.is_dir():
+        raise ConfigError(f"output.folder={folder}: {blocking} is a file, not a folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output.folder={folder} is not empty: name a new folder, so that nothing is overwritten")
     background = [name for name in categories if is_background_name(name)]
