@@ -6,9 +6,9 @@ import psutil
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # a test may start a server anew that the next ones ask
 def _end_programs() -> Iterator[None]:
-    """A test that fails leaves no run of vpexp behind, which would take the processor from all that follow."""
+    """Tests that fail leave no run of vpexp behind, which would take the processor from all that follow."""
     before = {child.pid for child in psutil.Process().children()}
     yield
     for child in psutil.Process().children():

@@ -1,5 +1,6 @@
 """``stage=demo``: a local page on which clicks become masks, and kept masks a data set that ``stage=train`` takes."""
 
+import contextlib
 from pathlib import Path
 
 from vpexp.config.quoting import quote_value, quote_word
@@ -40,10 +41,11 @@ def run(context: RunContext) -> StageResult:
             say(
                 f"demo.host={cfg.demo.host}: whoever reaches this machine sees the images and can label", style="yellow"
             )
-        say(f"label {len(images)} images at {address} (Ctrl-C ends; every kept mask is saved at once)")
         before = len(store.labels.masks)
         try:
-            serve(app, opened, address if cfg.demo.open_browser else None)
+            with contextlib.suppress(KeyboardInterrupt):  # from the moment on that the line says what it does
+                say(f"label {len(images)} images at {address} (Ctrl-C ends; every kept mask is saved at once)")
+                serve(app, opened, address if cfg.demo.open_browser else None)
         except SystemExit:
             context.tracker.log_metrics(_record(context, store, before).metrics)
             raise
