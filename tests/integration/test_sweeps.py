@@ -251,7 +251,7 @@ def test_sweep__sigterm_to_all_of_its_processes_ends_it_as_killed(command: Comma
 
 
 def test_sweep__workers_of_a_killed_process_end_and_their_jobs_go_on_in_place(command: Command, tmp_path: Path) -> None:
-    long = ("trainer.max_epochs=60", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    long = ("trainer.max_epochs=15", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     process = command("optimizer.lr=1e-6,1e-5,1e-4", *long)
     wait_for(lambda: (tmp_path / "sweeps").is_dir() and len(find_sweep(tmp_path).find_jobs()) == 2)
     sweep = find_sweep(tmp_path)
@@ -262,7 +262,7 @@ def test_sweep__workers_of_a_killed_process_end_and_their_jobs_go_on_in_place(co
     finish(command(f"sweep.resume={sweep.path}"), code=0)
 
     assert [job.path.name for job in sweep.find_jobs()] == ["0", "1", "2"]
-    assert [count_epochs(job) for job in sweep.find_jobs()] == [60, 60, 60]
+    assert [count_epochs(job) for job in sweep.find_jobs()] == [15, 15, 15]
     parent, children = read_store(tmp_path)
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert set(children) == {"lr=1e-6", "lr=1e-5", "lr=1e-4"}
