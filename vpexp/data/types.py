@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 Rle = dict[str, Any]
 """A COCO compressed run-length mask: ``{"size": [H, W], "counts": bytes}``."""
 
+SCORE_DIGITS = 6
+"""Decimals of a predicted IoU in files and replies."""
+
 SPLIT_NAMES = ("train", "val", "test")
 
 

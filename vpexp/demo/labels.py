@@ -15,7 +15,6 @@ from vpexp.data.readers.json_files import load_json
 from vpexp.data.types import Rle
 from vpexp.errors import DataError
 
-SCORE_DIGITS = 6
 _LISTS = ("categories", "images", "annotations")
 
 Entry = dict[str, Any]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.data.sources import SourceImage
-from vpexp.data.types import Rle
-from vpexp.demo.labels import SCORE_DIGITS, Entry, KeptMask, LabelSet, build_annotation, read_labels
+from vpexp.data.types import SCORE_DIGITS, Rle
+from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels
 from vpexp.errors import CheckpointError, ConfigError, OutputError
 from vpexp.runfolder import RunFolder
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vpexp.data.images import ImageFileError, read_image
 from vpexp.data.masks import compute_box, rle_to_json
+from vpexp.data.types import SCORE_DIGITS
 from vpexp.errors import DataError
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.prompt_file import ImagePrompts, fit_prompts, parse_prompts
@@ -27,7 +28,6 @@ from vpexp.inference.segment import decode_in_chunks
 IMAGE = "image"
 PROMPTS = ("boxes", "points", "point_labels")
 DATA_URL = "base64,"  # browsers put the file's type before it
-SCORE_DIGITS = 6
 
 
 def answer(predictor: Predictor, record: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -15,11 +15,10 @@ import numpy as np
 from vpexp.data.json_lines import write_lines
 from vpexp.data.masks import compute_box, rle_to_json
 from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts
-from vpexp.data.types import Rle
+from vpexp.data.types import SCORE_DIGITS, Rle
 
 PREDICTIONS = "predictions.json"
 IMAGES = "images.json"
-SCORE_DIGITS = 6
 
 
 class CocoResultWriter:

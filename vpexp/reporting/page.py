@@ -36,20 +36,27 @@ figcaption b { color: var(--text); font-weight: 600; }
 """
 
 
-def build_page(comparison: Comparison, rows: Sequence[PictureRow] = ()) -> str:
-    """Build the page as HTML; pictures are inside it."""
-    title = escape(comparison.title)
-    parts = [
+def start_page(title: str, style: str) -> list[str]:
+    """Start a page: all down to its heading; ``title`` is HTML."""
+    return [
         "<!doctype html>",
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title>",
-        f"<style>\n{STYLE}</style>",
+        f"<style>\n{style}</style>",
         "</head>",
         "<body>",
         f"<h1>{title}</h1>",
+    ]
+
+
+def build_page(comparison: Comparison, rows: Sequence[PictureRow] = ()) -> str:
+    """Build the page as HTML; pictures are inside it."""
+    title = escape(comparison.title)
+    parts = [
+        *start_page(title, STYLE),
         *_build_table(comparison),
         f'<p class="soft">{escape(describe_columns(comparison))}</p>',
     ]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from vpexp.reporting.page import STYLE
+from vpexp.reporting.page import STYLE, start_page
 from vpexp.survey.pictures import DrawnImage
 from vpexp.survey.tables import build_skipped, build_tables
 from vpexp.survey.types import DataTable, Finding, Survey
@@ -43,16 +43,7 @@ def build_page(survey: Survey, findings: Sequence[Finding], plots: Sequence[Path
     title, skipped = f"Data set {survey.name}", build_skipped(survey)
     counted = f"{survey.image_count:,} images, {survey.object_count:,} objects, {len(survey.categories)} classes"
     parts = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
-        f"<style>\n{STYLE}{OWN_STYLE}</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{escape(title)}</h1>",
+        *start_page(escape(title), STYLE + OWN_STYLE),
         f'<p class="soft">{escape(f"{counted}; {survey.format}, {survey.root}")}</p>',
         *_build_findings(findings),
     ]

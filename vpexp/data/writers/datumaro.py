@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vpexp.data.types import SCORE_DIGITS
 from vpexp.data.writers.images import group_by_split, place_images
 from vpexp.data.writers.labelled import LabelledImage
-
-SCORE_DIGITS = 6
 
 
 def write_datumaro(

@@ -5,11 +5,11 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from vpexp.data.masks import compute_box
+from vpexp.data.types import SCORE_DIGITS
 from vpexp.data.writers.images import group_by_split, place_images
 from vpexp.data.writers.label_images import check_numbers, list_colors, number_classes, paint, save_numbers
 from vpexp.data.writers.labelled import LabelledImage, LabelledObject
 
-SCORE_DIGITS = 6
 LISTS = ("ImageSets/Segmentation", "ImageSets/Main")  # some tools look into one of them only
 
 
