@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from vpexp.data.images import IMAGE_SUFFIXES
+from vpexp.data.image_files import IMAGE_SUFFIXES
 from vpexp.errors import DataError
 
 _ANNOTATION_FOLDERS = ("annotation", "annotations", "coco_annotations")

@@ -3,39 +3,37 @@
 Shapes: H W original size in pixels.
 """
 
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from vpexp.errors import DataError
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+from vpexp.data.image_files import FORMATS, PIL_ERRORS, UnreadKindError, open_bytes
+from vpexp.data.tiff import MARKS, TiffFile
+from vpexp.data.wide_pixels import (
+    WIDE_MODES,
+    Pixels,
+    decode_wide,
+    find_coding,
+    find_depth,
+    shrink_numbers,
+    stretch,
+    turn,
 )
-"""File name endings, in lower case, of what counts as an image file."""
 
-NOT_AN_IMAGE = "no image, or its header is damaged"
-DAMAGED_IMAGE = "image file is truncated or damaged"
-
-_PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError)
 _SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
-_WIDE_MODES = ("I", "F")
+_PAGED = ("GIF", "WEBP", "PNG", "AVIF")  # of other formats the further images are previews or layers
 
 
-class ImageFileError(DataError):
-    """An image file that cannot be used; ``reason`` says why in a few words, for counting."""
-
-    def __init__(self, path: Path, reason: str, detail: str = "") -> None:
-        super().__init__(f"{path}: {reason}{f' ({detail})' if detail else ''}")
-        self.reason = reason
+_WIDE = "{images} of the images have more than 8 bits: each is stretched to 0..255 by its own range"
+_JOINED = "{images} of the images have three grey pages, read as red, green and blue (such as {example})"
+_PAGES = "pages left out: {total}, behind the first page of {images} of the images (such as {example})"
+_CHANNELS = "channels left out: {total}, behind red, green and blue of {images} of the images (such as {example})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +45,18 @@ class ImageHeader:
         width: Columns as stored.
         orientation: EXIF orientation, 1 to 8; 1 where there is none.
         is_wide: More than 8 bits a pixel of one channel, so that reading stretches its values.
+        is_joined: Three grey pages are read as red, green and blue.
+        pages_left_out: Pages or frames behind the first one that are not read.
+        channels_left_out: Channels behind red, green and blue that are not read, alpha not counted.
     """
 
     height: int
     width: int
     orientation: int
     is_wide: bool
+    is_joined: bool = False
+    pages_left_out: int = 0
+    channels_left_out: int = 0
 
     @property
     def transposed_size(self) -> tuple[int, int]:
@@ -61,12 +65,90 @@ class ImageHeader:
             return self.width, self.height
         return self.height, self.width
 
+    @property
+    def remarks(self) -> dict[str, int]:
+        """Count what is remarkable about how the image is read, for `SkipLedger.remark`."""
+        counts = {
+            _WIDE: int(self.is_wide),
+            _JOINED: int(self.is_joined),
+            _PAGES: self.pages_left_out,
+            _CHANNELS: self.channels_left_out,
+        }
+        return {text: count for text, count in counts.items() if count}
+
+
+class PillowFile:
+    """An image file that Pillow decodes, wide colours excepted; open for reading. See `TiffFile`, which is used alike."""
+
+    is_joined = False
+    channels_left_out = 0
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Read the header.
+
+        Raises:
+            OSError, ValueError and others: see ``Image.open``.
+        """
+        self._file = file
+        file.seek(0)
+        self.picture = Image.open(file, formats=FORMATS)
+        self.format = self.picture.format or ""
+        self.size = (self.picture.height, self.picture.width)
+        self.orientation = _read_orientation(self.picture)
+        self._depth = find_depth(self.picture, file)
+        self._coding = find_coding(self.picture)
+        self.is_wide = self._depth > 8 or self.picture.mode.startswith(WIDE_MODES)
+        self.pages_left_out = getattr(self.picture, "n_frames", 1) - 1 if self.format in _PAGED else 0
+
+    def read_colours(self) -> Pixels:
+        """Read the colours: uint8 [H, W, 3], or where they are wide [H, W] or [H, W, C]."""
+        if self.is_wide:
+            values = self.read_numbers()
+            return values[:, :, :3] if values.ndim > 2 else values
+        return np.asarray(self.picture.convert("RGB"))
+
+    def read_numbers(self) -> Pixels:
+        """Read the numbers as they are stored, [H, W] or [H, W, C].
+
+        Raises:
+            UnreadKindError: More than 8 bits, in a file that OpenCV does not read.
+        """
+        self.picture.load()
+        if not self.is_wide or self.picture.mode.startswith(WIDE_MODES):
+            values = np.asarray(self.picture)
+            return shrink_numbers(values, self._coding) if self.picture.mode in ("L", "I") else values
+        self._file.seek(0)
+        try:
+            return decode_wide(self._file.read())
+        except ValueError as error:  # it is whole, as Pillow found
+            raise UnreadKindError(f"kind of {self.format} not read ({self._depth} bits)") from error
+
+
+ImageFile = PillowFile | TiffFile
+
+
+@contextmanager
+def open_image(path: Path, content: bytes | None = None) -> Iterator[ImageFile]:
+    """Open an image file: the one way in which vpexp does.
+
+    Args:
+        path: The image file.
+        content: The file's bytes, where they have been read already.
+
+    Raises:
+        ImageFileError: The file is missing, is no regular file, is no image, is of a kind that is not read, or is damaged;
+            also in place of what is raised while its pixels are read.
+    """
+    with open_bytes(path, content) as file:
+        yield TiffFile(file) if file.read(4) in MARKS else PillowFile(file)
+
 
 def read_image(path: str | Path, exif_transpose: bool = True, *, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read an image file as RGB.
 
-    Grey, palette, CMYK and bilevel images are converted; alpha is dropped, not blended. Images of one channel with
-    more than 8 bits are stretched linearly, their own minimum to 0 and maximum to 255.
+    Grey, palette, CMYK and bilevel images are converted; alpha is dropped, not blended. Images of more than 8 bits a
+    channel are stretched linearly, the smallest number of all channels to 0 and the largest to 255. Of several pages the
+    first is read, except that three grey ones of a TIFF file, all alike, are red, green and blue.
 
     Args:
         path: The image file.
@@ -79,12 +161,8 @@ def read_image(path: str | Path, exif_transpose: bool = True, *, content: bytes 
     Raises:
         ImageFileError: The file is missing, is no image, or is damaged.
     """
-    path = Path(path)
-    with _explain_errors(path), Image.open(path if content is None else BytesIO(content)) as image:
-        image.load()
-        if exif_transpose and _read_orientation(image) != 1:
-            return _convert_to_rgb(ImageOps.exif_transpose(image))
-        return _convert_to_rgb(image)
+    with open_image(Path(path), content) as file:
+        return turn(_read_rgb(file), file.orientation if exif_transpose else 1)
 
 
 def read_thumbnail(
@@ -106,53 +184,22 @@ def read_thumbnail(
     Raises:
         ImageFileError: The file is missing, is no image, or is damaged.
     """
-    path = Path(path)
-    with _explain_errors(path), Image.open(path if content is None else BytesIO(content)) as image:
-        turned = exif_transpose and _read_orientation(image) != 1
-        image.draft("L", (2 * side, 2 * side))
-        image.load()
-        picture: Image.Image = image
-        if picture.mode != "L":
-            picture = Image.fromarray(_convert_to_rgb(image))
-        picture = picture.resize((side, side), Image.Resampling.LANCZOS).convert("L")
-        if turned:
-            picture.getexif()[ExifTags.Base.Orientation] = _read_orientation(image)
-            picture = ImageOps.exif_transpose(picture)
-        return np.asarray(picture)
+    with open_image(Path(path), content) as file:
+        picture = file.picture
+        if picture is not None:
+            picture.draft("L", (2 * side, 2 * side))
+        if picture is None or picture.mode != "L" or file.is_joined:
+            picture = Image.fromarray(_read_rgb(file))
+        thumbnail = picture.resize((side, side), Image.Resampling.LANCZOS).convert("L")
+        return turn(np.asarray(thumbnail), file.orientation if exif_transpose else 1)
 
 
-@contextmanager
-def _explain_errors(path: Path) -> Iterator[None]:
-    """Turn whatever PIL raises into an error that names the file and the reason."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ImageFileError(path, "image file is missing") from error
-    except UnidentifiedImageError as error:
-        raise ImageFileError(path, NOT_AN_IMAGE) from error
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6  # PIL warns at the limit, and refuses at twice of it
-        raise ImageFileError(path, f"image is larger than {limit} megapixels") from error
-    except _PIL_ERRORS as error:
-        raise ImageFileError(path, DAMAGED_IMAGE, str(error)) from error
-
-
-def _convert_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert a decoded image of any mode to uint8 [H, W, 3]."""
-    if image.mode.startswith(_WIDE_MODES):
-        grey_HW = _stretch(np.asarray(image, dtype=np.float64))
-        return np.repeat(grey_HW[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def _stretch(values_HW: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Stretch values linearly, minimum to 0 and maximum to 255; a flat image becomes black."""
-    finite_HW = np.nan_to_num(values_HW, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = finite_HW.min(), finite_HW.max()
-    if high <= low:
-        return np.zeros(values_HW.shape, dtype=np.uint8)
-    stretched_HW: NDArray[np.uint8] = np.rint((finite_HW - low) * (255.0 / (high - low))).astype(np.uint8)
-    return stretched_HW
+def _read_rgb(file: ImageFile) -> NDArray[np.uint8]:
+    """Read an open file as uint8 [H, W, 3], not turned."""
+    values = file.read_colours()
+    if file.is_wide:
+        values = stretch(values)
+    return values if values.ndim == 3 else np.repeat(values[:, :, None], 3, axis=2)
 
 
 def read_image_header(path: Path) -> ImageHeader:
@@ -162,30 +209,23 @@ def read_image_header(path: Path) -> ImageHeader:
     Damage in the middle of a file shows when the image is read.
 
     Raises:
-        ImageFileError: The file is missing, is no image, or is truncated.
+        ImageFileError: The file is missing, is no image, is of a kind that is not read, or is truncated.
     """
-    with _explain_errors(path):
-        with Image.open(path) as image:
-            width, height = image.size
-            header = ImageHeader(height, width, _read_orientation(image), image.mode.startswith(_WIDE_MODES))
-            is_whole = _TAIL_CHECKS.get(image.format or "")
-        if is_whole is not None:
-            with path.open("rb") as file:
-                if is_whole(file):
-                    return header
-        with Image.open(path) as image:
-            image.load()
+    with open_bytes(path, None) as opened, open_image(path) as file:
+        left_out = file.pages_left_out, file.channels_left_out
+        header = ImageHeader(*file.size, file.orientation, file.is_wide, file.is_joined, *left_out)
+        is_whole = _TAIL_CHECKS.get(file.format)
+        if is_whole is None or not is_whole(opened):
+            file.read_colours()
         return header
 
 
 def _read_orientation(image: Image.Image) -> int:
     """Read the EXIF orientation without decoding pixels."""
-    if image.format in ("TIFF", "MPO_TIFF"):
-        return 1  # PIL turns TIFF files itself, size included
     try:
         # the base class's method: PNG's own would decode the whole file to look for late chunks
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except _PIL_ERRORS:
+    except PIL_ERRORS:
         return 1  # damaged EXIF data; the pixels can still be fine
     return orientation if orientation in range(1, 9) else 1
 

@@ -1,6 +1,7 @@
 """What had to be left out of a data set, counted by reason, so that nothing disappears silently."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from vpexp.errors import DataError
 
@@ -18,6 +19,7 @@ SIZE_DIFFERS = "image size differs from annotation"
 MASK_SIZE_DIFFERS = "mask size differs from image"
 MISSING_IMAGE = "image file is missing"
 DAMAGED_XML = "XML file is damaged"
+MISSING_MASK = "mask file is missing"
 DAMAGED_MASK = "mask file is truncated or damaged"
 AMBIGUOUS_IMAGE = "several image files of this name"
 UNKNOWN_IMAGE = "annotation of an undeclared image"
@@ -31,6 +33,21 @@ LEGITIMATE = frozenset({CROWD, VOID_REGION, NO_ANNOTATIONS, NOTHING_USABLE})
 """Reasons that are no defect of the data set: ``strict`` does not stop at them."""
 
 
+@dataclass(slots=True)
+class Remark:
+    """How often something about the reading of images was remarked.
+
+    Attributes:
+        images: Images that it is true of.
+        total: Of what it counts in them, such as pages.
+        example: The first of the images.
+    """
+
+    images: int
+    total: int
+    example: str
+
+
 class SkipLedger:
     """Counts what is skipped while one subset is read, and keeps the first example of each reason.
 
@@ -38,7 +55,7 @@ class SkipLedger:
         counts: Reason -> objects or images skipped.
         examples: Reason -> the first file or object that it hit.
         unsettled_turns: Images with an EXIF orientation that the annotated size neither confirms nor denies.
-        wide_images: Images of more than 8 bits a channel, whose values are stretched when they are read.
+        remarks: Text with places for the numbers -> how often it is true; of images that are used, and not as they are.
         keep_boxes: Whether readers hand on objects that are boxes only, as filled boxes, instead of skipping them here.
     """
 
@@ -53,7 +70,7 @@ class SkipLedger:
         self.keep_boxes = keep_boxes
         self.counts: dict[str, int] = {}
         self.examples: dict[str, str] = {}
-        self.wide_images = 0
+        self.remarks: dict[str, Remark] = {}
         self.unsettled_turns = 0
 
     def skip(self, reason: str, example: str, *, count: int = 1) -> None:
@@ -74,6 +91,24 @@ class SkipLedger:
             raise DataError(f"{example}: {reason} (data.strict=false skips and counts it)")
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples.setdefault(reason, example)
+
+    def remark(self, counts: Mapping[str, int], example: str) -> None:
+        """Count what is remarkable about the reading of one image that is used."""
+        for text, count in counts.items():
+            one = self.remarks.setdefault(text, Remark(0, 0, make_printable(example)))
+            one.images += 1
+            one.total += count
+
+
+def describe_remarks(ledgers: Iterable[SkipLedger]) -> list[str]:
+    """Say what is remarkable about the reading of images, a line a remark."""
+    joined: dict[str, Remark] = {}
+    for ledger in ledgers:
+        for text, own in ledger.remarks.items():
+            one = joined.setdefault(text, Remark(0, 0, own.example))
+            one.images += own.images
+            one.total += own.total
+    return [text.format(images=one.images, total=one.total, example=one.example) for text, one in joined.items()]
 
 
 def make_printable(text: str) -> str:

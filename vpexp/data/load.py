@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vpexp.data.detect import detect_format
 from vpexp.data.folder import Folder
 from vpexp.data.kept import FOLDER, WORTH_KEEPING_SECONDS, KeptAnnotations
-from vpexp.data.ledger import NO_ANNOTATIONS, SkipLedger
+from vpexp.data.ledger import NO_ANNOTATIONS, SkipLedger, describe_remarks
 from vpexp.data.packed import ImageTable, PackedImages, list_paths
 from vpexp.data.readers.base import Reader
 from vpexp.data.readers.coco import CocoReader
@@ -218,11 +218,8 @@ class _Loading:
 
     def describe(self, splits: dict[str, Split]) -> list[str]:
         """Say what is unusual about the data that was read."""
-        notes = []
         used = {split.source: self._read[split.source] for split in splits.values()}
-        wide = sum(subset.ledger.wide_images for subset in used.values())
-        if wide:
-            notes.append(f"{wide} of the images have more than 8 bits: each is stretched to 0..255 by its own range")
+        notes = describe_remarks(subset.ledger for subset in used.values())
         unsettled = sum(subset.ledger.unsettled_turns for subset in used.values())
         if unsettled:
             notes.append(

@@ -11,7 +11,7 @@ from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
 from vpexp.data.folder import list_files
-from vpexp.data.images import IMAGE_SUFFIXES
+from vpexp.data.image_files import IMAGE_SUFFIXES
 from vpexp.errors import ConfigError, DataError
 
 ARCHIVE_LEFTOVERS = "__MACOSX"  # hidden on the system that made it

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from vpexp.data.images import ImageFileError
+from vpexp.data.image_files import ImageFileError
 from vpexp.data.sources import SourceImage
 from vpexp.demo.guard import Guard
 from vpexp.demo.labels import Entry, read_mask

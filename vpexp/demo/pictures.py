@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vpexp.data.images import ImageHeader, read_image, read_image_header
+from vpexp.data.images import open_image, read_image, read_image_header
 
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every browser shows."""
@@ -31,7 +31,7 @@ def build_picture(path: Path) -> tuple[bytes, str]:
     Raises:
         ImageFileError: the image cannot be read.
     """
-    media_type = _find_media_type(path, read_image_header(path))
+    media_type = _find_media_type(path)
     if media_type is not None:
         return path.read_bytes(), media_type
     content = io.BytesIO()
@@ -39,11 +39,12 @@ def build_picture(path: Path) -> tuple[bytes, str]:
     return content.getvalue(), MEDIA_TYPES["JPEG"]
 
 
-def _find_media_type(path: Path, header: ImageHeader) -> str | None:
+def _find_media_type(path: Path) -> str | None:
     """Find the media type of a file that can be sent as it is; None where it cannot."""
-    if header.orientation != 1:
-        return None
-    with Image.open(path) as image:
-        is_alike = image.mode in SHOWN_ALIKE and getattr(image, "n_frames", 1) == 1
-        has_alpha = "transparency" in image.info
-        return MEDIA_TYPES.get(image.format or "") if is_alike and not has_alpha else None
+    header = read_image_header(path)
+    with open_image(path) as file:
+        picture = file.picture
+        if picture is None or header.orientation != 1 or header.remarks:
+            return None
+        is_alike = picture.mode in SHOWN_ALIKE and "transparency" not in picture.info
+        return MEDIA_TYPES.get(file.format) if is_alike else None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vpexp.data.images import ImageFileError, read_image_header
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_image_header
 from vpexp.data.ledger import SkipLedger
 from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.sources import NameMatch, SourceImage, match_names, suggest_name

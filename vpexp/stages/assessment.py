@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from vpexp import visuals
 from vpexp.console import console, say
-from vpexp.data.images import IMAGE_SUFFIXES, read_image
+from vpexp.data.image_files import IMAGE_SUFFIXES
+from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
 from vpexp.data.samples import EvaluationSet
 from vpexp.data.types import AnnotatedDataset

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from vpexp import visuals
 from vpexp.console import build_progress, console, say
-from vpexp.data.images import ImageFileError, read_image
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_image
 from vpexp.data.ledger import SkipLedger, order_by_count
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.prompts import Prompts

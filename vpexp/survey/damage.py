@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from vpexp.data.folder import list_files
-from vpexp.data.images import DAMAGED_IMAGE, IMAGE_SUFFIXES, NOT_AN_IMAGE, ImageFileError, read_image_header
+from vpexp.data.image_files import DAMAGED_IMAGE, IMAGE_SUFFIXES, NOT_AN_IMAGE, ImageFileError
+from vpexp.data.images import read_image_header
 from vpexp.data.progress import show_progress
 from vpexp.survey.measure import SplitMeasures
 from vpexp.survey.signatures import Signature

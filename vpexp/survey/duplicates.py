@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.images import ImageFileError, read_thumbnail
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_thumbnail
 from vpexp.data.progress import show_progress
 from vpexp.survey.measure import SplitMeasures
 from vpexp.survey.signatures import SIDE, Signature

@@ -11,7 +11,8 @@ import numpy as np
 
 from vpexp import visuals
 from vpexp.console import build_progress
-from vpexp.data.images import ImageFileError, read_image
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.types import AnnotatedImage
 from vpexp.reporting.pictures import Picture, shrink

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.console import build_progress
-from vpexp.data.images import ImageFileError, read_thumbnail
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_thumbnail
 
 SIDE = 32
 DIGEST_BYTES = 16

@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vpexp.data.images import (
-    ImageFileError,
-    ImageHeader,
-    choose_orientation,
-    read_image,
-    read_image_header,
-    read_thumbnail,
-)
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import ImageHeader, choose_orientation, read_image, read_image_header, read_thumbnail
 from vpexp.errors import DataError
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpexp.data.images import ImageFileError, read_image
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_image
 from vpexp.demo.pictures import build_picture, read_size
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.references.surveys import build_image, build_split, build_survey
-from vpexp.data.images import DAMAGED_IMAGE
+from vpexp.data.image_files import DAMAGED_IMAGE
 from vpexp.data.ledger import BOX_ONLY, CROWD, MISSING_IMAGE, NO_ANNOTATIONS
 from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, Member, Pair
 from vpexp.survey.findings import find_findings

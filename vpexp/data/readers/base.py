@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vpexp.data.images import ImageFileError, choose_orientation, read_image_header, settles_orientation
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import choose_orientation, read_image_header, settles_orientation
 from vpexp.data.ledger import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
 from vpexp.data.masks import compute_area, compute_box
 from vpexp.data.readers.boxes import Box
@@ -85,7 +86,7 @@ def place_image(
         declared = "x".join(str(side) for side in reversed(annotated_size or ()))
         ledger.skip(SIZE_DIFFERS, f"{path} is {header.width}x{header.height}, annotated as {declared}")
         return None
-    ledger.wide_images += header.is_wide
+    ledger.remark(header.remarks, str(path))
     ledger.unsettled_turns += not settles_orientation(header, annotated_size)
     return PlacedImage(image_id, path, *chosen)
 

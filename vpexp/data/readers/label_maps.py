@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpexp.data.readers.index_masks import VOID, VOID_COLOR, Color, build_voc_colors
+from vpexp.data.readers.index_masks import VOID, VOID_COLOR, Color, build_voc_colors, find_void
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError
 
@@ -42,8 +42,9 @@ class LabelMap:
         return name is not None and value not in self.background and not is_background_name(name)
 
     def is_background(self, value: int) -> bool:
-        """Say whether a number stands for background or void: declared so, or 0 or 255 and not declared at all."""
-        return not self.is_object(value) and (value in self.names or value in (0, VOID))
+        """Say whether a number stands for background or void: declared so, or 0 or void and not declared at all."""
+        is_known = value in self.names or value in self.background or value in (0, find_void(self.names))
+        return is_known and not self.is_object(value)
 
     @property
     def object_values(self) -> tuple[int, ...]:

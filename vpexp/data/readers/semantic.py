@@ -5,16 +5,16 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import AMBIGUOUS_IMAGE, DAMAGED_MASK, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
+from vpexp.data.ledger import AMBIGUOUS_IMAGE, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import PlacedImage, Subset, gather_objects, place_image, skip_unannotated
 from vpexp.data.readers.class_maps import extract_objects, has_only_background
 from vpexp.data.readers.index_masks import (
     UNKNOWN_COLOR,
-    VOID,
     IndexMask,
     MaskFileError,
     find_values,
+    find_void,
     read_index_mask,
 )
 from vpexp.data.readers.label_maps import META_FILE, LabelMap, read_meta_file
@@ -106,7 +106,7 @@ class SemanticReader:
             try:
                 classes_HW = read_index_mask(self._folder.path(mask), label_map.colors)
             except MaskFileError as error:
-                ledger.skip(DAMAGED_MASK, str(error))
+                ledger.skip(error.reason, str(error.path))
                 continue
             seen.update(find_values(classes_HW))
             image_id = PurePosixPath(image).relative_to(images_directory).as_posix()
@@ -166,11 +166,15 @@ class SemanticReader:
             )
         if survey.looks_blurred():
             raise DataError(f"{self._folder.path(masks_directory)}: {BLURRED_MASKS}")
-        objects = {VOID} if values == {0, VOID} else values - {0, VOID}
+        void = find_void(values)
+        positive = {value for value in values if value > 0}
+        objects = positive if positive == {void} else positive - {void}
         self._note(f"no {META_FILE}: the classes are named after their pixel values")
-        if VOID in values - objects:
-            self._note(f"mask value {VOID} is taken as void, not as a class; a {META_FILE} can say otherwise")
-        return LabelMap({value: f"class {value}" for value in sorted(objects)})
+        background = frozenset(values - objects)
+        voids = ", ".join(str(value) for value in sorted(background - {0}))
+        if voids:
+            self._note(f"mask value {voids} is taken as void, not as a class; a {META_FILE} can say otherwise")
+        return LabelMap({value: f"class {value}" for value in sorted(objects)}, background=background)
 
     def _note(self, note: str) -> None:
         """Say something once, whatever the number of subsets that it is true of."""

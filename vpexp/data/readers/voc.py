@@ -15,7 +15,6 @@ from vpexp.data.folder import Folder
 from vpexp.data.ledger import (
     AMBIGUOUS_IMAGE,
     BOX_ONLY,
-    DAMAGED_MASK,
     DAMAGED_XML,
     MASK_SIZE_DIFFERS,
     MISSING_IMAGE,
@@ -37,12 +36,11 @@ from vpexp.data.readers.base import (
 from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
 from vpexp.data.readers.class_maps import extract_objects, has_only_background
 from vpexp.data.readers.index_masks import (
-    UNKNOWN_COLOR,
-    VOID,
     IndexMask,
     MaskFileError,
     build_voc_colors,
     find_values,
+    find_void,
     read_index_mask,
 )
 from vpexp.data.readers.label_maps import LabelMap, read_voc_label_map
@@ -51,7 +49,6 @@ from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
 
 _ONLY_CATEGORY = "object"
-_WIDE_VOID = 65535
 
 
 class VocReader:
@@ -113,7 +110,7 @@ class _VocSubset:
             instances_HW = self._read_mask(self._home.instance_masks.get(image_id), self._instance_colors)
             classes_HW = self._read_mask(self._home.class_masks.get(image_id), self._label_map.colors)
         except MaskFileError as error:
-            self._ledger.skip(DAMAGED_MASK, str(error))
+            self._ledger.skip(error.reason, str(error.path))
             return None
         boxes = self._read_boxes(image_id)
         map_HW = instances_HW if instances_HW is not None else classes_HW
@@ -190,9 +187,8 @@ class _VocSubset:
     ) -> list[ObjectMask] | None:
         """Take objects out of an instance map; None if it holds only background."""
         masks = encode_label_map(instances_HW)
-        is_wide = any(VOID < value < UNKNOWN_COLOR for value in masks)
-        for nothing in (0, _WIDE_VOID if is_wide else VOID):
-            masks.pop(nothing, None)
+        nothing = {0, find_void(masks)}
+        masks = {value: mask for value, mask in masks.items() if value > 0 and value not in nothing}
         if not masks:
             return None
         classes = _find_classes(instances_HW, classes_HW, list(masks), self._label_map)

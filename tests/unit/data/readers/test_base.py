@@ -38,7 +38,7 @@ def test_place_image__counts_wide_images(tmp_path):
     Image.fromarray(np.zeros((10, 20), dtype=np.uint16)).save(tmp_path / "a.png")
     ledger = SkipLedger()
     place_image("a", tmp_path / "a.png", None, ledger)
-    assert ledger.wide_images == 1
+    assert [one.images for one in ledger.remarks.values()] == [1]
 
 
 def test_gather_objects__leaves_out_empty_masks(tmp_path):
