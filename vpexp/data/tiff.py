@@ -282,10 +282,12 @@ def _read_pages(file: BinaryIO) -> list[Page]:
     directory = TiffImagePlugin.ImageFileDirectory_v2(mark + (file.read(8) if mark[:4] == MARKS[2] else b""))
     pages: list[Page] = []
     seen = {0}
-    while directory.next not in seen and len(pages) < _MOST_PAGES:
-        seen.add(directory.next)
-        file.seek(directory.next)
+    while (place := directory.next) not in seen and len(pages) < _MOST_PAGES:
+        seen.add(place)
+        file.seek(place)
         directory.load(file)
+        if directory.next == place:  # Pillow stopped reading
+            raise OSError("its tags are cut off")
         pages.append(_read_page(dict(directory), "<" if mark[:1] == b"I" else ">"))
     if not pages:
         raise ValueError("it has no page")

@@ -1,4 +1,5 @@
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,58 @@ def read_subset():
         return build_reader(Folder(root)).read_subset(name, ledger), ledger
 
     return read
+
+
+@pytest.fixture
+def write_tiff():
+    """Write an uncompressed TIFF of any kind by its specification: the reference that no library has had a hand in."""
+
+    def write(path, *pages, order="<", big=False, colour=1, planar=1, extra=(), **tags):
+        offset, count, head = ("Q", "Q", 8) if big else ("I", "H", 4)
+        mark = b"II" if order == "<" else b"MM"
+        out = bytearray(
+            mark + struct.pack(order + "HHHQ", 43, 8, 0, 0) if big else mark + struct.pack(order + "HI", 42, 0)
+        )
+        link = len(out) - head
+        for page in pages:
+            height, width, *rest = page.shape
+            channels = rest[0] if rest else 1
+            data = page.astype(page.dtype.newbyteorder(order))
+            planes = [data[:, :, c] for c in range(channels)] if planar == 2 else [data]
+            strips = []
+            for plane in planes:
+                strips.append((len(out), plane.nbytes))
+                out += plane.tobytes() + bytes(plane.nbytes % 2)
+            kind = {"u": 1, "i": 2, "f": 3}[page.dtype.kind]
+            entries = {
+                256: ("I", [width]),
+                257: ("I", [height]),
+                258: ("H", [page.dtype.itemsize * 8] * channels),
+                259: ("H", [1]),
+                262: ("H", [colour]),
+                273: (offset, [place for place, _ in strips]),
+                277: ("H", [channels]),
+                278: ("I", [height]),
+                279: (offset, [size for _, size in strips]),
+                284: ("H", [planar]),
+                339: ("H", [kind] * channels),
+            }
+            entries |= {338: ("H", list(extra))} if extra else {}
+            entries |= {int(tag.removeprefix("tag")): ("H", [value]) for tag, value in tags.items()}
+            packed = b""
+            for tag, (letter, values) in sorted(entries.items()):
+                raw = struct.pack(order + letter * len(values), *values)
+                if len(raw) > head:
+                    place = len(out)
+                    out += raw
+                    raw = struct.pack(order + offset, place)
+                packed += struct.pack(order + "HH" + offset, tag, {"H": 3, "I": 4, "Q": 16}[letter], len(values))
+                packed += raw.ljust(head, b"\0")
+            out[link : link + head] = struct.pack(order + offset, len(out))
+            out += struct.pack(order + count, len(entries)) + packed
+            link = len(out)
+            out += bytes(head)
+        Path(path).write_bytes(out)
+        return Path(path)
+
+    return write

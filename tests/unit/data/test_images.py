@@ -1,9 +1,13 @@
+import os
+import socket
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vpexp.data.image_files import ImageFileError
-from vpexp.data.images import ImageHeader, choose_orientation, read_image, read_image_header, read_thumbnail
+from vpexp.data.image_files import IMAGE_SUFFIXES, ImageFileError
+from vpexp.data.images import ImageHeader, choose_orientation, open_image, read_image, read_image_header, read_thumbnail
 from vpexp.errors import DataError
 
 
@@ -219,3 +223,117 @@ def test_read_thumbnail__damaged_files_are_named(tmp_path):
 
     with pytest.raises(ImageFileError, match=r"a\.jpg: "):
         read_thumbnail(path, 8)
+
+
+def spread(values):
+    """What is expected of wide colours: the smallest number of all channels to 0, the largest to 255."""
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) * 255
+
+
+def write_wide(path, values_HW3):
+    """Write a wide image by OpenCV, which keeps all bits."""
+    import cv2
+
+    lossless = {
+        ".jp2": [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000],
+        ".avif": [cv2.IMWRITE_AVIF_DEPTH, 12, cv2.IMWRITE_AVIF_QUALITY, 100],
+    }
+    assert cv2.imwrite(str(path), values_HW3[..., [2, 1, 0, 3][: values_HW3.shape[2]]], lossless.get(path.suffix, []))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jp2", "a.avif", "a.ppm"])
+def test_read_image__wide_colours_are_stretched_together(tmp_path, name):
+    values_HW3 = np.random.default_rng(0).integers(300, 4000, (64, 80, 3)).astype(np.uint16)  # 12 bits in 16
+    values_HW3[..., 0] //= 2  # less red: the hue stays
+    path = write_wide(tmp_path / name, values_HW3)
+    assert read_image_header(path) == ImageHeader(64, 80, 1, is_wide=True)
+    np.testing.assert_allclose(read_image(path), spread(values_HW3), atol=0.51)
+    assert abs(read_thumbnail(path, 8).mean() - spread(values_HW3).mean()) < 20
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(ImageFileError):
+        read_image(path)
+
+
+def test_read_image__wide_with_alpha(tmp_path):
+    values_HW4 = np.random.default_rng(0).integers(300, 4000, (6, 8, 4)).astype(np.uint16)
+    values_HW4[..., 3] = 65535  # it takes no part
+    np.testing.assert_allclose(
+        read_image(write_wide(tmp_path / "a.png", values_HW4)), spread(values_HW4[..., :3]), atol=0.51
+    )
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_read_image__wide_colours_are_turned(tmp_path, orientation):
+    values_HW3 = np.random.default_rng(0).integers(0, 4000, (6, 9, 3)).astype(np.uint16)
+    path = write_wide(tmp_path / "a.png", values_HW3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    content = path.read_bytes()
+    inserted = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(content[:33] + inserted + content[33:])
+    expected = {1: values_HW3, 3: values_HW3[::-1, ::-1], 6: np.rot90(values_HW3, -1)}[orientation]
+    np.testing.assert_allclose(read_image(path), spread(expected), atol=0.51)
+
+
+@pytest.mark.parametrize("largest", [3, 15, 255, 1000, 4095, 65535])
+def test_read_image__portable_maps_of_any_depth(tmp_path, largest):
+    grey_HW = np.random.default_rng(0).integers(0, largest + 1, (6, 9))
+    dtype = ">u2" if largest > 255 else "u1"
+    (tmp_path / "a.pgm").write_bytes(b"P5 9 6 %d\n" % largest + grey_HW.astype(dtype).tobytes())
+    expected_HW = spread(grey_HW) if largest > 255 else grey_HW * 255 // largest
+    np.testing.assert_allclose(read_image(tmp_path / "a.pgm")[..., 0], expected_HW, atol=0.51)
+    with open_image(tmp_path / "a.pgm") as file:
+        np.testing.assert_array_equal(file.read_numbers(), grey_HW)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_read_image_header__pages_left_out(tmp_path, name):
+    pages = [Image.new("RGB", (30, 20), (value, 0, 0)) for value in (40, 80, 120, 160)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    header = read_image_header(tmp_path / name)
+    assert header.pages_left_out == 3
+    (remark,) = header.remarks
+    assert remark.format(images=1, total=3, example="a").startswith("pages left out: 3, behind the first page of 1 of")
+    assert abs(int(read_image(tmp_path / name)[0, 0, 0]) - 40) < 8
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jp2", "tga", "ppm", "pcx", "qoi", "sgi", "dib", "ico"])
+def test_read_image__further_formats(tmp_path, colors_HW3, suffix):
+    image = Image.fromarray(colors_HW3).resize((16, 16))
+    image.save(tmp_path / f"a.{suffix}")
+    assert (read_image_header(tmp_path / f"a.{suffix}").height, f".{suffix}" in IMAGE_SUFFIXES) == (16, True)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / f"a.{suffix}"), Image.open(tmp_path / f"a.{suffix}").convert("RGB")
+    )
+
+
+def test_read_image__runs_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    for read in (read_image, read_image_header, lambda path: read_thumbnail(path, 8)):
+        with pytest.raises(ImageFileError, match="no image, or its header is damaged"):
+            read(tmp_path / "a.png")
+
+
+def test_read_image__file_type_not_read(tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(ImageFileError) as caught:
+        read_image_header(tmp_path / "a.HEIC")
+    assert caught.value.reason == "file type not read (.heic)"
+
+
+def test_read_image__only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "b.png"))
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "d.png").symlink_to("/dev/zero")
+    for name in "abcd":
+        for read in (read_image, read_image_header, lambda path: read_thumbnail(path, 8)):
+            with pytest.raises(ImageFileError, match=f"{name}.png: no regular file"):
+                read(tmp_path / f"{name}.png")

@@ -114,7 +114,7 @@ def _check_numbers(path: Path, values_HW: NDArray[Any]) -> IndexMask:
     """Check that numbers are whole, and not too large to be told from colours."""
     if values_HW.dtype.kind == "f" and not (np.isfinite(values_HW).all() and (values_HW == np.rint(values_HW)).all()):
         raise MaskFileError(path, FRACTIONS)
-    if values_HW.max() >= UNKNOWN_COLOR or values_HW.min() <= -UNKNOWN_COLOR:
+    if not -UNKNOWN_COLOR < int(values_HW.min()) <= int(values_HW.max()) < UNKNOWN_COLOR:
         raise MaskFileError(path, LARGE_NUMBERS)
     return values_HW.astype(np.int64)
 

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from vpexp.data.readers.index_masks import (
     MaskFileError,
     build_voc_colors,
     find_values,
+    find_void,
     read_index_mask,
     split_components,
 )
@@ -129,3 +133,74 @@ def test_split_components__corners_connect():
     assert [int(part.sum()) for part in parts] == [2, 2, 2]
     np.testing.assert_array_equal(np.any(parts, axis=0), mask_HW)
     assert split_components(np.zeros((2, 2), dtype=bool)) == []
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"])
+def test_read_index_mask__numbers_of_any_type(tmp_path, write_tiff, dtype):
+    values_HW = np.array([[0, 1, 256], [300, 1000, 2]]).astype(dtype)
+    if dtype in ("u4", "u8", "i8", "f8"):
+        values_HW[0, 0] = 70_000
+        values_HW[1, 0] = 2**32 - 1
+    if np.dtype(dtype).kind != "u":
+        values_HW[0, 1] = -1
+    for order in "<>":
+        path = write_tiff(tmp_path / "a.tif", values_HW, order=order)
+        np.testing.assert_array_equal(read_index_mask(path, {}), values_HW)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([[0.0, 1.5]], "mask values are no whole numbers"),
+        ([[0.0, np.nan]], "mask values are no whole numbers"),
+        ([[0.0, np.inf]], "mask values are no whole numbers"),
+        ([[0.0, 2.0**32]], r"mask values of 2\*\*32 and more"),
+    ],
+)
+def test_read_index_mask__no_numbers_of_things(tmp_path, write_tiff, values, reason):
+    with pytest.raises(MaskFileError, match=rf"a\.tif: {reason}"):
+        read_index_mask(write_tiff(tmp_path / "a.tif", np.array(values)), {})
+
+
+def test_read_index_mask__pages_and_kinds(tmp_path, write_tiff):
+    page_HW = np.ones((2, 3), np.uint8)
+    for count in (2, 3):
+        with pytest.raises(MaskFileError, match="mask file has several pages"):
+            read_index_mask(write_tiff(tmp_path / "a.tif", *[page_HW] * count), {})
+    with pytest.raises(MaskFileError, match=r"mask: kind of TIFF not read \(3 channels of 8 bits, Lab\)"):
+        read_index_mask(write_tiff(tmp_path / "a.tif", np.ones((2, 3, 3), np.uint8), colour=8), {})
+    (tmp_path / "a.npy").write_bytes(b"numbers")
+    with pytest.raises(MaskFileError, match=r"mask: file type not read \(\.npy\)"):
+        read_index_mask(tmp_path / "a.npy", {})
+    with pytest.raises(MaskFileError, match="mask file is missing"):
+        read_index_mask(tmp_path / "b.png", {})
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_read_index_mask__few_bits(tmp_path, bits):
+    values_HW = np.arange(8).reshape(2, 4) % (1 << bits)
+    packed = [int("".join(f"{value:0{bits}b}" for value in row), 2).to_bytes(4 * bits // 8, "big") for row in values_HW]
+    header = struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in packed))), (b"IEND", b"")]
+    content = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    np.testing.assert_array_equal(read_index_mask(tmp_path / "a.png", {}), values_HW)
+
+
+def test_read_index_mask__sixteen_bit_with_alpha_or_colours(tmp_path):
+    import cv2
+
+    grey_HW = np.array([[0, 300, 7]], dtype=np.uint16)
+    opaque_HW = np.full_like(grey_HW, 65535)
+    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([grey_HW] * 3 + [opaque_HW]))
+    np.testing.assert_array_equal(read_index_mask(tmp_path / "a.png", {}), grey_HW)
+    cv2.imwrite(str(tmp_path / "b.png"), np.dstack([grey_HW, opaque_HW, grey_HW]))
+    with pytest.raises(MaskFileError, match="mask colours of more than 8 bits"):
+        read_index_mask(tmp_path / "b.png", {})
+
+
+def test_find_void__as_numbers_above_255_have_it():
+    assert find_void({0, 1, 255}) == find_void({0, UNKNOWN_COLOR + 5}) == 255
+    assert find_void({0, 255, 256}) == 65535

@@ -218,3 +218,28 @@ def test_semantic_reader__blurred_or_jpeg_masks_without_meta_file(tmp_path, read
         read_subset(components, tmp_path / "blurred", "default")
     with pytest.raises(DataError, match=r"masks/a\.jpg: mask values look blurred or compressed"):
         read_subset(components, tmp_path / "jpeg", "default")
+
+
+def test_semantic_reader__numbers_above_255_make_255_one_of_them(tmp_path, read_subset):
+    numbers_HW = np.kron(np.arange(300).reshape(15, 20), np.ones((2, 2))).astype(np.uint16)
+    numbers_HW[0, 2] = 65535
+    write_pair(tmp_path, classes=numbers_HW)
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/a.jpg")
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert len(subset.images[0]) == 299
+    assert "class 255" in subset.categories
+    assert ledger.counts == {}
+
+
+def test_semantic_reader__mask_numbers_that_are_refused_or_void(tmp_path, read_subset):
+    values_HW = np.where(CLASSES_HW == 255, 0, CLASSES_HW)
+    write_pair(tmp_path, "a", values_HW.astype(np.float32), mask="masks/{}.tif")
+    write_pair(tmp_path, "b", values_HW / np.float32(3), mask="masks/{}.tif")
+    write_pair(tmp_path, "c", np.where(values_HW == 2, -1, values_HW.astype(np.int32)), mask="masks/{}.tif")
+    ledger = SkipLedger()
+    reader = components(Folder(tmp_path))
+    subset = reader.read_subset("default", ledger)
+    assert names(subset) == [["class 1", "class 1", "class 2"], ["class 1", "class 1"]]
+    assert ledger.counts == {"mask values are no whole numbers": 1}
+    assert ledger.examples["mask values are no whole numbers"].endswith("masks/b.tif")
+    assert any(note.startswith("mask value -1 is taken as void") for note in reader.notes)
