@@ -85,6 +85,10 @@ class DataConfig:
     """Share of the train split that is set aside where there is no val split."""
     instances: str = "components"
     """Semantic masks: one object for each connected component, or one for each class (classes)."""
+    crowd: str = "skip"
+    """Regions annotated as crowd: skip and count them, or keep them as objects (CVAT writes all masks of its brush as crowd)."""
+    allow_outside: bool = False
+    """Use files outside of the folder (data.root, source) that links, absolute paths or .. name; otherwise they are counted."""
     strict: bool = False
     """A broken image or object is an error instead of being skipped and counted."""
     batch_size: int = 2

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stage.split": ("train", "val", "test"),
     "data.format": FORMATS,
     "data.instances": ("components", "classes"),
+    "data.crowd": ("skip", "keep"),
     "data.synthetic.scene": ("vineyard", "shapes"),
     "prompt.type": ("box", "point", "both", "clicks"),
     "prompt.first": ("point", "box"),

@@ -44,7 +44,7 @@ def detect_format(folder: Folder) -> Detection:
     }
     fitting = [name for name in FORMAT_TITLES if signs[name]]
     if not fitting:
-        unreadable = describe_unreadable(find_unreadable(folder))
+        unreadable = describe_unreadable(find_unreadable(folder, every=True))
         raise DataError(
             f"{folder.root}: no known format; looked for COCO (*.json with 'images' and 'annotations'), Datumaro (*.json "
             "with 'items'), Pascal VOC (JPEGImages beside SegmentationObject, SegmentationClass or Annotations) and "

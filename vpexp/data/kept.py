@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import MISSING_IMAGE
+from vpexp.data.ledger import MISSING_IMAGE, OUTSIDE
 from vpexp.data.packed import Arrays, ImageTable, PackedImages
 from vpexp.data.types import AnnotatedDataset, Split
 
-READER_VERSION = 3
+READER_VERSION = 4
 """To be raised whenever the same files are read in another way than before."""
 FOLDER = "annotations"
 """Below the cache folder."""
@@ -99,7 +99,7 @@ class KeptAnnotations:
 
     def _is_complete(self, dataset: AnnotatedDataset) -> bool:
         """Say whether all images are among the files that were looked at; one elsewhere could change unseen."""
-        if any(MISSING_IMAGE in split.skipped for split in dataset.splits.values()):
+        if any(reason in split.skipped for split in dataset.splits.values() for reason in (MISSING_IMAGE, OUTSIDE)):
             return False
         known = {str(self._folder.path(name)) for name in self._folder.files}
         tables = {id(table): table for split in dataset.splits.values() for table in [_get_table(split)]}

@@ -24,6 +24,9 @@ DAMAGED_MASK = "mask file is truncated or damaged"
 AMBIGUOUS_IMAGE = "several image files of this name"
 UNKNOWN_IMAGE = "annotation of an undeclared image"
 REPEATED_IMAGE = "image declared twice"
+SHARED_ID = "image id of several files"
+OF_SHARED_ID = "annotation of an image id of several files"
+OUTSIDE = "file outside the given folder (data.allow_outside=true uses it)"
 BAD_ENTRY = "entry that is no annotation"
 NO_IMAGE = "item without an image"
 NO_MASK_TYPE = "annotation type without a mask"
@@ -57,17 +60,20 @@ class SkipLedger:
         unsettled_turns: Images with an EXIF orientation that the annotated size neither confirms nor denies.
         remarks: Text with places for the numbers -> how often it is true; of images that are used, and not as they are.
         keep_boxes: Whether readers hand on objects that are boxes only, as filled boxes, instead of skipping them here.
+        keep_crowds: Whether readers hand on crowd regions as objects, instead of skipping them here.
     """
 
-    def __init__(self, *, strict: bool = False, keep_boxes: bool = False) -> None:
+    def __init__(self, *, strict: bool = False, keep_boxes: bool = False, keep_crowds: bool = False) -> None:
         """Start with nothing skipped.
 
         Args:
             strict: Raise at the first defect instead of counting it.
             keep_boxes: See above.
+            keep_crowds: See above.
         """
         self.strict = strict
         self.keep_boxes = keep_boxes
+        self.keep_crowds = keep_crowds
         self.counts: dict[str, int] = {}
         self.examples: dict[str, str] = {}
         self.remarks: dict[str, Remark] = {}

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from vpexp.data.detect import detect_format
 from vpexp.data.folder import Folder
 from vpexp.data.kept import FOLDER, WORTH_KEEPING_SECONDS, KeptAnnotations
-from vpexp.data.ledger import NO_ANNOTATIONS, SkipLedger, describe_remarks
-from vpexp.data.packed import ImageTable, PackedImages, list_paths
+from vpexp.data.ledger import CROWD, NO_ANNOTATIONS, SkipLedger, describe_remarks
+from vpexp.data.packed import ImageTable, PackedImages, count_objects, list_paths
 from vpexp.data.readers.base import Reader
 from vpexp.data.readers.coco import CocoReader
 from vpexp.data.readers.datumaro import DatumaroReader
 from vpexp.data.readers.semantic import SemanticReader
 from vpexp.data.readers.unreadable import check_unreadable
 from vpexp.data.readers.voc import VocReader
-from vpexp.data.shortage import explain_shortage
+from vpexp.data.shortage import advise, explain_shortage
 from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits
 from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset, Split
 from vpexp.errors import DataError
@@ -35,6 +35,7 @@ READERS: dict[str, Callable[[Folder, str], Reader]] = {
 """Format -> what builds its reader from the folder and the choice of instances."""
 
 INSTANCES = ("components", "classes")
+CROWDS = ("skip", "keep")
 
 
 def load_dataset(
@@ -52,6 +53,8 @@ def load_dataset(
     splits: Collection[str] = SPLIT_NAMES,
     cache_dir: Path | None = None,
     keep_empty: bool = False,
+    crowd: str = "skip",
+    allow_outside: bool = False,
 ) -> AnnotatedDataset:
     """Read the annotations of a data set; pixels are left for later, but each image's header is looked at.
 
@@ -72,21 +75,26 @@ def load_dataset(
         cache_dir: A folder of folders; in its ``annotations`` what was read is kept, and read from there as long as no file
             of the data set changes. None keeps nothing.
         keep_empty: Give a split without a single object as it is, with what was skipped, instead of raising an error.
+        crowd: Regions that are annotated as crowd are skipped and counted (``skip``), or objects like others (``keep``).
+        allow_outside: Use files outside of the root too, which links, absolute paths or ``..`` name. Otherwise they are
+            skipped and counted.
 
     Raises:
         DataError: Nothing to read, nothing to learn from, a split that is not there, or (strict) a defect.
     """
     _check_choice("data.format", format, (*READERS, "auto"))
     _check_choice("data.instances", instances, INSTANCES)
-    folder = Folder(root)
+    _check_choice("data.crowd", crowd, CROWDS)
+    folder = Folder(root, allow_outside=allow_outside)
     requested = {"train": train_split, "val": val_split, "test": test_split}
     options = {"format": format, "instances": instances, "strict": strict, "val_fraction": val_fraction, "seed": seed}
     options |= {"keep_boxes": keep_boxes, "requested": requested, "splits": sorted(set(splits))}
+    options |= {"crowd": crowd, "allow_outside": allow_outside}
     kept = KeptAnnotations(Path(cache_dir) / FOLDER, folder, options) if cache_dir is not None else None
     dataset = kept.read() if kept is not None else None
     if dataset is None:
         started = time.monotonic()
-        ledger = partial(SkipLedger, strict=strict, keep_boxes=keep_boxes)
+        ledger = partial(SkipLedger, strict=strict, keep_boxes=keep_boxes, keep_crowds=crowd == "keep")
         dataset = _read_dataset(
             folder, format, instances, requested, splits, val_fraction, seed, ledger, keep_empty=keep_empty
         )
@@ -226,6 +234,12 @@ class _Loading:
                 f"{unsettled} of the images have an EXIF orientation that their annotation's size cannot settle: turned "
                 "as viewers show them"
             )
+        for name, subset in used.items():
+            crowds, objects = subset.ledger.counts.get(CROWD, 0), int(count_objects(subset.images).sum())
+            if crowds and crowds >= objects:
+                notes.append(
+                    f"{crowds} of the {crowds + objects} objects of '{name}' are crowd regions: {advise(CROWD)}"
+                )
         lists = {name: subset.categories for name, subset in used.items()}
         if len({frozenset(categories) for categories in lists.values()}) > 1:
             sizes = ", ".join(f"{name} {len(categories)}" for name, categories in lists.items())

@@ -10,6 +10,9 @@ from vpexp.data.ledger import (
     NO_ANNOTATIONS,
     NO_SHAPE,
     NOTHING_USABLE,
+    OF_SHARED_ID,
+    OUTSIDE,
+    SHARED_ID,
     SIZE_DIFFERS,
     UNDECLARED,
     UNKNOWN_IMAGE,
@@ -26,7 +29,18 @@ _CAUSES = {
         ("annotation has neither mask nor box", "annotations have neither mask nor box"),
         "vpexp learns from masks: use instance annotations",
     ),
-    CROWD: (("object is a crowd region", "objects are crowd regions"), "annotate single objects"),
+    CROWD: (
+        ("object is a crowd region", "objects are crowd regions"),
+        "data.crowd=keep takes them as objects: CVAT writes all masks of its brush as crowd",
+    ),
+    OUTSIDE: (
+        ("file lies outside the given folder", "files lie outside the given folder"),
+        "data.allow_outside=true uses them, or put them into it",
+    ),
+    SHARED_ID: (
+        ("image has an id that another file has too", "images have ids that other files have too"),
+        "give each image its own id, and its annotations the same",
+    ),
     MISSING_IMAGE: (
         ("image file is missing", "image files are missing"),
         "put them in images/ or images/<split>/ below data.root, or set data.root to the folder that holds them",
@@ -57,6 +71,8 @@ _CAUSES = {
     ),
 }
 """Reason -> what to say of one and of several, and what to do."""
+_CONSEQUENCES = (NOTHING_USABLE, OF_SHARED_ID)
+"""Reasons that another one brings about."""
 
 
 def advise(reason: str) -> str | None:
@@ -75,7 +91,7 @@ def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder
     """
     what = "nothing to learn from" if split == "train" else "nothing to measure"
     where = f"{folder.root}: {what} in split {split} ('{subset}')"
-    causes = [(reason, count) for reason, count in order_by_count(ledger.counts) if reason != NOTHING_USABLE]
+    causes = [(reason, count) for reason, count in order_by_count(ledger.counts) if reason not in _CONSEQUENCES]
     if not causes:
         if not folder.image_count:
             return f"{where}: the folder holds no image files; set data.root to the folder of the data set"

@@ -138,6 +138,12 @@ class _Planner:
         return fits[0] if fits else None
 
 
+def find_split(name: str) -> str | None:
+    """Find the split whose alias a name has as a word: train for ``train2017``; None for no split, or several."""
+    fits = [split for split, aliases in ALIASES.items() if set(_words(name)) & set(aliases)]
+    return fits[0] if len(fits) == 1 else None
+
+
 def says_split(name: str, split: str, requested: str) -> bool:
     """Say whether a subset of this name is a split: called as requested, or with an alias of the split as a word."""
     is_default = requested.lower() in ALIASES[split]

@@ -61,6 +61,8 @@ def read_configured_dataset(
         splits=splits,
         cache_dir=context.cache_dir,
         keep_empty=keep_empty,
+        crowd=cfg.crowd,
+        allow_outside=cfg.allow_outside,
     )
     return _limit(dataset, cfg.limit_images)
 

@@ -10,7 +10,19 @@ SURFACE = {
     "stage": ["name", "test", "onnx", "split", "controls", "overlays", "duplicates"],
     "model": ["name", "_target_", "image_size", "weights", "freeze"],
     "data": [
-        *("name", "format", "root", "train_split", "val_split", "test_split", "val_fraction", "instances", "strict"),
+        *(
+            "name",
+            "format",
+            "root",
+            "train_split",
+            "val_split",
+            "test_split",
+            "val_fraction",
+            "instances",
+            "crowd",
+            "allow_outside",
+            "strict",
+        ),
         *("batch_size", "num_workers", "limit_images", "synthetic"),
     ],
     "prompt": [

@@ -63,3 +63,24 @@ def test_detect_format__files_of_objects_win_ties(tmp_path):
 def test_detect_format__unknown(tmp_path):
     with pytest.raises(DataError, match=r"no known format; looked for COCO .*, Datumaro .*, Pascal VOC .* and common"):
         detect(tmp_path, {"labels/a.txt": "0 0.5 0.5 1 1", "images/a.jpg": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            ".annotations.coco.json",
+            COCO,
+            r"\.annotations\.coco\.json \(it is hidden: rename it to annotations\.coco\.json",
+        ),
+        ("train/.annotations.coco.json", COCO, r"train/\.annotations\.coco\.json \(it is hidden"),
+        (".result.json", DATUMARO, r"\.result\.json \(it is hidden"),
+        ("export.json", '{"annotations": [], "categories": []}xx', r"export\.json \(no readable JSON \(Extra data"),
+        ("export.json", '{"a": 1}\0\0', r"export\.json \(no readable JSON"),
+        ("_annotations.coco.json", '{"a": 1}{', r"_annotations\.coco\.json \(no readable JSON"),
+        ("labelme.json", '{"shapes": []}', r"labelme\.json \(it holds neither 'images' nor 'items', but shapes"),
+    ],
+)
+def test_detect_format__names_files_that_cannot_be_used(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=rf"no known format.*not read as annotations: {message}"):
+        detect(tmp_path, {"a.txt": "", name: text})

@@ -1,6 +1,9 @@
+import os
+import socket
+
 import pytest
 
-from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
+from vpexp.data.folder import Folder, list_files
 from vpexp.errors import DataError
 
 
@@ -31,7 +34,7 @@ def test_folder__follows_links_but_not_in_circles(tmp_path):
     touch(tmp_path, "elsewhere/x.png", "set/a.txt")
     (tmp_path / "set/images").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set/round").symlink_to(tmp_path / "set")
-    assert Folder(tmp_path / "set").files == ("a.txt", "images/x.png")
+    assert Folder(tmp_path / "set", allow_outside=True).files == ("a.txt", "images/x.png")
 
 
 def test_folder__of_one_file(tmp_path):
@@ -49,66 +52,6 @@ def test_folder__finds_directories_in_any_case(tmp_path):
     assert folder.files_in("b/images") == []
     assert folder.files_in("b/images", recursive=True) == ["b/images/y/z.png"]
     assert folder.files_in("") == []
-
-
-@pytest.mark.parametrize(
-    ("image", "annotations", "file_name"),
-    [
-        ("images/train/a.png", "annotations/instances_train.json", "a.png"),
-        ("images/a.png", "annotations/instances_train.json", "a.png"),
-        ("train/a.png", "annotations/instances_train.json", "a.png"),
-        ("train/a.png", "train/_annotations.coco.json", "a.png"),
-        ("train/images/a.png", "train/labels.json", "a.png"),
-        ("a.png", "instances.json", "a.png"),
-        ("images/deep/er/a.png", "annotations/instances_train.json", "deep/er/a.png"),
-        ("images/train/deep/a.png", "annotations/instances_train.json", "deep/a.png"),
-        ("images/a.png", "annotations/instances_train.json", "images/a.png"),
-        ("images/a.png", "annotations/instances_train.json", "../images/a.png"),
-        ("images/a.png", "annotations/instances_train.json", "images\\a.png"),
-        ("images/A.PNG", "annotations/instances_train.json", "a.png"),
-        ("photos/2024/a.png", "annotations/instances_train.json", "a.png"),
-        ("images/a.png", "annotations/instances_train.json", "/home/someone/pictures/a.png"),
-        ("inner/set/images/a.png", "inner/set/annotations/instances_train.json", "a.png"),
-    ],
-)
-def test_image_finder__layouts(tmp_path, image, annotations, file_name):
-    touch(tmp_path, image, annotations)
-    finder = ImageFinder(Folder(tmp_path), annotations, ["train"])
-    assert finder.find(file_name) == tmp_path / image
-
-
-def test_image_finder__own_subset_first(tmp_path):
-    touch(tmp_path, "images/train/a.png", "images/val/a.png", "annotations/x.json")
-    folder = Folder(tmp_path)
-    for subset in ("train", "val"):
-        assert (
-            ImageFinder(folder, "annotations/x.json", [subset]).find("a.png") == tmp_path / "images" / subset / "a.png"
-        )
-
-
-def test_image_finder__longest_common_end_wins(tmp_path):
-    touch(tmp_path, "p/one/a.png", "p/two/a.png", "annotations/x.json")
-    finder = ImageFinder(Folder(tmp_path), "annotations/x.json", ["train"])
-    assert finder.find("/elsewhere/two/a.png") == tmp_path / "p/two/a.png"
-    with pytest.raises(AmbiguousImageError, match=r"several image files have this name: p/one/a\.png, p/two/a\.png"):
-        finder.find("a.png")
-
-
-def test_image_finder__absolute_path_that_exists(tmp_path):
-    touch(tmp_path, "set/annotations/x.json", "outside/a.png")
-    finder = ImageFinder(Folder(tmp_path / "set"), "annotations/x.json", [])
-    assert finder.find(str(tmp_path / "outside/a.png")) == tmp_path / "outside/a.png"
-
-
-@pytest.mark.parametrize("file_name", ["gone.png", "", ".", "..", "/", "a\0b.png"])
-def test_image_finder__nowhere(tmp_path, file_name):
-    touch(tmp_path, "images/a.png", "annotations/x.json")
-    assert ImageFinder(Folder(tmp_path), "annotations/x.json", []).find(file_name) is None
-
-
-def test_image_finder__never_takes_a_mask_for_an_image(tmp_path):
-    touch(tmp_path, "annotations/panoptic_train/a.png", "masks/a.png", "annotations/x.json")
-    assert ImageFinder(Folder(tmp_path), "annotations/x.json", ["train"]).find("a.png") is None
 
 
 def test_folder__linked_from_two_places(tmp_path):
@@ -139,7 +82,51 @@ def test_folder__name_that_cannot_be(root):
         Folder(root)
 
 
-@pytest.mark.parametrize("name", ["x" * 5000 + ".png", "\ud800.png", "a\0.png"])
-def test_image_finder__name_that_cannot_be(tmp_path, name):
-    touch(tmp_path, "annotations/a.json")
-    assert ImageFinder(Folder(tmp_path), "annotations/a.json", ["train"]).find(name) is None
+def test_folder__pipes_and_sockets_are_listed_and_barred(tmp_path):
+    touch(tmp_path, "images/a.png")
+    os.mkfifo(tmp_path / "images/pipe.png")
+    (tmp_path / "images/linked.png").symlink_to("pipe.png")
+    (tmp_path / "images/null.png").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(os.path.relpath(tmp_path / "images/socket.png"))
+        for allowed in (False, True):
+            folder = Folder(tmp_path, allow_outside=allowed)
+            assert set(folder.barred) == {f"images/{name}.png" for name in ("linked", "null", "pipe", "socket")}
+            assert folder.barred["images/pipe.png"] == "no regular file, so it is not opened"
+    assert list_files(tmp_path) == ["images/a.png"]
+    with pytest.raises(DataError, match=r"pipe\.png: no regular file, so it is not opened"):
+        folder.find_to_read("images/pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: no regular file, so it is not opened; give the folder"):
+        Folder(tmp_path / "images/pipe.png")
+
+
+def test_folder__links_that_lead_outside_are_listed_and_barred(tmp_path):
+    touch(tmp_path, "elsewhere/x.png", "elsewhere/deep/y.png", "set/a.txt")
+    (tmp_path / "set/images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/b.txt").symlink_to("../elsewhere/x.png")
+    (tmp_path / "set/c.txt").symlink_to("a.txt")
+    (tmp_path / "set/up").symlink_to("..")
+    (tmp_path / "set/self").symlink_to("self")
+    folder = Folder(tmp_path / "set")
+    reason = "file outside the given folder (data.allow_outside=true uses it)"
+    inside = {"a.txt", "c.txt", "self"}
+    assert {"b.txt", "images/x.png", "images/deep/y.png"} <= set(folder.barred) == set(folder.files) - inside
+    assert set(folder.barred.values()) == {reason}
+    assert Folder(tmp_path / "set", allow_outside=True).barred == {}
+    (tmp_path / "linked").symlink_to("set")
+    assert set(Folder(tmp_path / "linked").barred) == set(folder.barred)  # the root itself may be a link
+
+
+def test_folder__a_link_to_the_whole_disk_takes_no_time(tmp_path, monkeypatch):
+    touch(tmp_path, "set/a.txt", *(f"disk/{number}/{name}" for number in range(30) for name in "abc"))
+    (tmp_path / "set/disk").symlink_to("../disk")
+    monkeypatch.setattr("vpexp.data.folder._MOST_OUTSIDE", 10)
+    assert len(Folder(tmp_path / "set").files) < 20
+
+
+def test_folder__hidden_annotation_file_that_is_named(tmp_path):
+    touch(tmp_path, ".annotations.coco.json")
+    folder = Folder(tmp_path / ".annotations.coco.json")
+    assert folder.files == (".annotations.coco.json",) == tuple(folder.files_with_suffix(".json"))
+    with pytest.raises(DataError, match="empty"):
+        Folder(tmp_path)

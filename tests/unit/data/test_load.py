@@ -283,3 +283,29 @@ def test_load_dataset__keeps_a_split_without_objects_where_asked(coco, tmp_path)
     assert dataset.categories == ("cell",)
     with pytest.raises(DataError, match="the only object is a box without a mask"):
         load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache)
+
+
+def test_load_dataset__crowds_name_the_key_and_the_tool(coco):
+    coco.image()
+    coco.object(iscrowd=1)
+    coco.object(iscrowd=1)
+    coco.object()
+    root = coco.save()
+    dataset = load_dataset(format="coco", root=root, splits=["train"])
+    (note,) = (note for note in dataset.notes if "crowd" in note)
+    assert note.startswith("2 of the 3 objects of 'train' are crowd regions: data.crowd=keep")
+    assert "CVAT" in note
+    kept = load_dataset(format="coco", root=root, splits=["train"], crowd="keep")
+    assert len(kept.splits["train"].images[0]) == 3
+    assert not any("crowd" in note for note in kept.notes)
+
+
+def test_load_dataset__files_outside_where_they_are_allowed(coco, tmp_path):
+    coco.image("a.png", folder="elsewhere")
+    coco.object()
+    coco.content["images"][0]["file_name"] = "../elsewhere/a.png"
+    coco.save("set/annotations/train.json")
+    with pytest.raises(DataError, match=r"only file lies outside the given folder; data\.allow_outside=true uses"):
+        load_dataset(format="coco", root=tmp_path / "set", splits=["train"])
+    dataset = load_dataset(format="coco", root=tmp_path / "set", splits=["train"], allow_outside=True)
+    assert dataset.splits["train"].images[0].path.samefile(tmp_path / "elsewhere/a.png")

@@ -14,21 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder
+from vpexp.data.folder import Folder
+from vpexp.data.image_finder import ImageFinder, UnusableImageError
 from vpexp.data.ledger import (
-    AMBIGUOUS_IMAGE,
     BAD_ENTRY,
     BAD_PART,
     BOX_ONLY,
     CROWD,
     MISSING_IMAGE,
     NO_SHAPE,
+    OF_SHARED_ID,
     REPEATED_IMAGE,
+    SHARED_ID,
     UNDECLARED,
     UNKNOWN_IMAGE,
     SkipLedger,
 )
 from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, rasterize_polygons
+from vpexp.data.numbers import read_number
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
@@ -41,12 +44,14 @@ from vpexp.data.readers.base import (
     skip_unannotated,
 )
 from vpexp.data.readers.coco_entries import (
+    DeclaredIds,
     Entry,
     Key,
     compact_annotation,
     is_empty,
     is_true,
     list_entries,
+    read_file_name,
     read_key,
     read_size,
 )
@@ -54,6 +59,7 @@ from vpexp.data.readers.json_files import (
     describe_unreadable,
     find_json_files,
     find_unreadable,
+    holds_objects,
     load_json,
     name_subset,
     name_subsets,
@@ -64,6 +70,7 @@ from vpexp.errors import DataError
 _UNREADABLE_TASKS = ("captions_", "image_info_", "labels_", "panoptic_")
 _LESSER_TASKS = ("person_keypoints_", "stuff_")
 _ONLY_CATEGORY = "object"
+_BOX_NUMBERS = 4
 
 
 class CocoReader:
@@ -85,7 +92,7 @@ class CocoReader:
         self.unreadable = find_unreadable(folder)
         files = find_json_files(folder, "coco")
         if not files:
-            unreadable = describe_unreadable(self.unreadable)
+            unreadable = describe_unreadable(find_unreadable(folder, every=True))
             raise DataError(
                 f"{folder.root}: no COCO annotations; looked for *.json files with a list of 'images', "
                 f"such as annotations/instances_train.json{unreadable and f'; {unreadable}'}"
@@ -103,8 +110,15 @@ class CocoReader:
 
 
 def _choose_tasks(files: list[str], folder: Folder) -> list[str]:
-    """Leave out the files of tasks without masks, and keypoint or stuff files where instances exist beside them."""
-    readable = [file for file in files if not PurePosixPath(file).name.startswith(_UNREADABLE_TASKS)]
+    """Leave out the files of tasks without masks, and keypoint or stuff files where instances exist beside them.
+
+    A name alone says nothing: makesense.ai calls polygons ``labels_<project>_<date>.json``.
+    """
+    readable = [
+        file
+        for file in files
+        if not PurePosixPath(file).name.startswith(_UNREADABLE_TASKS) or holds_objects(folder.path(file))
+    ]
     if not readable:
         names = ", ".join(PurePosixPath(file).name for file in files[:4])
         raise DataError(
@@ -131,30 +145,35 @@ class _CocoFile:
         self._file = file
         self._ledger = ledger
         self._notes = notes
-        words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
-        self._finder = ImageFinder(folder, file, words)
         content = load_json(self._path, on_object=compact_annotation)
         self._images = list_entries(content, "images", self._path)
+        self._keys = [read_key(entry.get("id")) for entry in self._images]
+        words = [subset, PurePosixPath(file).parent.name, *subset.split("_")]
+        self._finder = ImageFinder(folder, file, words, filter(None, map(read_file_name, self._images)))
         self._annotations = list_entries({"annotations": [], **content}, "annotations", self._path)
         self._index_by_key, self._categories = self._read_categories(content.get("categories") or [])
+        self._category_ids = DeclaredIds(self._index_by_key)
 
     def read(self) -> Subset:
         """Read all images and their objects."""
-        annotations = self._group_annotations()
-        names = make_unique(str(entry.get("file_name")) for entry in self._images)
-        named = list(zip(names, self._images, strict=True))
+        shared = self._find_shared_ids()
+        annotations = self._group_annotations(shared)
+        names = make_unique(str(read_file_name(entry)) for entry in self._images)
+        named = list(zip(names, self._keys, self._images, strict=True))
         seen: set[Key] = set()
         images = []
-        for name, entry in show_progress(named, f"Reading {self._path.name}"):
-            key = read_key(entry.get("id"))
-            if key is None or not isinstance(entry.get("file_name"), str):
+        for name, key, entry in show_progress(named, f"Reading {self._path.name}"):
+            file_name = read_file_name(entry)
+            if key is None or file_name is None:
                 self._ledger.skip(BAD_ENTRY, f"{self._path.name}: image {entry.get('id')!r}")
+            elif key in shared:
+                self._ledger.skip(SHARED_ID, shared[key])
             elif key in seen:
-                self._ledger.skip(REPEATED_IMAGE, f"{self._path.name}: image {key} ({entry['file_name']})")
+                self._ledger.skip(REPEATED_IMAGE, f"{self._path.name}: image {key} ({file_name})")
             elif key not in annotations:
-                skip_unannotated(f"{self._path.name}: {entry['file_name']}", self._ledger)
+                skip_unannotated(f"{self._path.name}: {file_name}", self._ledger)
             else:
-                image = self._place(name, entry)
+                image = self._place(name, file_name, entry)
                 if image is not None:
                     objects = [one for one in (self._read_object(a, image) for a in annotations.pop(key)) if one]
                     images.append(gather_objects(image, objects, self._ledger))
@@ -187,27 +206,53 @@ class _CocoFile:
             return {}, (_ONLY_CATEGORY,)
         return {key: names[name] for key, name in name_of.items()}, tuple(names)
 
-    def _group_annotations(self) -> dict[Key, list[Entry]]:
-        """Sort annotations by image; those of images that are not declared are skipped."""
-        declared = {read_key(entry.get("id")) for entry in self._images}
+    def _find_shared_ids(self) -> dict[Key, str]:
+        """Find the image ids that several files have: nothing tells whose the annotations of such an id are.
+
+        Returns:
+            Image id -> what is wrong with it, with two of its files.
+        """
+        names: dict[Key, dict[str, None]] = defaultdict(dict)
+        for key, entry in zip(self._keys, self._images, strict=True):
+            if key is not None and (file_name := read_file_name(entry)) is not None:
+                names[key].setdefault(file_name)
+        shared = {}
+        for key, (first, *others) in names.items():
+            file = self._identify(first) if others else ""
+            other = next((name for name in others if self._identify(name) != file), None)
+            if other is not None:
+                shared[key] = f"{self._path.name}: image id {key!r} is {first} and {other}"
+        return shared
+
+    def _identify(self, file_name: str) -> str:
+        """Name the file that is meant, whether there is one or not."""
+        try:
+            return str(self._finder.find(file_name) or file_name)
+        except UnusableImageError as error:
+            return error.example
+
+    def _group_annotations(self, shared: Mapping[Key, str]) -> dict[Key, list[Entry]]:
+        """Sort annotations by image; those of images that are not declared, or of several files, are skipped."""
+        declared = DeclaredIds(self._keys)
         grouped: dict[Key, list[Entry]] = defaultdict(list)
         for entry in self._annotations:
-            key = read_key(entry.get("image_id"))
-            if key is None or key not in declared:
-                image = entry.get("image_id")
-                self._ledger.skip(UNKNOWN_IMAGE, f"{self._path.name}: annotation {entry.get('id')} of image {image!r}")
+            key = declared.find(entry.get("image_id"))
+            example = f"{self._path.name}: annotation {entry.get('id')} of image {entry.get('image_id')!r}"
+            if key is None:
+                self._ledger.skip(UNKNOWN_IMAGE, example)
+            elif key in shared:
+                self._ledger.skip(OF_SHARED_ID, example)
             else:
                 grouped[key].append(entry)
         self._annotations.clear()  # each is let go as soon as its image is read
         return grouped
 
-    def _place(self, name: str, entry: Entry) -> PlacedImage | None:
+    def _place(self, name: str, file_name: str, entry: Entry) -> PlacedImage | None:
         """Find an image's file and look at its header."""
-        file_name = entry["file_name"]
         try:
             path = self._finder.find(file_name)
-        except AmbiguousImageError as error:
-            self._ledger.skip(AMBIGUOUS_IMAGE, str(error))
+        except UnusableImageError as error:
+            self._ledger.skip(error.reason, error.example)
             return None
         if path is None:
             self._ledger.skip(MISSING_IMAGE, f"{file_name} ({self._path.name})")
@@ -217,7 +262,7 @@ class _CocoFile:
     def _read_object(self, entry: Entry, image: PlacedImage) -> ObjectMask | None:
         """Read one annotation; None if it was skipped."""
         example = f"{image.path}, annotation {entry.get('id')} of {self._path.name}"
-        if is_true(entry.get("iscrowd", 0)):
+        if is_true(entry.get("iscrowd", 0)) and not self._ledger.keep_crowds:
             self._ledger.skip(CROWD, example)
             return None
         label = self._find_label(entry.get("category_id"))
@@ -243,19 +288,19 @@ class _CocoFile:
         if not self._ledger.keep_boxes:
             self._ledger.skip(BOX_ONLY, example)
             return None
-        try:
-            x, y, width, height = (float(value) for value in bbox)
-        except (TypeError, ValueError):
+        numbers = [read_number(value) for value in bbox] if isinstance(bbox, list) else []
+        if len(numbers) != _BOX_NUMBERS or None in numbers:
             self._ledger.skip(BAD_ENTRY, f"{example}: bbox {bbox!r}")
             return None
+        x, y, width, height = (number for number in numbers if number is not None)
         return keep_box(str(entry.get("id")), (x, y, x + width, y + height), label, image)
 
     def _find_label(self, category_id: Any) -> int | None:
         """Find the category's index; a file without categories has the one that all objects are of."""
         if not self._index_by_key:
             return 0
-        key = read_key(category_id)
-        return None if key is None else self._index_by_key.get(key)
+        key = self._category_ids.find(category_id)
+        return None if key is None else self._index_by_key[key]
 
     def _read_mask(self, segmentation: Any, image: PlacedImage, example: str) -> Rle:
         """Read a segmentation of any kind as one mask: polygon parts, or RLE of either form."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vpexp.data.folder import AmbiguousImageError, Folder, ImageFinder, is_file
+from vpexp.data.folder import Folder
+from vpexp.data.image_finder import ImageFinder, UnusableImageError
 from vpexp.data.ledger import (
-    AMBIGUOUS_IMAGE,
     BAD_ENTRY,
     BOX_ONLY,
     CROWD,
@@ -21,6 +21,7 @@ from vpexp.data.ledger import (
     SkipLedger,
 )
 from vpexp.data.masks import MaskError, check_rle, compute_box, merge_rles, polygons_to_rle
+from vpexp.data.numbers import read_whole
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
@@ -33,13 +34,22 @@ from vpexp.data.readers.base import (
     skip_unannotated,
 )
 from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
+from vpexp.data.readers.coco_entries import read_key
 from vpexp.data.readers.groups import Group, group_annotations, to_xyxy
-from vpexp.data.readers.json_files import describe_unreadable, find_json_files, find_unreadable, name_subsets
+from vpexp.data.readers.json_files import (
+    describe_unreadable,
+    find_json_files,
+    find_unreadable,
+    load_json,
+    name_subsets,
+)
 from vpexp.data.readers.label_maps import is_background_name
 from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
 
 _ONLY_CATEGORY = "object"
+_NO_LABEL = -1
+"""In the place of a label that is no whole number; it is counted as undeclared."""
 _SILENT_TYPES = frozenset({"label", "caption"})
 """Annotations of the whole image: no objects, so nothing is lost with them."""
 
@@ -63,7 +73,7 @@ class DatumaroReader:
         self.unreadable = find_unreadable(folder)
         self._files = name_subsets(find_json_files(folder, "datumaro"))
         if not self._files:
-            unreadable = describe_unreadable(self.unreadable)
+            unreadable = describe_unreadable(find_unreadable(folder, every=True))
             raise DataError(
                 f"{folder.root}: no Datumaro annotations; looked for *.json files with the keys 'categories' and 'items', "
                 f"such as annotations/train.json{unreadable and f'; {unreadable}'}"
@@ -93,25 +103,59 @@ def _build_context(on_error: Callable[[str, Exception], None]) -> Any:
     return ImportContext(error_policy=SkippingPolicy())
 
 
+def _import_items(path: Path, subset: str, on_error: Callable[[str, Exception], None]) -> Any:
+    """Import a file by Datumaro, which would take the group "1_12" for 112, the label "1_0" for 10 and True for 1."""
+    from datumaro.plugins.data_formats.datumaro.base import DatumaroBase, JsonReader
+
+    content = load_json(path)
+
+    class ContentReader(JsonReader):  # type: ignore[misc]
+        def _init_reader(self, path: str) -> dict[str, Any]:
+            del path
+            return _make_ids_plain(content)
+
+    class ContentBase(DatumaroBase):  # type: ignore[misc]
+        def _load_impl(self, path: str) -> None:
+            folders = self._rootpath, self._images_dir, self._pcd_dir, self._video_dir
+            self._reader = ContentReader(path, self._subset, *folders, self._ctx, self._allow_external_media)
+
+    return ContentBase(str(path), subset=subset, allow_external_media=True, ctx=_build_context(on_error))
+
+
+def _make_ids_plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Put whole numbers in the place of ids and groups of other types, different ones for different ids."""
+    for item in content["items"]:
+        numbers: dict[Any, int] = {}
+        for entry in item.get("annotations", []):
+            for name in ("id", "group"):
+                key = read_key(entry.get(name))
+                number = read_whole(key)
+                if number is None and key is not None:
+                    number = numbers.setdefault(key, -1 - len(numbers))
+                entry[name] = number
+            if entry.get("label_id") is not None:
+                label = read_whole(entry["label_id"])
+                entry["label_id"] = _NO_LABEL if label is None else label
+    return content
+
+
 class _DatumaroFile:
     """One Datumaro JSON file while it is read."""
 
     def __init__(self, folder: Folder, file: str, subset: str, ledger: SkipLedger) -> None:
         self._path = folder.path(file)
         self._ledger = ledger
-        self._finder = ImageFinder(folder, file, [subset, PurePosixPath(file).stem])
+        self._folder = folder
+        self._file = file
         self._subset = subset
         self._categories: tuple[str, ...] = ()
 
     def read(self, notes: list[str]) -> Subset:
         """Read all items and their objects."""
         from datumaro.components.annotation import AnnotationType
-        from datumaro.plugins.data_formats.datumaro.base import DatumaroBase
 
         try:
-            base = DatumaroBase(
-                str(self._path), subset=self._subset, allow_external_media=True, ctx=_build_context(self._skip_error)
-            )
+            base = _import_items(self._path, self._subset, self._skip_error)
         except DataError:
             raise
         except Exception as error:
@@ -123,6 +167,8 @@ class _DatumaroFile:
             notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
         items = list(base)
         named = list(zip(make_unique(_name_item(item) for item in items), items, strict=True))
+        files = [self._get_file_name(item.media) for item in items if getattr(item.media, "path", None)]
+        self._finder = ImageFinder(self._folder, self._file, [self._subset, self._path.stem], files)
         self._categories = categories if labels else ()
         read = (self._read_item(name, item) for name, item in show_progress(named, f"Reading {self._path.name}"))
         return Subset(categories, tuple(image for image in read if image is not None))
@@ -154,25 +200,29 @@ class _DatumaroFile:
             self._ledger.skip(NO_IMAGE, f"{self._path.name}: {name}")
             return None
         try:
-            path = self._find(Path(media.path))
-        except AmbiguousImageError as error:
-            self._ledger.skip(AMBIGUOUS_IMAGE, str(error))
+            path = self._finder.find(self._get_file_name(media))
+        except UnusableImageError as error:
+            self._ledger.skip(error.reason, error.example)
             return None
         if path is None:
             self._ledger.skip(MISSING_IMAGE, f"{media.path} ({self._path.name})")
             return None
         return place_image(name, path, media.size if media.has_size else None, self._ledger)
 
-    def _find(self, path: Path) -> Path | None:
-        """Take the file where Datumaro looked for it, or else find one of this name."""
-        inside = path.is_absolute() or path.is_relative_to(self._path.parents[1])
-        return path if inside and is_file(path) else self._finder.find(path.as_posix())
+    def _get_file_name(self, media: Any) -> str:
+        """Get the name that the file gives an image, without the folders that Datumaro puts before it."""
+        path = PurePosixPath(Path(media.path).as_posix())
+        images = PurePosixPath(self._path.parents[1].as_posix(), "images")
+        for place in (images / self._subset, images, PurePosixPath(self._subset)):
+            if path.is_relative_to(place):
+                return path.relative_to(place).as_posix()
+        return path.as_posix()
 
     def _read_object(self, group: Group, placed: PlacedImage) -> ObjectMask | None:
         """Read the parts of one object as one mask; None if it was skipped."""
         first = group.parts[0]
         example = f"{placed.path}, annotation {first.id} of {self._path.name}"
-        if any(part.attributes.get("is_crowd") for part in group.parts):
+        if any(part.attributes.get("is_crowd") for part in group.parts) and not self._ledger.keep_crowds:
             self._ledger.skip(CROWD, example)
             return None
         label = self._find_label(first, example)

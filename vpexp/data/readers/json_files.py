@@ -16,6 +16,8 @@ from vpexp.errors import DataError
 _HEAD_BYTES = 1 << 16
 _DATUMARO_KEYS = re.compile(r'"(dm_format_version|items)"\s*:')
 _COCO_KEYS = re.compile(r'"images"\s*:\s*\[')
+_OBJECT_KEYS = re.compile(r'"(segments_info|segmentation|bbox)"\s*:')
+_CHUNK = 1 << 20
 _FILLER_WORDS = frozenset(
     {"instances", "instance", "annotations", "annotation", "coco", "stuff", "person", "keypoints", "gt", "json"}
 )
@@ -55,22 +57,54 @@ def _classify_by_keys(path: Path) -> str | None:
 
 def find_json_files(folder: Folder, kind: str) -> list[str]:
     """List the JSON files of one kind, as names relative to the folder."""
-    return [name for name in folder.files_with_suffix(".json") if classify_json(folder.path(name)) == kind]
+    names = [name for name in folder.files_with_suffix(".json") if name not in folder.barred]
+    return [name for name in names if classify_json(folder.path(name)) == kind]
 
 
-def find_unreadable(folder: Folder) -> dict[str, str]:
-    """Find the JSON files that must be annotations by their name or place, and are none that can be read.
+def holds_objects(path: Path) -> bool:
+    """Return whether a COCO file holds outlines or boxes of objects, and not captions, panoptic segments or nothing."""
+    with path.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    with path.open(encoding=encoding, errors="replace") as text:
+        rest = ""
+        while chunk := text.read(_CHUNK):
+            if key := _OBJECT_KEYS.search(rest + chunk):
+                return key[1] != "segments_info"
+            rest = chunk[-32:]
+    return False
+
+
+def find_unreadable(folder: Folder, *, every: bool = False) -> dict[str, str]:
+    """Find the JSON files that must be annotations by their name, place or content, and cannot be read.
+
+    Args:
+        folder: The data set's folder.
+        every: Also list the first few other JSON files that are no data set: where nothing can be read at all.
 
     Returns:
         Name relative to the folder -> what is wrong with the file.
     """
     found = {}
+    others = _LISTED if every else 0
     for name in folder.files_with_suffix(".json"):
         path = PurePosixPath(name)
         is_expected = name == folder.only_file or is_main_annotation(name) or is_annotation_folder(path.parent.name)
-        if is_expected and classify_json(folder.path(name)) is None:
+        if name in folder.barred:
+            found[name] = folder.barred[name]
+        elif (is_expected or others) and classify_json(folder.path(name)) is None:
+            others -= not is_expected
             found[name] = _explain_unreadable(folder.path(name))
-    return found
+    return found | _find_hidden(folder)
+
+
+def _find_hidden(folder: Folder) -> dict[str, str]:
+    """Find hidden files that hold a data set; ``._name`` is what macOS keeps beside a file."""
+    names = [PurePosixPath(name) for name in folder.hidden if name.lower().endswith(".json") and not folder.only_file]
+    return {
+        str(name): f"it is hidden: rename it to {name.name.lstrip('.')}"
+        for name in names
+        if not name.name.startswith("._") and classify_json(folder.path(str(name)))
+    }
 
 
 def describe_unreadable(unreadable: Mapping[str, str]) -> str:

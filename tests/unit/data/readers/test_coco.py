@@ -263,13 +263,132 @@ def test_coco_reader__size_not_declared(coco, read_subset, size):
     assert (image.height, image.width) == (10, 20)
 
 
-def test_coco_reader__image_declared_twice(coco, read_subset):
+@pytest.mark.parametrize("second", ["a.png", "images/a.png", "./a.png", "other/../a.png"])
+def test_coco_reader__image_declared_twice(coco, read_subset, second):
     coco.image("a.png", image_id=1)
-    coco.image("b.png", image_id=1)
+    coco.image(second, image_id=1, save=False)
     coco.object()
     image, ledger = read_one(read_subset, coco.save())
     assert image.image_id == "a.png"
     assert ledger.counts == {"image declared twice": 1}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_coco_reader__one_id_of_several_files(coco, read_subset, is_there):
+    coco.image("a.png", image_id=1)
+    coco.image("b.png", image_id=1.0, save=is_there)
+    coco.image("a.png", image_id=1, save=False)
+    coco.image("c.png", image_id=2)
+    for image_id in (1, "1", 2, 1):
+        coco.object(image_id=image_id)
+    image, ledger = read_one(read_subset, coco.save())
+    assert (image.image_id, len(image)) == ("c.png", 1)
+    assert ledger.counts == {"image id of several files": 3, "annotation of an image id of several files": 3}
+    assert ledger.examples["image id of several files"] == "instances_train.json: image id 1 is a.png and b.png"
+
+
+OTHER_IDS = [
+    ["1_12", "11_2", 112],
+    ["1", "01", "+1"],
+    ["7", "\uff17", "\u0667", "\u096d"],
+    ["7", " 7", "7 "],
+    ["7", "7.00", "7e0", "0x7", "0b111"],
+    [1, "True", "1_0", "1_000"],
+    [7, 7.5, "7.5.0"],
+    ["a", "A", "\uff41"],
+    [2**53, 2**53 + 1, 2**63 + 2**10],
+    ["1e3", "1E3", 1000],
+    ["-1", "\u22121", 1],
+    ["inf", "nan", "None", "null"],
+]
+
+
+@pytest.mark.parametrize("ids", OTHER_IDS)
+def test_coco_reader__ids_are_compared_as_they_stand(coco, read_subset, ids):
+    coco.content["categories"] = [{"id": one, "name": f"class {place}"} for place, one in enumerate(ids)]
+    for place, one in enumerate(ids):
+        coco.image(f"{place}.png", image_id=one)
+        coco.object(image_id=one, category_id=one, id=place)
+    subset, ledger = read_subset(CocoReader, coco.save())
+    assert ledger.counts == {}
+    read = sorted((image.image_id, *image.object_ids, *image.labels_N.tolist()) for image in subset.images)
+    assert read == [(f"{place}.png", str(place), place) for place in range(len(ids))]
+
+
+@pytest.mark.parametrize("form", ["3", "3.0", "+3", "03", 3.0])
+def test_coco_reader__digits_mean_the_number(coco, read_subset, form):
+    coco.image(image_id=3)
+    coco.object(image_id=form)
+    coco.object(image_id=f"{form}_", id=2)
+    image, ledger = read_one(read_subset, coco.save())
+    assert len(image) == 1
+    assert ledger.counts == {"annotation of an undeclared image": 1}
+
+
+def test_coco_reader__digits_that_mean_two_images(coco, read_subset):
+    coco.image("a.png", image_id="3")
+    coco.image("b.png", image_id="03")
+    coco.object(image_id=3)
+    coco.object(image_id="3")
+    image, ledger = read_one(read_subset, coco.save())
+    assert image.image_id == "a.png"
+    assert ledger.counts == {"annotation of an undeclared image": 1, "image without annotations": 1}
+
+
+@pytest.mark.parametrize("image_id", [True, float("nan"), float("inf"), None, "", " ", [1], {}])
+def test_coco_reader__ids_that_are_none(coco, read_subset, image_id):
+    coco.image("a.png", image_id=1)
+    coco.object()
+    coco.image("b.png", image_id=7)
+    coco.content["images"][1]["id"] = image_id
+    coco.object(image_id=image_id)
+    image, ledger = read_one(read_subset, coco.save())
+    assert image.image_id == "a.png"
+    assert ledger.counts == {"entry that is no annotation": 1, "annotation of an undeclared image": 1}
+
+
+@pytest.mark.parametrize("size", ["2_0", "\uff12\uff10", True, 20.5, "20.5", " 20"])
+def test_coco_reader__size_that_is_no_number_is_not_declared(coco, read_subset, size):
+    coco.image(width=20, height=20)
+    coco.content["images"][0] |= {"width": size, "height": size}
+    coco.object()
+    image, _ = read_one(read_subset, coco.save())
+    assert (image.height, image.width) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    "bbox", [["1_0", 2, 6, 4], [1, 2, True, 4], ["nan", 2, 6, 4], [1, 2, 3], {"x": 1}, [1, 2, 3, None]]
+)
+def test_coco_reader__boxes_that_are_no_numbers(coco, read_subset, bbox):
+    coco.image()
+    coco.object([], bbox=bbox)
+    coco.object([], bbox=["1", 2.0, "6.0", "4e0"])
+    subset, ledger = read_subset(CocoReader, coco.save(), keep_boxes=True)
+    assert subset.images[0].boxes_N4.tolist() == [[1, 2, 7, 6]]
+    assert ledger.counts == {"entry that is no annotation": 1}
+
+
+def test_coco_reader__names_from_addresses(coco, read_subset):
+    coco.image("a.png", coco_url="http://host/train2017/b.png")
+    coco.image("b.png")
+    coco.content["images"][1] |= {"file_name": None, "coco_url": "http://host/train2017/b.png"}
+    coco.object(image_id=1)
+    coco.object(image_id=2)
+    subset, ledger = read_subset(CocoReader, coco.save())
+    assert sorted(image.path.name for image in subset.images) == ["a.png", "b.png"]
+    assert ledger.counts == {}
+
+
+def test_coco_reader__crowds_are_kept_where_they_are_wanted(coco, read_subset):
+    coco.image()
+    coco.object(id=1)
+    coco.object({"size": [10, 20], "counts": [25, 5, 170]}, id=2, iscrowd=1)
+    root = coco.save()
+    image, ledger = read_one(read_subset, root)
+    assert (image.object_ids, ledger.counts) == (("1",), {"crowd region": 1})
+    image, ledger = read_one(read_subset, root, keep_crowds=True)
+    assert (image.object_ids, ledger.counts) == (("1", "2"), {})
+    assert [int(coco_mask.area(mask)) for mask in image.masks] == [36, 5]
 
 
 def test_coco_reader__one_file_as_two_images(coco, read_subset):
@@ -317,10 +436,14 @@ def test_coco_reader__layouts(coco, read_subset, annotations, folder, subset):
 def test_coco_reader__instances_before_keypoints_and_stuff(coco):
     coco.image()
     coco.object()
-    for task in ("person_keypoints", "stuff", "captions", "panoptic", "instances"):
+    for task in ("person_keypoints", "stuff", "instances"):
         coco.save(f"annotations/{task}_train.json")
     coco.save("annotations/person_keypoints_val.json")
     coco.save("annotations/stuff_val.json")
+    coco.content["annotations"] = [{"id": 1, "image_id": 1, "caption": "a photo"}]
+    coco.save("annotations/captions_train.json")
+    coco.content["annotations"] = [{"image_id": 1, "segments_info": [{"id": 1, "bbox": [0, 0, 1, 1]}]}]
+    coco.save("annotations/panoptic_train.json")
     subsets = CocoReader(Folder(coco.root)).list_subsets()
     assert {name: files[0] for name, files in subsets.items()} == {
         "train": "instances_train",
@@ -333,6 +456,14 @@ def test_coco_reader__only_captions(coco):
     coco.save("annotations/captions_train.json")
     with pytest.raises(DataError, match=r"only COCO files without object masks \(captions_train\.json\)"):
         CocoReader(Folder(coco.root))
+
+
+@pytest.mark.parametrize("name", ["labels_my-project_2025-01-02.json", "captions_of_cells.json", "panoptic_x.json"])
+def test_coco_reader__tasks_are_judged_by_content(coco, read_subset, name):
+    coco.image()
+    coco.object()
+    subset, _ = read_subset(CocoReader, coco.save(name), next(iter(CocoReader(Folder(coco.root)).list_subsets())))
+    assert len(subset.images) == 1
 
 
 def test_coco_reader__no_file(tmp_path):

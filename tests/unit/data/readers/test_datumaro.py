@@ -256,3 +256,50 @@ def test_datumaro_reader__no_file(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(DataError, match="no Datumaro annotations; looked for"):
         DatumaroReader(Folder(tmp_path))
+
+
+def test_datumaro_reader__missing_image_is_not_another_splits(dm, read_subset):
+    dm.image(polygon())
+    dm.image(polygon(), item_id="gone", folder="images/val")
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert [image.image_id for image in subset.images] == ["a.png"]
+    assert ledger.counts == {"image file is missing": 1}
+
+
+def test_datumaro_reader__images_outside_of_the_folder(dm, read_subset, tmp_path):
+    (tmp_path / "set").mkdir()
+    inside = DatumaroBuilder(tmp_path / "set")
+    inside.image(polygon())
+    for place, path in enumerate(("../../../b.png", str(tmp_path / "b.png"), "../../../../b.png")):
+        inside.image(polygon(), item_id=f"b{place}", path=path, save=False)
+    dm.image(item_id="b", folder="")
+    subset, ledger = read_subset(DatumaroReader, inside.save())
+    assert [image.image_id for image in subset.images] == ["a.png"]
+    assert sum(ledger.counts.values()) == 3
+    assert ledger.counts["file outside the given folder (data.allow_outside=true uses it)"] >= 1
+
+
+GROUPS = [("1_12", "11_2"), (1.25, 1.5), ("a", "b"), ("1", "\uff11"), (True, 1), (2**40, 2**40 + 1)]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_datumaro_reader__groups_are_compared_as_they_stand(dm, read_subset, groups):
+    dm.image(*(polygon(group=one, number=7) for one in groups), polygon([10, 2, 16, 2, 16, 8], group=groups[0]))
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert (len(subset.images[0]), ledger.counts) == (2 if groups[0] is not True else 3, {})
+
+
+@pytest.mark.parametrize("label", ["1_0", "\uff11", True, 0.5, "cat", [0]])
+def test_datumaro_reader__labels_that_are_no_numbers(dm, read_subset, label):
+    dm.image(polygon(), polygon(label=label, number=2), polygon(label="1", number=3), polygon(label=1.0, number="x"))
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert subset.images[0].labels_N.tolist() == [0, 1, 1]
+    assert ledger.counts == {"undeclared category": 1}
+
+
+def test_datumaro_reader__crowds_are_kept_where_they_are_wanted(dm, read_subset):
+    dm.image(polygon(), polygon(number=2, crowd=True))
+    _, ledger = read_subset(DatumaroReader, dm.save())
+    assert ledger.counts == {"crowd region": 1}
+    subset, ledger = read_subset(DatumaroReader, dm.root, keep_crowds=True)
+    assert (len(subset.images[0]), ledger.counts) == (2, {})

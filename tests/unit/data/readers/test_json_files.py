@@ -1,9 +1,18 @@
 import json
+import os
 
 import pytest
 
 from vpexp.data.folder import Folder
-from vpexp.data.readers.json_files import classify_json, find_unreadable, load_json, name_subset, name_subsets
+from vpexp.data.readers.json_files import (
+    classify_json,
+    find_json_files,
+    find_unreadable,
+    holds_objects,
+    load_json,
+    name_subset,
+    name_subsets,
+)
 from vpexp.errors import DataError
 
 
@@ -122,3 +131,38 @@ def test_find_unreadable__by_name_or_place(tmp_path):
         "train/_annotations.coco.json": unreadable["train/_annotations.coco.json"],
     }
     assert "no readable JSON" in unreadable["train/_annotations.coco.json"]
+
+
+def test_find_unreadable__hidden_files_and_what_is_not_to_be_opened(tmp_path):
+    for name in (".annotations.coco.json", "._annotations.coco.json", ".settings.json", ".vscode/x.json", "plain.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"a": 1}' if "sett" in name or "plain" in name else '{"images": []}')
+    os.mkfifo(tmp_path / "train.json")
+    os.mkfifo(tmp_path / ".pipe.json")
+    (tmp_path / "val.json").symlink_to("/proc/self/environ")
+    expected = {
+        ".annotations.coco.json": "it is hidden: rename it to annotations.coco.json",
+        "train.json": "no regular file, so it is not opened",
+        "val.json": "file outside the given folder (data.allow_outside=true uses it)",
+    }
+    assert find_unreadable(Folder(tmp_path)) == expected
+    others = {"plain.json": "it holds neither 'images' nor 'items', but a"}
+    assert find_unreadable(Folder(tmp_path), every=True) == expected | others
+    assert find_json_files(Folder(tmp_path), "coco") == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"annotations": [{"segmentation": []}]}, True),
+        ({"annotations": [{"bbox": [1, 2, 3, 4]}]}, True),
+        ({"images": ["x" * 2**20], "annotations": [{"bbox": 1}]}, True),
+        ({"annotations": [{"segments_info": [{"bbox": 1}]}]}, False),
+        ({"annotations": [{"caption": "a segmentation of a bbox"}]}, False),
+        ({"images": []}, False),
+    ],
+)
+def test_holds_objects__by_content(tmp_path, content, expected, encoding):
+    (tmp_path / "a.json").write_text(json.dumps(content), encoding=encoding)
+    assert holds_objects(tmp_path / "a.json") is expected
