@@ -1,5 +1,11 @@
-"""What MLflow allows in names and values, and errors in a few words."""
+"""What MLflow allows in names and values, and errors in a few words.
 
+MLflow allows letters, digits, ``_ - . : /`` and spaces in a name, 250 of them, and reads a name as a path. Any other character,
+and a ``/`` or ``.`` that a path would lose, is written as ``_x<its code point in hex>_``: ``ripe 50%`` is ``ripe 50_x25_``. What looks
+like such an escape already has its first ``_`` escaped (``_x5f_x25_``), so that two names never become one.
+"""
+
+import hashlib
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -9,6 +15,13 @@ NAME_LENGTH = 250
 VALUE_LENGTH = 6000
 TAG_LENGTH = 5000
 DESCRIPTION_LENGTH = 200
+HASH_LENGTH = 16
+ESCAPED = re.compile(
+    r"[^\w\-./ :]"  # what MLflow does not allow
+    r"|_(?=x[0-9a-f]++[^a-zA-Z0-9 :\-])"  # what looks like an escape, or would beside one
+    r"|(?<![^/])/|/$"  # slashes around nothing
+    r"|(?<![^/])\.(?=\.?(/|$))|^\.(?=\.)"  # the first point of . and .., and of a name that begins with ..
+)
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -29,9 +42,12 @@ def clean_text(text: str) -> str:
 
 
 def clean_name(name: str) -> str:
-    """Keep what MLflow allows in a name: some characters, a length, and nothing that a path would lose (``a//..``)."""
-    parts = re.sub(r"[^\w\-./ :]", "_", clean_text(name)).split("/")
-    return "/".join("_" if part in ("", ".", "..") else part for part in parts)[:NAME_LENGTH].rstrip("/")
+    """Write a name with what MLflow allows; different names stay different, those that are too long by their hash."""
+    cleaned = ESCAPED.sub(lambda found: f"_x{ord(found[0]):x}_", name)
+    if len(cleaned) <= NAME_LENGTH:
+        return cleaned
+    digest = hashlib.sha256(cleaned.encode()).hexdigest()[:HASH_LENGTH]
+    return f"{cleaned[: NAME_LENGTH - HASH_LENGTH - 1].rstrip('/')}_{digest}"
 
 
 def clean_model_name(name: str) -> str:

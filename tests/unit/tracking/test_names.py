@@ -1,6 +1,8 @@
+import itertools
 import socket
 
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 
 from vpexp.tracking.names import clean_name, clean_params, clean_tags, describe_error, flatten, is_unreachable
 
@@ -22,17 +24,47 @@ def test_flatten__nested_keys_become_dotted():
     ("name", "cleaned"),
     [
         ("val/f1-score", "val/f1-score"),
-        ("val/map/grape (red), ½", "val/map/grape _red__ ½"),
-        ("val/..", "val/_"),
-        ("a//b", "a/_/b"),
-        ("a/", "a/_"),
-        ("two\nlines", "two_lines"),
-        ("n" * 249 + "/n", "n" * 249),
-        ("caf\udce9", "caf_udce9"),
+        ("val/map/grape (red), ½", "val/map/grape _x28_red_x29__x2c_ ½"),
+        ("val/..", "val/_x2e_."),
+        ("./a/..b/...", "_x2e_/a/..b/..."),
+        ("a//b", "a/_x2f_b"),
+        ("/a/", "_x2f_a_x2f_"),
+        ("two\nlines", "two_xa_lines"),
+        ("caf\udce9", "caf_xdce9_"),
+        ("ripe_x25_", "ripe_x5f_x25_"),
+        ("", ""),
     ],
 )
 def test_clean_name__keeps_what_mlflow_allows(name, cleaned):
     assert clean_name(name) == cleaned
+
+
+def test_clean_name__different_names_stay_different():
+    parts = [
+        "",
+        "a",
+        "A",
+        "/",
+        ".",
+        "_",
+        "x25",
+        "%",
+        "#",
+        "_x25_",
+        "x2f_",
+        "é",
+        "e\u0301",
+        "\udce9",
+        "n" * 300,
+        "n" * 301,
+    ]
+    names = ["".join(chosen) for chosen in itertools.product(parts, repeat=3)]
+    cleaned = {name: clean_name(name) for name in set(names) - {""}}
+
+    assert len(set(cleaned.values())) == len(cleaned)
+    for name in cleaned.values():
+        _validate_metric_name(name)
+        assert len(name) <= 250
 
 
 def test_clean_tags_and_params__are_text_of_a_length():
