@@ -27,6 +27,7 @@ from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.tracking.abandoned import get_host
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 from vpexp.tracking.mlflow_run import MlflowRun, open_mlflow_run
+from vpexp.tracking.store import normalize_uri
 
 log = logging.getLogger("vpexp")
 
@@ -55,6 +56,8 @@ def run(
     if cfg.stage.name in UNRECORDED:
         return _answer(cfg, overrides)
     cfg, resumed = complete(cfg, overrides)
+    if cfg.tracking.enabled:
+        normalize_uri(cfg.tracking.uri)  # a path that no database can have is refused before anything is made
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
     with run_folder.hold(), _log_to(run_folder.log), stop_on_sigterm():

@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import os
+import struct
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of started and ended in run.json
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"  # what checkpoint= and resume= call the last run
+# struct flock of fcntl(2): on Linux, and on macOS.
+FLOCK, FLOCK_FIELDS = ("hhlli", ("l_type", "l_whence", "l_start", "l_len", "l_pid"))
+if sys.platform == "darwin":
+    FLOCK, FLOCK_FIELDS = ("qqihh", ("l_start", "l_len", "l_pid", "l_type", "l_whence"))
 _held_here: dict[Path, tuple[TextIO, int]] = {}  # the open lock file, and how many hold it
 _hold_lock = threading.Lock()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
@@ -124,18 +130,28 @@ class RunFolder:
                     file.close()
 
     def is_held(self) -> bool:
-        """Say whether a process works in the folder; where the file system has no locks nobody can know: True."""
+        """Say whether a process works in the folder; where the file system has no locks nobody can know: True.
+
+        The lock is asked for, not taken: a process that begins to work in the folder meanwhile gets it.
+        """
         with _hold_lock:
             if self.path.resolve() in _held_here:  # to open and close the file would end this process's lock
                 return True
             try:
-                with self.lock.open("r+") as file:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with self.lock.open() as file:
+                    return _is_locked(file)
             except FileNotFoundError:
                 return False
             except OSError:
                 return True
-            return False
+
+
+def _is_locked(file: TextIO) -> bool:
+    """Whether another process holds a lock on a file, by F_GETLK on the whole of it."""
+    fields = {"l_type": fcntl.F_WRLCK, "l_whence": os.SEEK_SET, "l_start": 0, "l_len": 0, "l_pid": 0}
+    answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *(fields[name] for name in FLOCK_FIELDS)))
+    kind = struct.unpack(FLOCK, answer)[FLOCK_FIELDS.index("l_type")]
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def _lock(folder: RunFolder) -> TextIO:

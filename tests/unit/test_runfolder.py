@@ -191,5 +191,29 @@ with RunFolder(Path({str(tmp_path)!r})).hold():
     assert not folder.is_held()
 
 
+def test_is_held__asking_again_and_again_keeps_no_holder_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    script = f"""
+from pathlib import Path
+from vpexp.runfolder import RunFolder
+folder = RunFolder(Path({str(tmp_path)!r}))
+print("asking", flush=True)
+while True:
+    folder.is_held()
+"""
+    asking = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in asking:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"asking\n"
+        for _ in range(3000):
+            with folder.hold():
+                pass
+    finally:
+        for process in asking:
+            process.kill()
+            process.wait()
+
+
 def test_is_held__folder_that_is_not_there(tmp_path):
     assert not RunFolder(tmp_path / "nowhere").is_held()

@@ -6,9 +6,16 @@ The sections ``optimizer``, ``scheduler`` and ``callbacks`` are free: their keys
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig
 
 SCHEMA_NAME = "vpexp_schema"
+
+
+def _build_open_section() -> Any:
+    """A section of texts that takes new keys without ``+``."""
+    return DictConfig(
+        {}, key_type=str, element_type=str, ref_type=dict[str, str], is_optional=False, flags={"struct": False}
+    )
 
 
 @dataclass
@@ -292,13 +299,13 @@ class TrackingConfig:
     enabled: bool = True
     """false keeps the run folder only."""
     uri: str = "sqlite:///${paths.output_dir}/mlflow.db"
-    """MLflow's store: a database, a folder, or the address of a server."""
+    """MLflow's store: the address of a server, or of a database; what follows ``sqlite:///`` is a path, as it stands."""
     experiment: str = "vpexp"
     """MLflow's experiment."""
     run_name: str | None = None
     """MLflow's run name; null lets vpexp name it after stage, model and data."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """Tags of your own."""
+    tags: dict[str, str] = field(default_factory=_build_open_section)
+    """Tags of your own, as ``tracking.tags.project=grapes``."""
     register: str | None = None
     """Export, ptq, pipeline: the name in MLflow's model registry whose next version the exported model becomes, ready for
     ``mlflow models serve``; null registers nothing."""

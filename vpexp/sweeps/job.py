@@ -21,7 +21,7 @@ from vpexp.runfolder import RunFolder
 from vpexp.sweeps.naming import name_job, read_values
 from vpexp.sweeps.parent import ParentWatch
 from vpexp.sweeps.plan import refuse_many_devices
-from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_config
+from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job
 from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_process
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
         raise SweepStopped
     values = read_values(overrides, record.varying)
     name = name_job(values)
-    config_hash = hash_config(cfg)
+    config_hash = hash_job(cfg, values)
     if config_hash in record.left_out:
         raise JobFailedError(f"job {number} ({name}) took its process with it before")
     folder = _choose_folder(sweep, number, config_hash)

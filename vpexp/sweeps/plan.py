@@ -12,9 +12,11 @@ from vpexp.command_line import CommandLine
 from vpexp.config.compose import compose_from
 from vpexp.config.explain import explain
 from vpexp.errors import ConfigError
+from vpexp.tracking.store import normalize_uri, write_sqlite_uri
 
 HYDRAS_OWN = "hydra._internal"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher"
+STUDY = "optuna.db"  # a search's trials, in the sweep's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,10 @@ def plan_sweep(command_line: CommandLine, folder: Path | None = None) -> SweepPl
     OmegaConf.set_struct(cfg, value=False)
     del cfg["hydra"]
     refuse_many_devices(cfg)
+    if cfg.tracking.enabled:
+        normalize_uri(cfg.tracking.uri)
+    if search and not search.storage:
+        write_sqlite_uri(place / STUDY)
     return SweepPlan(
         overrides=tuple(command_line.overrides),
         flags=tuple(command_line.flags),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,16 @@ class SweepFolder(RunFolder):
         return [RunFolder(path.parent) for path in sorted(found, key=lambda path: int(path.parent.name))]
 
 
-def hash_config(cfg: DictConfig) -> str:
-    """Hash what a job computes."""
+def hash_job(cfg: DictConfig, values: Mapping[str, str]) -> str:
+    """Hash what a job computes, and what varies without changing that: jobs that differ in a tag are two.
+
+    Args:
+        cfg: of the job.
+        values: of what varies, by key.
+    """
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     told = {str(name): value for name, value in content.items() if name not in UNHASHED}
+    told |= {key.lstrip("+"): value for key, value in values.items() if key.lstrip("+").partition(".")[0] in UNHASHED}
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.config.quoting import quote_value
-from vpexp.sweeps.plan import SweepPlan
+from vpexp.sweeps.plan import STUDY, SweepPlan
 from vpexp.sweeps.record import SweepFolder
 from vpexp.sweeps.stop import SweepStopped
+from vpexp.tracking.store import write_sqlite_uri
 
 FIXED_PARAMS = "fixed_params"  # Optuna's name for the parameters of a trial that waits in its queue
 
@@ -45,7 +46,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         assert plan.search is not None
         self._sweep, self._jobs, self._seed = sweep, plan.jobs, plan.search.seed
-        self._storage = plan.search.storage or f"sqlite:///{sweep.path}/optuna.db"
+        self._storage = plan.search.storage or write_sqlite_uri(sweep.path / STUDY)
         self._study = optuna.create_study(
             study_name=plan.search.study or sweep.path.name,
             storage=self._storage,

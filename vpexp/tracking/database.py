@@ -16,14 +16,14 @@ def create_database(file: Path) -> None:
         file: where the database goes; an empty file there is replaced. Only one process may do that at a time.
     """
     from mlflow.store.db import utils
-    from sqlalchemy import create_engine, event
+    from sqlalchemy import URL, create_engine, event
 
     make_tables = getattr(utils, "_safe_initialize_tables", None)
     if make_tables is None:  # another MLflow, which makes them in its own way when it is first asked
         return
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    engine = create_engine(f"sqlite:///{draft}")
+    engine = create_engine(URL.create("sqlite", database=str(draft)))
     event.listen(engine, "connect", _wait_for_no_disk)
     try:
         make_tables(engine)

@@ -2,7 +2,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from vpexp.config import compose_config
+from vpexp.config import compose_config, load_config, save_config
+from vpexp.config.compose import compose_from
 from vpexp.errors import ConfigError
 
 
@@ -47,3 +48,17 @@ def test_compose_config__leaves_hydra_as_it_was_after_an_error():
         compose_config(["data.batch_sise=1"])
 
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    "override", ["tracking.tags.project=7", "+tracking.tags.project=7", "tracking.tags={project:7}"]
+)
+def test_compose_config__tags_are_texts_and_need_no_plus(override, tmp_path):
+    cfg = compose_config(["tracking=none", override])
+    save_config(cfg, tmp_path / "config.yaml")
+
+    assert cfg.tracking.tags == load_config(tmp_path / "config.yaml").tracking.tags == {"project": "7"}
+    again = compose_from(tmp_path, "config", ["tracking.tags.team=grapes"])
+    assert again.tracking.tags == {"project": "7", "team": "grapes"}
+    with pytest.raises(ConfigError, match=r"tracking\.tags\.a"):
+        compose_config(["tracking.tags.a.b=1"])

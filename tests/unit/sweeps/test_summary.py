@@ -6,7 +6,7 @@ from rich.console import Console
 
 from vpexp.runfolder import RunFolder, write_json
 from vpexp.sweeps.pictures import draw_pictures, sort_values
-from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_config
+from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job
 from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
 
 VALUES = [("1e-05", "1"), ("1e-05", "2"), ("0.0001", "1"), ("0.0001", "2")]
@@ -122,11 +122,15 @@ def test_sort_values__numbers_by_size_words_by_alphabet():
     assert sort_values(["voc", "10", "coco"]) == ["10", "coco", "voc"]
 
 
-def test_hash_config__what_is_computed_counts():
+def test_hash_job__what_is_computed_counts_and_what_varies():
     from vpexp.config import compose_config
 
-    first = hash_config(compose_config(["optimizer.lr=1e-5"]))
+    first = hash_job(compose_config(["optimizer.lr=1e-5"]), {"optimizer.lr": "1e-5"})
 
-    assert hash_config(compose_config(["optimizer.lr=1e-05", "paths.output_dir=b", "tracking=none"])) == first
-    assert hash_config(compose_config(["optimizer.lr=1e-4"])) != first
+    same = compose_config(["optimizer.lr=1e-05", "paths.output_dir=b", "tracking=none"])
+    assert hash_job(same, {"optimizer.lr": "1e-05"}) == first
+    assert hash_job(compose_config(["optimizer.lr=1e-4"]), {"optimizer.lr": "1e-4"}) != first
+    tagged = {key: hash_job(same, {key: "x"}) for key in ("tracking.tags.k", "+tracking.tags.k", "tracking.run_name")}
+    assert tagged["tracking.tags.k"] == tagged["+tracking.tags.k"]
+    assert len({first, *tagged.values(), hash_job(same, {"tracking.tags.k": "y"})}) == 4
     assert len(first) == 12

@@ -1,9 +1,13 @@
 import multiprocessing
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.mlflow_run import RunDescription, open_mlflow_run
 from vpexp.tracking.store import connect, find_experiment, normalize_uri
@@ -18,10 +22,40 @@ PROCESSES, STEPS = 4, 15
         ("sqlite:////abs/mlflow.db", "sqlite:////abs/mlflow.db"),
         ("sqlite:///out/mlflow.db", "sqlite:///{cwd}/out/mlflow.db"),
         ("sqlite:///~/a b.db", "sqlite:///{home}/a b.db"),
+        ("sqlite:///a#b/m.db?timeout=30", "sqlite:///{cwd}/a#b/m.db?timeout=30"),
+        ("sqlite:////a?b=c/%20/m.db", "sqlite+pysqlite:////a%3Fb%3Dc/%2520/m.db"),
+        ("file:some%20runs", "file://{cwd}/some%20runs"),
+        ("./runs", "file://{cwd}/runs"),
+        ("databricks", "databricks"),
     ],
 )
 def test_normalize_uri__local_database_is_the_same_from_every_folder(uri, normal):
     assert normalize_uri(uri) == normal.format(cwd=Path.cwd(), home=Path.home())
+
+
+def test_normalize_uri__path_that_sqlite_cannot_open_is_refused(tmp_path):
+    folder = tmp_path / "/".join(["n" * 100] * 5)
+    with pytest.raises(ConfigError, match=r"bytes, and SQLite takes 490: choose a shorter paths.output_dir"):
+        normalize_uri(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "a%20b", "a#b;c&d=e", "'[x]' \"ü\" \\ : @", "n" * 200])
+def test_connect__folder_of_any_name_holds_the_whole_store(tmp_path, monkeypatch, store, name):
+    folder, elsewhere = tmp_path / "stores" / name, tmp_path / "cwd"
+    folder.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    shutil.copy(store.folder / "mlflow.db", folder)
+
+    client = connect(normalize_uri(f"sqlite:///{folder}/mlflow.db"))
+    run = client.create_run(find_experiment(client, client.tracking_uri, "odd", folder / "mlartifacts"))
+    client.log_text(run.info.run_id, "kept", "note.txt")
+
+    assert (folder / "mlartifacts" / run.info.run_id / "artifacts" / "note.txt").read_text() == "kept"
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("select run_uuid from runs").fetchall() == [(run.info.run_id,)]
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == [name]
+    assert not list(elsewhere.iterdir())
 
 
 def test_find_experiment__deleted_experiment_is_restored(store, tmp_path):
