@@ -3,6 +3,7 @@
 Shapes: H W original size in pixels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from vpexp.data.numbers import read_number, read_whole
 from vpexp.data.run_lengths import Region, encode_part, find_region
 from vpexp.data.types import Rle
 
@@ -128,7 +130,9 @@ def check_polygon(polygon: Sequence[float], height: int, width: int) -> NDArray[
         MaskError: See `polygons_to_rle`.
     """
     try:
-        values = np.asarray(polygon, dtype=np.float64)
+        is_plain = not isinstance(polygon, list) or not any(isinstance(value, str | bool) for value in polygon)
+        numbers = polygon if is_plain else [math.nan if (n := read_number(v)) is None else n for v in polygon]
+        values = np.asarray(numbers, dtype=np.float64)
     except (OverflowError, TypeError, ValueError) as error:
         raise MaskError("polygon with values that are no numbers") from error
     if values.ndim != 1 or not np.isfinite(values).all():
@@ -152,10 +156,9 @@ def check_rle(rle: Any, height: int, width: int) -> Rle:
     """
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
         raise MaskError("segmentation of unknown kind")
-    try:
-        size = [int(side) for side in rle["size"]]
-    except (OverflowError, TypeError, ValueError) as error:
-        raise MaskError("damaged RLE") from error
+    size = [read_whole(side) for side in rle["size"]] if isinstance(rle["size"], list | tuple) else []
+    if len(size) != _ROWS_AND_COLUMNS or None in size:
+        raise MaskError("damaged RLE")
     if size != [height, width]:
         raise MaskError("RLE size differs from the image's")
     counts = _read_counts(rle["counts"])
@@ -172,10 +175,10 @@ def rle_to_json(rle: Rle) -> dict[str, Any]:
 def _read_counts(counts: Any) -> list[int]:
     """Read the run lengths of either form of an encoding."""
     if isinstance(counts, list):
-        try:
-            return [int(count) for count in counts]
-        except (OverflowError, TypeError, ValueError) as error:
-            raise MaskError("damaged RLE") from error
+        runs = [count for count in map(read_whole, counts) if count is not None]
+        if len(runs) < len(counts):
+            raise MaskError("damaged RLE")
+        return runs
     if isinstance(counts, str):
         try:
             counts = counts.encode("ascii")

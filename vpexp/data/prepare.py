@@ -45,7 +45,7 @@ def prepare_wgisd(clone: Path, out: Path, *, annotations: str = "polygons") -> d
         path = clone / "coco_annotations" / f"{part}_{annotations}_instances.json"
         sources[split] = _load_coco(path, "give the folder of a clone of WGISD")
     names = {image["file_name"] for coco in sources.values() for image in coco["images"]}
-    _place_images({clone / "data" / name: out / "images" / name for name in sorted(names)})
+    _place_images({clone / "data" / name: out / "images" / name for name in sorted(names)}, clone)
     return _write_annotations(sources, out)
 
 
@@ -79,7 +79,7 @@ def prepare_trashcan(
             images[home / part / name] = out / "images" / part / name
             image["file_name"] = f"{part}/{name}"
         sources[split] = coco
-    _place_images(images)
+    _place_images(images, folder)
     return _write_annotations(sources, out)
 
 
@@ -123,11 +123,14 @@ def _sample_images(coco: Coco, limit: int, seed: int) -> Coco:
     return {**coco, "images": kept, "annotations": [a for a in coco["annotations"] if a["image_id"] in ids]}
 
 
-def _place_images(files: Mapping[Path, Path]) -> None:
+def _place_images(files: Mapping[Path, Path], home: Path) -> None:
     """Link image files into place, or copy them where links are not possible; files that are there are kept."""
     missing = [source for source in files if not source.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: image file is missing ({len(missing)} of {len(files)} are); download it again")
+    outside = next((source for source in files if not source.resolve().is_relative_to(home.resolve())), None)
+    if outside:
+        raise DataError(f"{outside}: a link that leads out of {home}; put the file itself there")
     for source, target in show_progress(list(files.items()), "Placing images"):
         if target.is_file() and target.stat().st_size == source.stat().st_size:
             continue

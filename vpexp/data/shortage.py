@@ -31,7 +31,7 @@ _CAUSES = {
     ),
     CROWD: (
         ("object is a crowd region", "objects are crowd regions"),
-        "data.crowd=keep takes them as objects: CVAT writes all masks of its brush as crowd",
+        "data.crowd=keep takes them as objects (CVAT writes all masks of its brush as crowd)",
     ),
     OUTSIDE: (
         ("file lies outside the given folder", "files lie outside the given folder"),

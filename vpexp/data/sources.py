@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
-from vpexp.data.folder import list_files
+from vpexp.data.folder import compose, list_files
 from vpexp.data.image_files import IMAGE_SUFFIXES
 from vpexp.errors import ConfigError, DataError
 
@@ -91,6 +91,8 @@ def find_source_folder(source: str) -> Path:
 def match_names(given: Sequence[str], images: Sequence[SourceImage], origin: str) -> NameMatch:
     """Find the image that each name means: its path relative to the source, or the end of its path.
 
+    Accents may be composed (NFC) in the one and not (NFD, as macOS writes names) in the other.
+
     Args:
         given: names as people write them: ``a.jpg``, ``left/a.jpg``, ``./a.jpg``, or a whole path.
         images: all images of the source.
@@ -99,10 +101,10 @@ def match_names(given: Sequence[str], images: Sequence[SourceImage], origin: str
     Raises:
         DataError: a name fits several images, or two names mean one image.
     """
-    by_name = {image.name: image for image in images}
+    by_name = {compose(image.name): image for image in images} | {image.name: image for image in images}
     by_base: dict[str, list[SourceImage]] = defaultdict(list)
     for one in images:
-        by_base[one.path.name].append(one)
+        by_base[compose(one.path.name)].append(one)
     found: dict[str, SourceImage] = {}
     taken: dict[str, str] = {}
     unknown: list[str] = []
@@ -167,8 +169,8 @@ def _find(
 
 
 def _split_name(name: str) -> list[str]:
-    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    return [part for part in compose(name).replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def _ends_with(image: SourceImage, parts: Sequence[str]) -> bool:
-    return list(image.path.absolute().parts[-len(parts) :]) == list(parts)
+    return [compose(part) for part in image.path.absolute().parts[-len(parts) :]] == list(parts)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vpexp.data.masks import MaskError, check_rle, compute_area, compute_box, polygons_to_rle
+from vpexp.data.numbers import read_whole
 from vpexp.data.readers.json_files import load_json
 from vpexp.data.types import Rle
 from vpexp.errors import DataError
@@ -119,10 +120,10 @@ def read_labels(path: Path) -> LabelSet:
     """
     content = load_json(path)
     try:
-        categories = {int(entry["id"]): entry for entry in content["categories"]}
+        categories = {_read_id(entry): entry for entry in content["categories"]}
         images = {str(entry["file_name"]): entry for entry in content["images"]}
-        masks = {int(entry["id"]): KeptMask.of(entry) for entry in content["annotations"]}
-        known = {int(entry["id"]) for entry in images.values()}
+        masks = {_read_id(entry): KeptMask.of(entry) for entry in content["annotations"]}
+        known = {_read_id(entry) for entry in images.values()}
         is_sound = (
             len(categories) == len(content["categories"])
             and len(images) == len(known) == len(content["images"])
@@ -136,6 +137,13 @@ def read_labels(path: Path) -> LabelSet:
         raise DataError(f"{path}: cannot be gone on with: ids are repeated, or name no image or category")
     head = {name: value for name, value in content.items() if name not in _LISTS}
     return LabelSet(head, categories, images, masks)
+
+
+def _read_id(entry: Entry) -> int:
+    number = read_whole(entry["id"])
+    if number is None:
+        raise ValueError(f"id {entry['id']!r} is no whole number")
+    return number
 
 
 def build_annotation(number: int, image_id: int, category_id: int, rle: Rle, extra: Mapping[str, Any]) -> Entry:

@@ -129,6 +129,13 @@ def test_check_rle__joins_empty_runs():
         ({"size": [3, float("inf")], "counts": [12]}, "damaged"),
         ({"size": [3, 4], "counts": [10**30]}, "damaged"),
         ({"size": [3, 4], "counts": 12}, "damaged"),
+        ({"size": [3, 4], "counts": ["1_2"]}, "damaged"),
+        ({"size": [3, 4], "counts": ["\uff11\uff12"]}, "damaged"),
+        ({"size": [3, 4], "counts": [11.5, 0.5]}, "damaged"),
+        ({"size": [3, 4], "counts": [11, True]}, "damaged"),
+        ({"size": ["3", "0_4"], "counts": [12]}, "damaged"),
+        ({"size": [3.5, 4], "counts": [12]}, "damaged"),
+        ({"size": [3, 4, 1], "counts": [12]}, "damaged"),
         ({"size": [3, 4], "counts": "zzzz"}, "damaged"),
         ({"size": [3, 4], "counts": "Ä"}, "damaged"),
         ({"size": [3, 4], "counts": "P"}, "damaged"),
@@ -164,3 +171,13 @@ def test_merge_rles__unites():
 def test_check_polygon__number_beyond_floats():
     with pytest.raises(MaskError, match="values that are no numbers"):
         check_polygon([0, 0, 5, 0, 5, 10**400], 10, 10)
+
+
+@pytest.mark.parametrize("value", ["1_0", "\uff11", "nan", " 10", True, None, "1e999"])
+def test_check_polygon__text_that_is_no_number(value):
+    with pytest.raises(MaskError, match="values that are no numbers"):
+        check_polygon([1, 1, value, 1, 8, 8], 10, 20)
+
+
+def test_check_polygon__decimal_numbers_in_text():
+    assert check_polygon(["1", "1.5", "+2e0", ".5", 8, 8], 10, 20).tolist() == [1, 1.5, 2, 0.5, 8, 8]

@@ -129,6 +129,14 @@ def test_prepare_wgisd__missing_images(clone, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_prepare_wgisd__links_that_lead_out_of_the_clone(clone, tmp_path):
+    image = clone / "data/CDY_1.jpg"
+    image.symlink_to(image.rename(tmp_path / "private.jpg"))
+    with pytest.raises(DataError, match=r"CDY_1\.jpg: a link that leads out of"):
+        prepare_wgisd(clone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["../escape.jpg", "/escape.jpg", 7])
 def test_prepare_wgisd__file_names_that_lead_elsewhere(clone, tmp_path, name):
     path = clone / "coco_annotations/train_polygons_instances.json"

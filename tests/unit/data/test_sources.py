@@ -3,6 +3,7 @@
 import os
 import string
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -195,3 +196,18 @@ def test_source_folder__is_that_of_a_file_a_folder_or_a_pattern(tmp_path):
 
     for source in (photos, photos / "a.jpg", photos / "*.jpg", photos / "**" / "*.png"):
         assert find_source_folder(str(source)) == photos
+
+
+@pytest.mark.parametrize(("named", "kept"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_match_names__accents_in_either_form(tmp_path, named, kept):
+    for name in ("Größe.png", "tief/é/ñandú.png", "plain.png"):
+        path = tmp_path / normalize(kept, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    images = find_images(str(tmp_path))
+    names = [normalize(named, name) for name in ("Größe.png", "é/ñandú.png")]
+    match = match_names(names, images, "p.json")
+    assert match.unknown == ()
+    assert [normalize("NFC", match.images[name].name) for name in names] == ["Größe.png", "tief/é/ñandú.png"]
+    with pytest.raises(DataError, match="are the same image"):
+        match_names([normalize(form, "Größe.png") for form in ("NFC", "NFD")], images, "p.json")

@@ -1,6 +1,7 @@
 """The file of prompts: what it may say, and the one line that says what is wrong with it."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -179,6 +180,9 @@ def test_read_prompt_file__not_there(tmp_path):
         read_prompt_file(tmp_path / "p.json")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_prompt_file(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ConfigError, match="cannot be read: no regular file, so it is not opened"):
+        read_prompt_file(tmp_path / "pipe.json")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(DataError, match="is no readable JSON"):
         read_prompt_file(tmp_path / "image.png")
