@@ -246,7 +246,7 @@ def _find_reason(kind: str, *, leads_out: bool) -> str | None:
     """Find the reason for which a file is not to be opened; None if there is none."""
     if kind == "nothing":  # opening it fails, and is counted then
         return None
-    return OUTSIDE if leads_out else NOT_A_FILE if kind == "else" else None
+    return NOT_A_FILE if kind == "else" else OUTSIDE if leads_out else None
 
 
 def _is_below(path: str, home: str) -> bool:
