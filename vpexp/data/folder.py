@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from vpexp.data.image_files import IMAGE_SUFFIXES, NOT_A_FILE
+from vpexp.data.image_files import NOT_A_FILE, is_image_file
 from vpexp.data.ledger import OUTSIDE
 from vpexp.errors import DataError
 
@@ -74,7 +74,8 @@ class Folder:
         self._names = frozenset(self.files)
         self._composed = {compose(name): name for name in self.files if not name.isascii()}
         self._directories = sorted({parent for name in self.files for parent in _parents(name)})
-        self._images = {name for name in self.files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES}
+        unopened = {name for name in self.barred if not PurePosixPath(name).suffix}  # names alone say nothing of these
+        self._images = {name for name in self.files if name not in unopened and is_image_file(base, name)}
         self._image_folders = {parent for name in self._images for parent in _parents(name)}.union(listing.empty)
         self._images_by_base: dict[str, list[str]] | None = None
 

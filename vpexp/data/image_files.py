@@ -70,16 +70,20 @@ def prefer_read(names: list[str]) -> list[str]:
     return read or names
 
 
-def is_image_file(path: Path) -> bool:
+def is_image_file(folder: Path, name: str) -> bool:
     """Say whether a file counts as an image: by the ending of its name, or where it has none by its content.
 
     Files of types that are known and not read count too, so that they are reported where an image is looked for.
+
+    Args:
+        folder: The folder.
+        name: The file's path relative to it.
     """
-    suffix = path.suffix.lower()
+    suffix = PurePath(name).suffix.lower()
     if suffix:
         return suffix in IMAGE_SUFFIXES or suffix in UNREAD_SUFFIXES
     try:
-        with open_regular(path) as file, Image.open(file, formats=[name for name in FORMATS if name != "TGA"]):
+        with open_regular(folder / name) as file, Image.open(file, formats=[name for name in FORMATS if name != "TGA"]):
             return True  # (TGA has no signature)
     except (ImageFileError, Image.DecompressionBombError, *PIL_ERRORS):
         return False

@@ -11,9 +11,11 @@ from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
 from vpexp.data.folder import compose, list_files
-from vpexp.data.image_files import IMAGE_SUFFIXES
+from vpexp.data.image_files import UNREAD_SUFFIXES, describe_unread, is_image_file
+from vpexp.data.ledger import SkipLedger, order_by_count
 from vpexp.errors import ConfigError, DataError
 
+_NO_IMAGES = "files that are no images, passed over: {total} (such as {example})"
 ARCHIVE_LEFTOVERS = "__MACOSX"  # hidden on the system that made it
 
 
@@ -45,15 +47,17 @@ class NameMatch:
     unknown: tuple[str, ...]
 
 
-def find_images(source: str, leave_out: Path | None = None) -> list[SourceImage]:
+def find_images(source: str, leave_out: Path | None = None, ledger: SkipLedger | None = None) -> list[SourceImage]:
     """Find the images that a source means, sorted by name.
 
     A file is taken as it is. A folder is searched with all folders below it, a pattern may hold ``*``, ``?``, ``[ab]`` and
-    ``**``; of what they hold, files whose name ends as an image's does count, and hidden ones do not.
+    ``**``; of what they hold, files whose name ends as an image's does count, and files without an ending that are images;
+    hidden ones do not.
 
     Args:
         source: a file, a folder or a pattern.
         leave_out: a folder that is passed over where it lies inside of the source: that of vpexp's own pictures.
+        ledger: counts the other files: image files of types that are not read, and files that are no images.
 
     Raises:
         ConfigError: there is no such file or folder, or nothing fits the pattern.
@@ -73,10 +77,12 @@ def find_images(source: str, leave_out: Path | None = None) -> list[SourceImage]
         if not names:
             raise ConfigError(f"source={source}: nothing fits the pattern")
     names = [name for name in names if not name.startswith(_name_folder(base, leave_out))] if leave_out else names
-    chosen = _select_images(base, names)
+    ledger = SkipLedger() if ledger is None else ledger
+    chosen = _select_images(base, names, ledger)
     images = [SourceImage(number, name, base / name) for number, name in enumerate(chosen, start=1)]
     if not images:
-        raise DataError(f"source={source}: no image among the {len(names)} files and folders found")
+        passed = "".join(f"; {count} x {reason}" for reason, count in order_by_count(ledger.counts))
+        raise DataError(f"source={source}: no image among the {len(names)} files and folders found{passed}")
     return images
 
 
@@ -137,10 +143,17 @@ def _split_pattern(path: Path) -> tuple[Path, str]:
     return base, ""
 
 
-def _select_images(base: Path, names: Iterable[str]) -> list[str]:
-    """Keep image files, each once, sorted by name."""
-    images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and (base / name).is_file()]
-    return sorted({Path(name).as_posix() for name in images})
+def _select_images(base: Path, names: Iterable[str], ledger: SkipLedger) -> list[str]:
+    """Keep image files, each once, sorted by name; the others are counted."""
+    chosen = []
+    for name in sorted({Path(name).as_posix() for name in names if (base / name).is_file()}):
+        if not is_image_file(base, name):
+            ledger.remark({_NO_IMAGES: 1}, str(base / name))
+        elif PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:
+            ledger.skip(describe_unread(name), str(base / name))
+        else:
+            chosen.append(name)
+    return chosen
 
 
 def _name_folder(base: Path, folder: Path) -> str:

@@ -17,8 +17,8 @@ from rich.table import Table
 from vpexp import visuals
 from vpexp.console import build_progress, console, say
 from vpexp.data.image_files import ImageFileError
-from vpexp.data.images import read_image
-from vpexp.data.ledger import SkipLedger, order_by_count
+from vpexp.data.images import read_image, read_image_header
+from vpexp.data.ledger import SkipLedger, describe_remarks, order_by_count
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.prompts import Prompts
 from vpexp.data.sources import find_images
@@ -97,6 +97,7 @@ class _Job:
             "skipped": dict(self.ledger.counts),
             "examples": dict(self.ledger.examples),
             "warnings": list(self.plan.warnings),
+            "notes": describe_remarks([self.ledger]),
         }
 
 
@@ -149,7 +150,7 @@ def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
     if cfg.prompts == DATASET:
         dataset = load_configured_dataset(context, SPLIT_NAMES, keep_boxes=True)
         return plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
-    images = find_images(cfg.source, leave_out=context.output_dir)
+    images = find_images(cfg.source, leave_out=context.output_dir, ledger=ledger)
     if cfg.prompts == GRID:
         return plan_grid(images)
     plan = plan_prompts(images, Path(cfg.prompts).expanduser(), ledger)
@@ -166,6 +167,8 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
         for place, task in enumerate(progress.track(tasks, description="predicting")):
             try:
                 turned = task.annotated is None or task.annotated.exif_transpose
+                if task.annotated is None:  # of a data set's images it was remarked when they were loaded
+                    job.ledger.remark(read_image_header(task.image.path).remarks, str(task.image.path))
                 image_HW3 = read_image(task.image.path, turned)
             except ImageFileError as error:
                 job.ledger.skip(error.reason, str(task.image.path))
@@ -269,4 +272,6 @@ def _tell(job: _Job) -> None:
     if ledger.counts:
         reasons = [f"{count} x {reason} ({ledger.examples[reason]})" for reason, count in order_by_count(ledger.counts)]
         say(f"images passed over: {', '.join(reasons)}", style="yellow")
+    for note in describe_remarks([ledger]):
+        say(note)
     say(f"masks: {job.writer.predictions}")

@@ -8,7 +8,9 @@ from unicodedata import normalize
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from vpexp.data.ledger import SkipLedger, describe_remarks
 from vpexp.data.sources import SourceImage, find_images, find_source_folder, match_names, suggest_name
 from vpexp.errors import ConfigError, DataError
 
@@ -211,3 +213,20 @@ def test_match_names__accents_in_either_form(tmp_path, named, kept):
     assert [normalize("NFC", match.images[name].name) for name in names] == ["Größe.png", "tief/é/ñandú.png"]
     with pytest.raises(DataError, match="are the same image"):
         match_names([normalize(form, "Größe.png") for form in ("NFC", "NFD")], images, "p.json")
+
+
+def test_find_images__what_is_passed_over_is_counted(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    (tmp_path / "plain.png").rename(tmp_path / "noending")
+    for name in ("a.avif", "b.JP2", "c.tga", "d.PNG"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    for name in ("e.heic", "f.HEIC", "g.dng", "README", "prompts.json"):
+        (tmp_path / name).write_bytes(b"something else")
+    os.mkfifo(tmp_path / "h.png")
+    ledger = SkipLedger()
+    images = find_images(str(tmp_path), ledger=ledger)
+    assert get_names(images) == ["a.avif", "b.JP2", "c.tga", "d.PNG", "noending"]
+    assert ledger.counts == {"file type not read (.heic)": 2, "file type not read (.dng)": 1}
+    assert describe_remarks([ledger]) == [f"files that are no images, passed over: 2 (such as {tmp_path / 'README'})"]
+    with pytest.raises(DataError, match=r"no image among the .*; 1 x file type not read \(\.dng\)"):
+        find_images(str(tmp_path / "g*"))

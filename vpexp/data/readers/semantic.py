@@ -1,10 +1,11 @@
 """Common semantic segmentation: images beside masks whose pixels name a class, and a dataset_meta.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
 
 from vpexp.data.folder import Folder
+from vpexp.data.image_files import prefer_read
 from vpexp.data.ledger import AMBIGUOUS_IMAGE, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import PlacedImage, Subset, gather_objects, place_image, skip_unannotated
@@ -18,6 +19,7 @@ from vpexp.data.readers.index_masks import (
     read_index_mask,
 )
 from vpexp.data.readers.label_maps import META_FILE, LabelMap, read_meta_file
+from vpexp.data.readers.mask_names import align_names, find_common_start
 from vpexp.data.readers.mask_values import BLURRED_MASKS, ValueSurvey
 from vpexp.data.types import AnnotatedImage
 from vpexp.errors import DataError
@@ -118,11 +120,11 @@ class SemanticReader:
         return Subset(label_map.categories, tuple(images))
 
     def _pair(self, images_directory: str, masks_directory: str, ledger: SkipLedger) -> list[tuple[str, str]]:
-        """Pair images with masks by their names, or by what is left of them without a common beginning and end."""
-        images = self._list_by_stem(images_directory)
-        masks = self._list_by_stem(masks_directory)
-        if not set(images) & set(masks):
-            images, masks = _trim_common(images), _trim_common(masks)
+        """Pair images with masks by their names; see `align_names`."""
+        listed = self._list_by_stem(images_directory), self._list_by_stem(masks_directory)
+        images, masks, note = align_names(*listed)
+        if note:
+            self._note(note)
         pairs = []
         for stem, mask_names in masks.items():
             image_names = images.get(stem, [])
@@ -144,7 +146,7 @@ class SemanticReader:
             if self._folder.has_image(name):
                 relative = PurePosixPath(name).relative_to(directory)
                 found.setdefault(relative.with_suffix("").as_posix(), []).append(name)
-        return found
+        return {stem: prefer_read(names) for stem, names in found.items()}
 
     def _read_label_map(self, masks_directory: str, masks: list[str]) -> LabelMap:
         """Read the nearest dataset_meta.json, or make names for the values that occur."""
@@ -205,21 +207,3 @@ class SemanticReader:
             f"(pixel values {', '.join(str(value) for value in sorted(seen)[:8])}); the values of objects are "
             f"{declared or 'not declared'}, see {META_FILE}"
         )
-
-
-def find_common_start(texts: Sequence[str]) -> str:
-    """Find the longest text that all texts begin with, letter by letter."""
-    first, last = min(texts, default=""), max(texts, default="")
-    same = (place for place, letter in enumerate(first) if place >= len(last) or letter != last[place])
-    return first[: next(same, len(first))]
-
-
-def _trim_common(names: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Take the common beginning and end off names: ``gt_0001, gt_0002`` become 0001 and 0002."""
-    stems = list(names)
-    start = len(find_common_start(stems).rstrip("0123456789")) if len(stems) > 1 else 0
-    end = len(find_common_start([stem[::-1] for stem in stems]).rstrip("0123456789")) if len(stems) > 1 else 0
-    trimmed: dict[str, list[str]] = {}
-    for stem, files in names.items():
-        trimmed.setdefault(stem[start : len(stem) - end], []).extend(files)
-    return trimmed

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from vpexp.data.folder import Folder
+from vpexp.data.image_files import prefer_read
 from vpexp.errors import DataError
 
 _IMAGES, _OBJECTS, _CLASSES = "JPEGImages", "SegmentationObject", "SegmentationClass"
@@ -58,8 +59,8 @@ class VocFolder:
         self.path = folder.path(name) if name else folder.root
         self._folder = folder
         self.images = {stem: [folder.path(file) for file in files] for stem, files in self._list(_IMAGES).items()}
-        self.instance_masks = self._list_first(_OBJECTS)
-        self.class_masks = self._list_first(_CLASSES)
+        self.instance_masks = self._list_masks(_OBJECTS)
+        self.class_masks = self._list_masks(_CLASSES)
         self.xml_files = {
             stem: folder.path(file)
             for stem, files in self._list(_XML, images=False).items()
@@ -80,10 +81,14 @@ class VocFolder:
             if not images or self._folder.has_image(name):
                 stem = PurePosixPath(name).relative_to(directory or "").with_suffix("").as_posix()
                 found.setdefault(stem, []).append(name)
-        return found
+        return {stem: prefer_read(names) for stem, names in found.items()}
 
-    def _list_first(self, part: str) -> dict[str, Path]:
-        return {stem: self._folder.path(files[0]) for stem, files in self._list(part).items()}
+    def _list_masks(self, part: str) -> dict[str, Path]:
+        """List the mask files of one part; old versions of labelme keep arrays there, and images beside it."""
+        found = self._list(part)
+        for stem, files in self._list(f"{part}PNG").items():
+            found[stem] = prefer_read([*found.get(stem, []), *files])
+        return {stem: self._folder.path(files[0]) for stem, files in found.items()}
 
     def list_sets(self) -> dict[str, list[str]]:
         """List the subsets: name -> image ids, from the first folder of ImageSets that has any.

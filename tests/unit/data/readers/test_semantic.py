@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 
 from vpexp.data.folder import Folder
 from vpexp.data.ledger import SkipLedger
-from vpexp.data.readers.semantic import SemanticReader, find_common_start
+from vpexp.data.readers.semantic import SemanticReader
 from vpexp.errors import DataError
 
 CLASSES_HW = np.zeros((10, 20), dtype=np.uint8)
@@ -201,14 +201,6 @@ def test_semantic_reader__nothing(tmp_path):
         components(Folder(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [(["train/", "val/"], ""), (["deep/train/", "deep/test/"], "deep/t"), (["same"], "same"), (["ab", "abc"], "ab")],
-)
-def test_find_common_start__letter_by_letter(texts, expected):
-    assert find_common_start(texts) == expected
-
-
 def test_semantic_reader__blurred_or_jpeg_masks_without_meta_file(tmp_path, read_subset):
     big_HW = np.kron(np.where(CLASSES_HW == 1, 255, 0), np.ones((4, 4))).astype(np.uint8)
     blurred = Image.fromarray(big_HW).filter(ImageFilter.GaussianBlur(2))
@@ -243,3 +235,30 @@ def test_semantic_reader__mask_numbers_that_are_refused_or_void(tmp_path, read_s
     assert ledger.counts == {"mask values are no whole numbers": 1}
     assert ledger.examples["mask values are no whole numbers"].endswith("masks/b.tif")
     assert any(note.startswith("mask value -1 is taken as void") for note in reader.notes)
+
+
+def test_semantic_reader__mask_names_with_an_addition(tmp_path, read_subset):
+    for name in ("p1_001", "p1_002"):
+        write_pair(tmp_path, name, mask="masks/{}_masks.png")
+    write_pair(tmp_path, "p2_001", mask="elsewhere/{}.png")
+    ledger = SkipLedger()
+    reader = components(Folder(tmp_path))
+    subset = reader.read_subset("default", ledger)
+    assert [image.image_id for image in subset.images] == ["p1_001.jpg", "p1_002.jpg"]
+    assert ledger.counts == {"image without annotations": 1}
+    assert "masks are named as their images, with '_masks' behind them" in reader.notes
+
+
+def test_semantic_reader__file_types_that_are_not_read(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for name in "abc":
+        write_pair(tmp_path, name)
+    (tmp_path / "images/a.dng").write_bytes(b"raw")  # beside a.jpg: that is taken
+    (tmp_path / "masks/a.npy").write_bytes(b"numbers")
+    (tmp_path / "images/b.jpg").rename(tmp_path / "images/b.heic")
+    (tmp_path / "images/b.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "images/c.jpg").rename(tmp_path / "images/c")
+    (tmp_path / "images/README").write_text("no image")
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert [image.image_id for image in subset.images] == ["a.jpg", "c"]
+    assert ledger.counts == {"file type not read (.heic)": 1}

@@ -248,3 +248,33 @@ def test_voc_reader__listed_image_without_any_file(voc, read_subset):
     subset, ledger = read_subset(components, voc.save())
     assert len(subset.images) == 1
     assert ledger.counts == {"image file is missing": 1}
+
+
+def test_voc_reader__old_layout_of_labelme(voc, tmp_path, read_subset):
+    for name in "ab":
+        voc.image(name)
+    voc.save()
+    for part in ("SegmentationObject", "SegmentationClass"):
+        (tmp_path / part).rename(tmp_path / f"{part}PNG")
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            np.save(tmp_path / part / f"{name}.npy", INSTANCES_HW)
+    subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
+    assert [len(image) for image in subset.images] == [2, 2]
+    assert ledger.counts == {}
+    for name in "ab":
+        (tmp_path / f"SegmentationObjectPNG/{name}.png").unlink()
+    subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
+    assert ledger.counts == {"mask: file type not read (.npy)": 2}
+    assert ledger.examples["mask: file type not read (.npy)"] == str(tmp_path / "SegmentationObject/a.npy")
+
+
+def test_voc_reader__instances_of_any_number(voc, tmp_path, read_subset, write_tiff):
+    voc.image(instances=None)
+    voc.save()
+    instances_HW = np.select([INSTANCES_HW == 1, INSTANCES_HW == 2, INSTANCES_HW == 255], [255, 70_000, -1])
+    (tmp_path / "SegmentationObject").mkdir()
+    write_tiff(tmp_path / "SegmentationObject/a.tif", instances_HW.astype(np.float64))
+    subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
+    assert subset.images[0].object_ids == ("255", "70000")
+    assert ledger.counts == {}
