@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from vpexp.data.ledger import SkipLedger
 from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.sources import NameMatch, SourceImage, match_names, suggest_name
 from vpexp.data.types import AnnotatedDataset, AnnotatedImage
+from vpexp.data.writers.images import name_file
 from vpexp.errors import DataError
 from vpexp.inference.prompt_file import DEFAULT_LABEL, ImagePrompts, fit_prompts, read_prompt_file
 
@@ -34,6 +36,11 @@ class PredictionTask:
     annotated: AnnotatedImage | None = None
     split: str | None = None
 
+    @property
+    def file_name(self) -> str:
+        """Name of the image's file, with its ending, in the source or in its split of the data set."""
+        return self.image.name if self.annotated is None else name_file(self.annotated)
+
 
 @dataclass(frozen=True, slots=True)
 class PredictionPlan:
@@ -43,7 +50,7 @@ class PredictionPlan:
         tasks: the images, in the order of the source.
         categories: what the prompts show, in the order of their first appearance.
         without_prompts: images of the source that the file says nothing about, or gives no prompt.
-        warnings: lines about names in the file that no image has.
+        warnings: lines about names in the file that no image has, or images that are in several splits.
         annotated: images of a data set that have nothing to predict; they are among the tasks.
     """
 
@@ -52,6 +59,15 @@ class PredictionPlan:
     without_prompts: int = 0
     warnings: tuple[str, ...] = ()
     annotated: int = 0
+
+    def list_used(self) -> list[str]:
+        """List the categories that an annotated object or a prompt is of, in their order."""
+        used = {
+            label for task in self.tasks for label in (task.prompts.labels if task.prompts else self.categories[:1])
+        }
+        kept = [task.annotated.labels_N for task in self.tasks if task.annotated is not None]
+        used |= {self.categories[number] for number in np.unique(np.concatenate([[], *kept])).astype(int).tolist()}
+        return [name for name in self.categories if name in used]
 
 
 def plan_grid(images: Sequence[SourceImage]) -> PredictionPlan:
@@ -98,28 +114,41 @@ def plan_dataset(dataset: AnnotatedDataset, *, keep_annotated: bool) -> Predicti
         DataError: no box is without a mask.
     """
     tasks: list[PredictionTask] = []
-    seen: set[Path] = set()
+    warnings = []
     names: set[str] = set()
+    sources: dict[Path, str] = {}
     for split in dataset.splits.values():
-        for image in split.images:
-            if image.path in seen:
-                continue
-            seen.add(image.path)
-            name = image.image_id if image.image_id not in names else f"{split.name}/{image.image_id}"
-            names.add(name)
+        own = [image for image in split.images if image.path not in sources]
+        elsewhere = [image.path for image in split.images if sources.get(image.path, split.source) != split.source]
+        if elsewhere:
+            warnings.append(
+                f"{len(elsewhere)} images of {split.name} (such as {elsewhere[0]}) are in another split too: they are "
+                "taken once, as they are annotated there"
+            )
+        for image in own:
+            sources[image.path] = split.source
             bare_N = np.zeros(len(image), bool) if image.box_only_N is None else image.box_only_N
             chosen_N = bare_N if keep_annotated else np.ones(len(image), bool)
             labels = tuple(dataset.categories[label] for label in image.labels_N[chosen_N])
             prompts = ImagePrompts(prompts_from_boxes(image.boxes_N4[chosen_N]), labels, len(labels))
             kept = image.select(~chosen_N)
-            tasks.append(PredictionTask(SourceImage(len(tasks) + 1, name, image.path), prompts, kept, split.name))
+            source = SourceImage(len(tasks) + 1, _choose_name(name_file(image), split.name, names), image.path)
+            tasks.append(PredictionTask(source, prompts, kept, split.name))
     annotated = sum(not len(task.prompts or ()) for task in tasks)
     if annotated == len(tasks):
         raise DataError(
             f"{dataset.root}: all objects have masks, so there is nothing to predict; predict.keep_annotated=false "
             "predicts them anew"
         )
-    return PredictionPlan(tasks, dataset.categories, annotated=annotated)
+    return PredictionPlan(tasks, dataset.categories, warnings=tuple(warnings), annotated=annotated)
+
+
+def _choose_name(name: str, split: str, taken: set[str]) -> str:
+    """Choose a name that no other image has: the file's, or with its split before it, or with a number behind it."""
+    candidates = chain((name, f"{split}/{name}"), (f"{name}#{number}" for number in count(2)))
+    chosen = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(chosen)
+    return chosen
 
 
 def _fit(image: SourceImage, prompts: ImagePrompts, origin: str, ledger: SkipLedger) -> ImagePrompts | None:

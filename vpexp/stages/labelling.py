@@ -14,7 +14,7 @@ from vpexp.data.writers.labelled import LabelledImage, LabelledObject
 from vpexp.data.writers.overlap import cut_overlaps, drop_repeated
 from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, check_target, write_dataset
 from vpexp.inference.segment import FoundMask
-from vpexp.inference.tasks import PredictionTask
+from vpexp.inference.tasks import PredictionPlan, PredictionTask
 
 REPEATED = "repeating a better mask"
 COVERED = "covered by better masks"
@@ -27,20 +27,20 @@ class LabelCollector:
     Args:
         cfg: the section ``output``.
         folder: where the data set goes unless ``output.folder`` says otherwise.
-        categories: names of all classes.
+        plan: what is to be predicted.
 
     Raises:
         ConfigError, DataError: the data set could not be written there, or in that format.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path, categories: Sequence[str]) -> None:
+    def __init__(self, cfg: DictConfig, folder: Path, plan: PredictionPlan) -> None:
         self.cfg = cfg
         self.folder = Path(cfg.folder).expanduser() if cfg.folder else folder
         self.images: list[LabelledImage] = []
         self.left_out: Counter[str] = Counter()
-        self._categories = categories
-        self._names = NameGiver()
-        check_target(self.folder, cfg.format, categories)
+        self._categories = plan.categories
+        self._names = NameGiver(cfg.format)
+        check_target(self.folder, cfg.format, plan.list_used())
 
     def add(self, task: PredictionTask, size_HW: tuple[int, int], masks: Sequence[FoundMask]) -> None:
         """Add the masks of an image: those that it had, and those that were found."""
@@ -56,7 +56,7 @@ class LabelCollector:
         self.left_out[UNLABELLED] += not cut
         if cut:
             split = task.split or self.cfg.split
-            name = self._names.choose(task.image.name)
+            name = self._names.choose(task.file_name, split)
             self.images.append(LabelledImage(name, task.image.path, *size_HW, split, tuple(cut)))
 
     def write(self) -> None:
@@ -80,6 +80,9 @@ class LabelCollector:
         left_out = [f"{count} {reason}" for reason, count in self.left_out.items() if count]
         if left_out:
             say(f"left out of it: {', '.join(left_out)}")
+        if renamed := self._names.renamed:
+            old, new = renamed[0]
+            notes.append(f"images renamed, because the format needs other names: {len(renamed)} ({old} is {new})")
         for note in notes:
             say(note, style="yellow")
         say(f"train on it: python -m vpexp stage=train data=auto {quote_word(f'data.root={quote_value(self.folder)}')}")

@@ -111,7 +111,7 @@ def run(context: RunContext) -> StageResult:
     ledger = SkipLedger(strict=cfg.data.strict)
     plan = _plan(context, ledger)
     output = cfg.output
-    labels = LabelCollector(output, context.folder.path / DATASET, plan.categories) if output.format else None
+    labels = LabelCollector(output, context.folder.path / DATASET, plan) if output.format else None
     predictor = load_stage_predictor(context, "predicting with")
     writer = CocoResultWriter(context.folder.path, plan.categories)
     job = _Job(context, plan, writer, labels, ledger, _Tally())
@@ -149,11 +149,11 @@ def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
     cfg = context.cfg
     if cfg.prompts == DATASET:
         dataset = load_configured_dataset(context, SPLIT_NAMES, keep_boxes=True)
-        return plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
-    images = find_images(cfg.source, leave_out=context.output_dir, ledger=ledger)
-    if cfg.prompts == GRID:
-        return plan_grid(images)
-    plan = plan_prompts(images, Path(cfg.prompts).expanduser(), ledger)
+        plan = plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
+    else:
+        images = find_images(cfg.source, leave_out=context.output_dir, ledger=ledger)
+        by_file = cfg.prompts != GRID
+        plan = plan_prompts(images, Path(cfg.prompts).expanduser(), ledger) if by_file else plan_grid(images)
     for line in plan.warnings:
         say(line, style="yellow")
     return plan

@@ -1,7 +1,6 @@
 """What the numbers and colours of mask images mean: dataset_meta.json, labelmap.txt, class_names.txt, Pascal VOC."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError
 
 META_FILE = "dataset_meta.json"
+LABEL_MAP_FILE = "labelmap.txt"
 _BACKGROUND_NAMES = frozenset(
     {"background", "bg", "void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabel", "none"}
 )
@@ -84,10 +84,11 @@ def read_meta_file(path: Path) -> LabelMap:
     background = content.get("background_label")
     if background is None:
         return LabelMap(names, table)
-    background_values = {value for value, name in names.items() if name == background}
-    with suppress(ValueError):  # a name, not a number
-        background_values.add(int(str(background)))
-    return LabelMap(names, table, frozenset(background_values))
+    try:
+        values = {int(str(background))}
+    except ValueError:  # a name, not a number
+        values = {value for value, name in names.items() if name == background}
+    return LabelMap(names, table, frozenset(values))
 
 
 def _read_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -119,8 +120,8 @@ def read_voc_label_map(root: Path) -> LabelMap:
     """
     if (root / META_FILE).is_file():
         declared = read_meta_file(root / META_FILE)
-    elif (root / "labelmap.txt").is_file():
-        declared = _read_labelmap_file(root / "labelmap.txt")
+    elif (root / LABEL_MAP_FILE).is_file():
+        declared = _read_labelmap_file(root / LABEL_MAP_FILE)
     elif (root / "class_names.txt").is_file():
         names = [line.strip() for line in _read_lines(root / "class_names.txt")]
         names = [name for name in names if not name.startswith("__ignore")]

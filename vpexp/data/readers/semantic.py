@@ -21,7 +21,8 @@ from vpexp.data.readers.index_masks import (
 from vpexp.data.readers.label_maps import META_FILE, LabelMap, read_meta_file
 from vpexp.data.readers.mask_names import align_names, find_common_start
 from vpexp.data.readers.mask_values import BLURRED_MASKS, ValueSurvey
-from vpexp.data.types import AnnotatedImage
+from vpexp.data.splits import says_split
+from vpexp.data.types import SPLIT_NAMES, AnnotatedImage
 from vpexp.errors import DataError
 
 _IMAGES, _MASKS = "images", "masks"
@@ -75,7 +76,8 @@ class SemanticReader:
         for home in homes:
             images, masks = self._find_inside(home, _IMAGES), self._find_inside(home, _MASKS)
             inner = self._inner_folders(masks)
-            if len(homes) == 1 and inner and inner <= self._inner_folders(images):
+            is_split = any(says_split(PurePosixPath(home).name, split, split) for split in SPLIT_NAMES)
+            if len(homes) == 1 and not is_split and inner and inner <= self._inner_folders(images):
                 return {name: (f"{images}/{name}", f"{masks}/{name}") for name in sorted(inner)}
             name = home[len(shared) :].strip("/") if len(homes) > 1 else PurePosixPath(home).name
             subsets[name or "default"] = images, masks

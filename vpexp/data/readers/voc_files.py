@@ -108,26 +108,32 @@ class VocFolder:
         sets = {}
         for name in self._folder.files_in(directory):
             if name.lower().endswith(".txt"):
-                lines = self._folder.path(name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                lines = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+                text = self._folder.path(name).read_text(encoding="utf-8-sig", errors="replace")
+                lines = list(filter(None, map(self._clean, text.split("\n"))))
                 stem = PurePosixPath(name).stem
                 if not ("_" in stem and lines and all(_CLASS_LIST_LINE.search(line) for line in lines)):
                     sets[stem] = list(dict.fromkeys(self._read_id(line) for line in lines))
         return sets
 
+    def _clean(self, line: str) -> str:
+        """Take comments and the space around a line away; a line that is an image's name stays as it is."""
+        return line if self._is_known(line) else "" if line.lstrip().startswith("#") else line.strip()
+
     def _read_id(self, line: str) -> str:
         """Read the image id of a line, which may be a file name, and may have more words behind it."""
-        known = (self.images, self.instance_masks, self.class_masks, self.xml_files)
-        if any(line in names for names in known):
+        if self._is_known(line):
             return line
         path = PurePosixPath(line.split(maxsplit=1)[0].strip("\"'").lstrip("/"))
         inside = PurePosixPath(*path.parts[1:]) if path.parts[:1] == (_IMAGES,) else path
         if not inside.name:
             return line
         for candidate in (inside, inside.with_suffix(""), PurePosixPath(inside.stem)):
-            if any(candidate.as_posix() in names for names in known):
+            if self._is_known(candidate.as_posix()):
                 return candidate.as_posix()
         return line
+
+    def _is_known(self, image_id: str) -> bool:
+        return any(image_id in names for names in (self.images, self.instance_masks, self.class_masks, self.xml_files))
 
 
 def read_xml_objects(path: Path) -> list[XmlObject]:

@@ -47,4 +47,5 @@ def _build_item(image: LabelledImage, categories: Sequence[str]) -> Any:
             RleMask(one.mask, label=categories.index(one.label), id=number, group=number, attributes=attributes)
         )
     media = Image.from_file(path=image.name, size=(image.height, image.width))
-    return DatasetItem(id=PurePosixPath(image.name).stem, subset=image.split, media=media, annotations=annotations)
+    own_id = PurePosixPath(image.name).with_suffix("").as_posix()
+    return DatasetItem(id=own_id, subset=image.split, media=media, annotations=annotations)

@@ -1,29 +1,85 @@
-"""The image files of a data set that is written: copied, or linked, under names that are unique."""
+"""The image files of a data set that is written: copied, or linked, under the names that they have."""
 
+import itertools
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
+from vpexp.data.folder import HIDDEN
+from vpexp.data.types import AnnotatedImage
 from vpexp.data.writers.labelled import LabelledImage
 
 COPY, SYMLINK = "copy", "symlink"
 
+LAYOUT_FOLDERS = frozenset({"images", "masks", "jpegimages", "segmentationobject", "segmentationclass", "imagesets"})
+"""Folders that make up a layout wherever they lie, in lower case; COCO and Datumaro have none."""
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MOST_BYTES = 255
+"""Of a file's name."""
+_LONGEST_SUFFIX = len(".png")
+"""Of the files that are written beside an image, under its name."""
+
+
+def name_file(image: AnnotatedImage) -> str:
+    """Name an image of a data set as its file is called, with its ending, below the folders that its id names."""
+    given, own = PurePosixPath(image.image_id.replace("\\", "/")).parts, image.path.parts
+    shared = 1
+    if given[:1] != ("/",):
+        while shared < min(len(given), len(own)) and _is_same_part(given[-1 - shared], own[-1 - shared]):
+            shared += 1
+    return "/".join(own[-shared:])
+
+
+def _is_same_part(one: str, other: str) -> bool:
+    return normalize("NFC", one).casefold() == normalize("NFC", other).casefold()
+
 
 class NameGiver:
-    """Gives each image a file name of its own, without folders; no two have the same stem."""
+    """Gives each image of a data set a name that its format tells from all others: as a rule the one it has.
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
+    COCO tells images of a split apart by whole names, Datumaro and masks by names without endings, and Pascal VOC, whose
+    splits share a folder, those of all splits. File systems exist that do not tell upper from lower case.
 
-    def choose(self, name: str) -> str:
-        """Choose a name: ``a/b.jpg`` becomes ``a_b.jpg``, a second one ``a_b_2.jpg``."""
-        path = PurePosixPath(name.replace("/", "_").replace("\\", "_"))
-        stem, number = path.stem, 1
-        while stem.lower() in self._taken:  # file systems exist that tell no case apart
-            number += 1
-            stem = f"{path.stem}_{number}"
-        self._taken.add(stem.lower())
-        return f"{stem}{path.suffix}"
+    Attributes:
+        renamed: (name, the name that was given) of the images that could not keep theirs.
+    """
+
+    def __init__(self, format: str) -> None:  # noqa: A002 (the configuration's word)
+        self.renamed: list[tuple[str, str]] = []
+        self._format = format
+        self._taken: set[tuple[str, str]] = set()
+
+    def choose(self, name: str, split: str) -> str:
+        """Choose a name; of two that are the same to the format, the second ``a/b.jpg`` becomes ``a/b_2.jpg``."""
+        path = PurePosixPath(*map(self._mend, PurePosixPath(name.replace("\\", "/")).parts))
+        numbered = (_number(path, number) for number in itertools.count(1))
+        chosen, key = next((one, key) for one in numbered if (key := self._build_key(one, split)) not in self._taken)
+        self._taken.add(key)
+        if chosen.as_posix() != name:
+            self.renamed.append((name, chosen.as_posix()))
+        return chosen.as_posix()
+
+    def _build_key(self, path: PurePosixPath, split: str) -> tuple[str, str]:
+        own = path if self._format == "coco" else path.with_suffix("")
+        return "" if self._format == "voc" else split, normalize("NFC", own.as_posix()).casefold()
+
+    def _mend(self, part: str) -> str:
+        """Change what no folder, list or layout holds in a part of a name."""
+        part = _UNPRINTABLE.sub("_", part.replace("/", "_"))
+        if part.startswith(HIDDEN):  # also the folder above
+            part = f"_{part.lstrip('.')}"
+        is_layout = self._format not in ("coco", "datumaro") and part.lower() in LAYOUT_FOLDERS
+        return f"{part}_" if is_layout else part
+
+
+def _number(path: PurePosixPath, number: int) -> PurePosixPath:
+    """Give a name a number, from the second on, and cut it so that it fits into a file system."""
+    end = f"_{number}" if number > 1 else ""
+    room = _MOST_BYTES - len(end) - max(len(path.suffix.encode()), _LONGEST_SUFFIX)
+    return path.with_name(f"{path.stem.encode()[:room].decode(errors='ignore')}{end}{path.suffix}")
 
 
 def group_by_split(images: Iterable[LabelledImage]) -> dict[str, list[LabelledImage]]:
@@ -38,8 +94,15 @@ def place_images(images: Sequence[LabelledImage], folder: Path, how: str) -> Non
     """Copy images into a folder, or link to them by absolute paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
-        target = folder / image.name
+        target = prepare_place(folder, image.name)
         if how == SYMLINK:
             target.symlink_to(image.path.resolve())
         else:
             shutil.copyfile(image.path, target)
+
+
+def prepare_place(folder: Path, name: str, suffix: str | None = None) -> Path:
+    """Make the folders above a file that is called as an image, or so with another ending, and give its path."""
+    target = folder / (name if suffix is None else f"{PurePosixPath(name).with_suffix('')}{suffix}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target

@@ -26,7 +26,7 @@ class LabelledImage:
     """An image file and its masks.
 
     Attributes:
-        name: of the file in the data set, without folders; its stem is unique in the whole data set.
+        name: of the file in the data set, folders below that of the images included; see ``NameGiver``.
         path: the file as it lies now.
         height: rows, in the frame of the masks.
         width: columns.

@@ -36,9 +36,17 @@ def choose_distinct(masks: Sequence[Rle], scores: Sequence[float], max_iou: floa
 
 
 def drop_repeated(objects: Sequence[LabelledObject], max_iou: float) -> list[LabelledObject]:
-    """Drop masks of an object that has a better one; what people annotated is better than any prediction."""
-    scores = [_rank(one) for one in objects]
-    return [objects[place] for place in sorted(choose_distinct([one.mask for one in objects], scores, max_iou))]
+    """Drop predicted masks of an object that has a better one; all that people annotated stays, and is better than any."""
+    given = [one.mask for one in objects if one.score is None]
+    found = [place for place, one in enumerate(objects) if one.score is not None]
+    if given and found:
+        overlap_K = coco_mask.iou([objects[place].mask for place in found], given, [0] * len(given)).max(axis=1)
+        found = [place for place, overlap in zip(found, overlap_K.tolist(), strict=True) if overlap <= max_iou]
+    kept = choose_distinct(
+        [objects[place].mask for place in found], [_rank(objects[place]) for place in found], max_iou
+    )
+    chosen = {found[place] for place in kept}
+    return [one for place, one in enumerate(objects) if one.score is None or place in chosen]
 
 
 def cut_overlaps(objects: Sequence[LabelledObject]) -> list[LabelledObject]:

@@ -1,15 +1,15 @@
 """Common semantic segmentation: ``<split>/images``, ``<split>/masks`` whose pixels are classes, ``dataset_meta.json``."""
 
 import csv
-import json
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from vpexp.data.masks import compute_box, decode_rle
-from vpexp.data.writers.images import group_by_split, place_images
-from vpexp.data.writers.label_images import check_numbers, list_colors, number_classes, paint, save_numbers
+from vpexp.data.readers.label_maps import META_FILE
+from vpexp.data.writers.images import group_by_split, place_images, prepare_place
+from vpexp.data.writers.label_images import number_classes, paint, save_numbers, write_meta
 from vpexp.data.writers.labelled import LabelledImage
 
 SCORES = ("image", "label", "x0", "y0", "x1", "y1", "score")
@@ -27,22 +27,15 @@ def write_semantic(
         placing: see ``place_images``.
 
     Raises:
-        DataError: more classes than a mask of 8 bits has values.
+        DataError: more classes than a mask has values.
     """
-    check_numbers("classes", len(categories))
-    names = ["background", *categories]
-    meta = {
-        "label_map": {str(number): name for number, name in enumerate(names)},
-        "segmentation_colors": [list(color) for color in list_colors(len(names))],
-        "background_label": "0",
-    }
     for split, own in group_by_split(images).items():
         place_images(own, folder / split / "images", placing)
         (folder / split / "masks").mkdir()
         for image in own:
             classes_HW = paint(image, number_classes(image.objects, categories))
-            save_numbers(classes_HW, folder / split / "masks" / f"{PurePosixPath(image.name).stem}.png")
-        (folder / split / "dataset_meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+            save_numbers(classes_HW, prepare_place(folder / split / "masks", image.name, ".png"))
+        write_meta(folder / split / META_FILE, categories)
         _write_scores(folder / split / "scores.csv", own)
     merged = sum(_count_merged(image) for image in images)
     return [f"{merged} objects touch another of their class: class masks make one of them"] if merged else []
@@ -62,7 +55,7 @@ def _count_merged(image: LabelledImage) -> int:
 
 
 def _write_scores(path: Path, images: Sequence[LabelledImage]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(SCORES)
         for image in images:

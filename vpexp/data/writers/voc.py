@@ -1,15 +1,21 @@
 """Pascal VOC: instance and class masks with the palette, XML files with boxes and scores, and lists of the splits."""
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from vpexp.data.masks import compute_box
+from vpexp.data.readers.index_masks import VOID
+from vpexp.data.readers.label_maps import LABEL_MAP_FILE, META_FILE, read_voc_label_map
 from vpexp.data.types import SCORE_DIGITS
-from vpexp.data.writers.images import group_by_split, place_images
-from vpexp.data.writers.label_images import check_numbers, list_colors, number_classes, paint, save_numbers
+from vpexp.data.writers.images import group_by_split, place_images, prepare_place
+from vpexp.data.writers.label_images import list_colors, number, number_classes, paint, save_numbers, write_meta
 from vpexp.data.writers.labelled import LabelledImage, LabelledObject
+from vpexp.errors import DataError
 
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 LISTS = ("ImageSets/Segmentation", "ImageSets/Main")  # some tools look into one of them only
 
 
@@ -23,34 +29,40 @@ def write_voc(folder: Path, images: Sequence[LabelledImage], categories: Sequenc
         placing: see ``place_images``.
 
     Raises:
-        DataError: more classes, or objects of an image, than a palette has colours.
+        DataError: more classes, or objects of an image, than a mask has values.
     """
-    check_numbers("classes", len(categories))
-    for image in images:
-        check_numbers(f"objects of {image.path}", len(image.objects))
     for name in ("SegmentationObject", "SegmentationClass", "Annotations", *LISTS):
         (folder / name).mkdir(parents=True)
-    colors = list_colors(len(categories) + 1)
-    lines = [
-        f"{name}:{','.join(map(str, color))}::" for name, color in zip(["background", *categories], colors, strict=True)
-    ]
-    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n", "utf-8")
+    _write_label_map(folder, categories)
     for split, own in group_by_split(images).items():
         place_images(own, folder / "JPEGImages", placing)
         for image in own:
             _write_annotations(folder, image, categories)
-        names = "".join(f"{PurePosixPath(image.name).stem}\n" for image in own)
+        names = "".join(f"{PurePosixPath(image.name).with_suffix('')}\n" for image in own)
         for lists in LISTS:
             (folder / lists / f"{split}.txt").write_text(names, "utf-8")
     return []
 
 
+def _write_label_map(folder: Path, categories: Sequence[str]) -> None:
+    """Write labelmap.txt; where these classes would not come back from it, a dataset_meta.json, which is read alike."""
+    if len(categories) < VOID:
+        path = folder / LABEL_MAP_FILE
+        named = zip(["background", *categories], list_colors(len(categories) + 1), strict=True)
+        lines = ["# label:color_rgb:parts:actions", *(f"{name}:{','.join(map(str, color))}::" for name, color in named)]
+        path.write_text("\n".join(lines) + "\n", "utf-8", errors="replace")
+        with suppress(DataError):  # a colon in a name
+            if read_voc_label_map(folder).categories == tuple(categories):
+                return
+        path.unlink()
+    write_meta(folder / META_FILE, categories)
+
+
 def _write_annotations(folder: Path, image: LabelledImage, categories: Sequence[str]) -> None:
-    stem = PurePosixPath(image.name).stem
-    instances_HW = paint(image, range(1, len(image.objects) + 1))
-    save_numbers(instances_HW, folder / "SegmentationObject" / f"{stem}.png")
+    instances_HW = paint(image, number(f"objects of {image.path}", len(image.objects)))
+    save_numbers(instances_HW, prepare_place(folder / "SegmentationObject", image.name, ".png"))
     classes_HW = paint(image, number_classes(image.objects, categories))
-    save_numbers(classes_HW, folder / "SegmentationClass" / f"{stem}.png")
+    save_numbers(classes_HW, prepare_place(folder / "SegmentationClass", image.name, ".png"))
     root = ET.Element("annotation")
     _add(root, "filename", image.name)
     size = ET.SubElement(root, "size")
@@ -60,7 +72,7 @@ def _write_annotations(folder: Path, image: LabelledImage, categories: Sequence[
     for one in image.objects:
         _add_object(root, one)
     ET.indent(root)
-    ET.ElementTree(root).write(folder / "Annotations" / f"{stem}.xml", encoding="utf-8")
+    ET.ElementTree(root).write(prepare_place(folder / "Annotations", image.name, ".xml"), encoding="utf-8")
 
 
 def _add_object(root: ET.Element, one: LabelledObject) -> None:
@@ -77,4 +89,4 @@ def _add_object(root: ET.Element, one: LabelledObject) -> None:
 
 
 def _add(parent: ET.Element, name: str, text: object) -> None:
-    ET.SubElement(parent, name).text = str(text)
+    ET.SubElement(parent, name).text = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", str(text))

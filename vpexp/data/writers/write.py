@@ -31,18 +31,36 @@ PLACINGS = (COPY, SYMLINK)
 def check_target(folder: Path, format: str, categories: Sequence[str]) -> None:  # noqa: A002 (the configuration's word)
     """Check before the work begins that a data set can be written.
 
+    Args:
+        folder: where it is to be.
+        format: a key of ``WRITERS``.
+        categories: names of the classes that objects may have.
+
     Raises:
-        ConfigError: the folder holds something already, or lies below a file.
+        ConfigError: the folder holds something already, is one that cannot be exchanged for another, or lies below a file
+            or where nothing can be written.
         DataError: a class has a name that the format keeps for the background.
     """
-    blocking = next((place for place in folder.parents if place.exists()), folder)
-    if not blocking.is_dir():
-        raise ConfigError(f"output.folder={folder}: {blocking} is a file, not a folder")
+    above = next((place for place in folder.absolute().parents if place.exists()), folder)
+    if not above.is_dir():
+        raise ConfigError(f"output.folder={folder}: {above} is a file, not a folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output.folder={folder} is not empty: name a new folder, so that nothing is overwritten")
-    background = [name for name in categories if is_background_name(name)]
-    if background and format != "coco":
-        raise DataError(f"label {background[0]!r} means no object in format {format}: call it otherwise, or use coco")
+    if folder.name in ("", "..") or folder.is_symlink() or folder.is_mount():
+        raise ConfigError(f"output.folder={folder}: another cannot take this folder's place, name a new one below it")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"output.folder={folder}: {above} cannot be written to: name a folder elsewhere")
+    for name in categories:
+        if fault := _find_fault(name, format):
+            raise DataError(f"label {name!r} {fault} in format {format}: call it otherwise, or use coco")
+
+
+def _find_fault(name: str, format: str) -> str | None:  # noqa: A002
+    """Say what stops a format from having objects of a class of this name; None if nothing does."""
+    if format != "coco" and is_background_name(name):
+        return "means no object"
+    is_text = name and name == name.encode("utf-8", "replace").decode()
+    return None if is_text or format != "datumaro" else "cannot be written"
 
 
 def write_dataset(
@@ -74,7 +92,8 @@ def write_dataset(
     write = partial(WRITERS[format], placing=placing)
     if format == "coco":
         write = partial(write, shape=shape)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    categories = [name for name in categories if not _find_fault(name, format)]  # no object is of these: check_target
+    draft = folder.with_name(f".dataset.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)

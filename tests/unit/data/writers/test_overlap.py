@@ -40,3 +40,10 @@ def test_drop_repeated__keeps_the_annotated_then_the_better():
     assert drop_repeated(objects, 1.0) == objects
     assert drop_repeated(objects, 0.9) == objects[1:]
     assert drop_repeated(objects, 0.5) == objects[1:3]
+
+
+def test_drop_repeated__all_that_is_annotated_stays():
+    square = np.zeros((10, 10))
+    square[2:8, 2:8] = 1
+    objects = [make(square, None), make(square, 0.9), make(square, None, "stalk")]
+    assert drop_repeated(objects, 0.5) == [objects[0], objects[2]]

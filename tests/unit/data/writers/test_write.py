@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from vpexp.data.images import read_image
 from vpexp.data.load import load_dataset
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.writers.images import NameGiver
+from vpexp.data.types import AnnotatedImage
+from vpexp.data.writers.images import NameGiver, name_file
 from vpexp.data.writers.labelled import LabelledImage, LabelledObject
 from vpexp.data.writers.overlap import cut_overlaps
 from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, WRITERS, check_target, write_dataset
@@ -193,13 +195,104 @@ def test_write_dataset__nothing_is_left_of_one_that_fails(images, tmp_path, form
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_write_dataset__more_objects_than_a_palette_has(images, tmp_path):
-    dot = np.zeros((HEIGHT, WIDTH), bool)
-    dot[0, 0] = True
-    many = tuple(LabelledObject(encode_mask(dot), "leaf", 0.5) for _ in range(255))
-    crowded = LabelledImage("a.png", images[0].path, HEIGHT, WIDTH, "train", many)
-    with pytest.raises(DataError, match=r"photo\.0\.png: 255 do not fit into masks of 8 bits, which hold 254"):
-        write_dataset(tmp_path / "out", "voc", [crowded], CATEGORIES)
+@pytest.mark.parametrize("format_", WRITERS)
+def test_write_dataset__more_objects_and_classes_than_a_palette_has(images, tmp_path, format_):
+    """Numbers above 255 make masks of 16 bits, and 255 stays void: with exactly 255 objects too."""
+    classes = [f"class {number}" for number in range(300)]
+    crowds = []
+    for place, count in enumerate((300, 255, 254, 3)):
+        masks = np.zeros((count, HEIGHT, WIDTH), bool)
+        masks[range(count), 2 * (np.arange(count) // 40), 2 * (np.arange(count) % 40)] = True
+        objects = tuple(LabelledObject(encode_mask(mask), classes[n - 3]) for n, mask in enumerate(masks))
+        path = images[place].path
+        crowds.append(LabelledImage(path.name, path, HEIGHT, WIDTH, "train", objects))
+
+    write_dataset(tmp_path / "out", format_, crowds, classes)
+
+    dataset = load_dataset(format="auto", root=tmp_path / "out", splits=("train",), strict=True)
+    assert dataset.categories == tuple(classes)
+    for read, written in zip(dataset.splits["train"].images, crowds, strict=True):
+        labels = [dataset.categories[label] for label in read.labels_N]
+        assert describe([decode_rle(mask) for mask in read.masks], labels) == expect(written)
+
+
+@pytest.mark.parametrize("format_", WRITERS)
+def test_write_dataset__classes_of_any_name(images, tmp_path, format_):
+    """Unused names that mean no object are left out, except by COCO, whose names are free."""
+    names = (
+        *("0", "1", "a:b", " lead", "#hash", "a,b", "x/y", "q\"'", "\u00fc\u2028", "\t", "", "<&>", "[/x]", "\ud800"),
+        *("\x01", "two words", "\u0663"),
+    )
+    refused = [name for name in names if format_ == "datumaro" and name in {"", "\ud800"}]
+    odd = [name for name in names if name not in refused]
+    masks = np.zeros((len(odd), HEIGHT, WIDTH), bool)
+    masks[range(len(odd)), 4, 2 * np.arange(len(odd))] = True
+    objects = tuple(LabelledObject(encode_mask(mask), name) for mask, name in zip(masks, odd, strict=True))
+    image = LabelledImage("a.png", images[0].path, HEIGHT, WIDTH, "train", objects)
+
+    for name in refused:
+        with pytest.raises(DataError, match="cannot be written in format datumaro: call it otherwise, or use coco"):
+            check_target(tmp_path / "out", format_, [name])
+    write_dataset(tmp_path / "out", format_, [image], ("background", *names, "unused"))
+
+    dataset = load_dataset(format="auto", root=tmp_path / "out", splits=("train",))
+    assert dataset.categories == (*(["background"] if format_ == "coco" else []), *odd, "unused")
+    (read,) = dataset.splits["train"].images
+    assert [dataset.categories[label] for label in read.labels_N] == list(odd)
+    assert describe([decode_rle(mask) for mask in read.masks], odd) == expect(image)
+
+
+ODD_NAMES = (
+    *(
+        "a.b.jpg",
+        "stem.png",
+        "stem.jpg",
+        "STEM.bmp",
+        "sub/x.png",
+        "other/x.png",
+        "ünï.png",
+        "two words.JPG",
+        " lead.png",
+    ),
+    *("trail .png", "t.tiff", "#hash.png", f"{'x' * 250}.png", "'q\".png", "images/i.png", "masks/m.png", "1 -1.png"),
+    *(
+        "JPEGImages/j.png",
+        "Annotations/k.png",
+        "train/t.png",
+        "e\u0301.png",
+        "c%20d.png",
+        "back\\slash.png",
+        "line\nend.png",
+    ),
+)
+
+
+@pytest.mark.parametrize("format_", WRITERS)
+@pytest.mark.parametrize("splits", [("train",), ("train", "val")])
+def test_write_dataset__images_keep_their_names(tmp_path, format_, splits):
+    """Pixels, which no other image has, say which file came back under a name."""
+    names, images, colors = NameGiver(format_), [], {}
+    mask = np.zeros((4, 4), bool)
+    mask[1, 2] = True
+    for number, (split, name) in enumerate((split, name) for split in splits for name in ODD_NAMES):
+        path = tmp_path / "source" / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 5 * number).save(path, "PNG")
+        chosen = names.choose(name, split)
+        colors[split, chosen] = 5 * number
+        images.append(LabelledImage(chosen, path, 4, 4, split, (LabelledObject(encode_mask(mask), "leaf"),)))
+
+    write_dataset(tmp_path / "out", format_, images, ("leaf",))
+
+    dataset = load_dataset(format="auto", root=tmp_path / "out", strict=True, splits=splits)
+    read = {
+        (split, name_file(image)): int(read_image(image.path)[0, 0, 0])
+        for split in splits
+        for image in dataset.splits[split].images
+    }
+    assert read == colors
+    first = {"coco": 2, "datumaro": 4}.get(format_, 7)
+    assert len(names.renamed) == first + (len(splits) - 1) * (len(ODD_NAMES) if format_ == "voc" else first)
 
 
 def test_check_target__refuses_what_would_be_lost(tmp_path):
@@ -210,15 +303,52 @@ def test_check_target__refuses_what_would_be_lost(tmp_path):
     for place in (tmp_path, tmp_path / "file"):
         with pytest.raises(ConfigError, match="is not empty: name a new folder"):
             check_target(place, "coco", CATEGORIES)
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for place in (tmp_path / "link", Path("/dev/shm")):
+        with pytest.raises(ConfigError, match=r"another cannot take this folder's place|is not empty"):
+            check_target(place, "coco", CATEGORIES)
     with pytest.raises(DataError, match="label 'Background' means no object in format voc"):
         check_target(tmp_path / "new", "voc", ("leaf", "Background"))
     check_target(tmp_path / "new", "coco", ("leaf", "Background"))
 
 
-def test_names__are_unique_by_their_stem():
-    names = NameGiver()
-    given = [names.choose(name) for name in ("a/b.jpg", "a_b.png", "A_B.png", "c.d.jpg", "a_b_2.jpg")]
-    assert given == ["a_b.jpg", "a_b_2.png", "A_B_3.png", "c.d.jpg", "a_b_2_2.jpg"]
+@pytest.mark.parametrize(
+    ("format_", "expected"),
+    [
+        ("coco", ["a/b.jpg", "a/b.png", "a/B_2.png", "a/b.jpg"]),
+        ("datumaro", ["a/b.jpg", "a/b_2.png", "a/B_3.png", "a/b.jpg"]),
+        ("voc", ["a/b.jpg", "a/b_2.png", "a/B_3.png", "a/b_4.jpg"]),
+    ],
+)
+def test_name_giver__a_name_stays_where_the_format_tells_it_apart(format_, expected):
+    names = NameGiver(format_)
+    asked = [("a/b.jpg", "train"), ("a/b.png", "train"), ("a/B.png", "train"), ("a/b.jpg", "val")]
+    assert [names.choose(*one) for one in asked] == expected
+    assert names.renamed == [(one[0], new) for one, new in zip(asked, expected, strict=True) if one[0] != new]
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", ".hidden/x.png", "__MACOSX/x.png", "C:\\..\\x.png"])
+def test_name_giver__no_name_leads_out_of_the_folder_or_is_hidden(name):
+    parts = NameGiver("coco").choose(name, "train").split("/")
+    assert parts[-1] == "x.png"
+    assert not any(part.startswith((".", "__MACOSX")) or not part for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "path", "expected"),
+    [
+        ("a.b", "/d/JPEGImages/a.b.jpg", "a.b.jpg"),
+        ("left/a", "/d/JPEGImages/left/a.png", "left/a.png"),
+        ("a.jpg#2", "/d/images/a.jpg", "a.jpg"),
+        ("https://host/up/a%20b.jpg?sig=1", "/d/images/a b.jpg", "a b.jpg"),
+        ("/d/images/a.jpg", "/d/images/a.jpg", "a.jpg"),
+        ("..\\left\\a.jpg", "/d/images/left/a.jpg", "left/a.jpg"),
+        ("Ö/a.png", "/d/images/O\u0308/A.PNG", "O\u0308/A.PNG"),
+    ],
+)
+def test_name_file__as_the_file_is_called_below_the_folders_that_the_data_set_names(image_id, path, expected):
+    image = AnnotatedImage(image_id, Path(path), 1, 1, (), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), ())
+    assert name_file(image) == expected
 
 
 def test_write_dataset__json_has_one_object_a_line(images, tmp_path):
