@@ -37,21 +37,26 @@ def write_semantic(
             save_numbers(classes_HW, prepare_place(folder / split / "masks", image.name, ".png"))
         write_meta(folder / split / META_FILE, categories)
         _write_scores(folder / split / "scores.csv", own)
-    merged = sum(_count_merged(image) for image in images)
-    return [f"{merged} objects touch another of their class: class masks make one of them"] if merged else []
+    losses = np.sum([_count_losses(image) for image in images], axis=0).tolist()
+    said = (
+        "objects touch another of their class: class masks make one of them",
+        "objects have several parts: class masks make one object of each",
+    )
+    return [f"{count} {what}" for count, what in zip(losses, said, strict=True) if count]
 
 
-def _count_merged(image: LabelledImage) -> int:
-    """Count the objects that a class mask does not tell from another one, because they touch."""
+def _count_losses(image: LabelledImage) -> tuple[int, int]:
+    """Count the objects that connected parts of a class mask do not give back: those that touch, those of many parts."""
     from scipy import ndimage  # not needed where an exported model is served
 
-    merged = 0
+    merged = parted = 0
     for label in {one.label for one in image.objects}:
         masks = [decode_rle(one.mask) for one in image.objects if one.label == label]
         parts_HW, _ = ndimage.label(np.any(masks, axis=0), structure=np.ones((3, 3)))
         claims = [set(np.unique(parts_HW[mask_HW]).tolist()) for mask_HW in masks]
         merged += sum(any(own & other for other in claims[:place]) for place, own in enumerate(claims))
-    return merged
+        parted += sum(len(own) > 1 for own in claims)
+    return merged, parted
 
 
 def _write_scores(path: Path, images: Sequence[LabelledImage]) -> None:
