@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import say
-from vpexp.data.writers.images import NameGiver
+from vpexp.data.writers.images import SYMLINK, NameGiver
 from vpexp.data.writers.labelled import LabelledImage, LabelledObject
 from vpexp.data.writers.overlap import cut_overlaps, drop_repeated
 from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, check_target, write_dataset
@@ -85,7 +85,9 @@ class LabelCollector:
             notes.append(f"images renamed, because the format needs other names: {len(renamed)} ({old} is {new})")
         for note in notes:
             say(note, style="yellow")
-        say(f"train on it: python -m vpexp stage=train data=auto {quote_word(f'data.root={quote_value(self.folder)}')}")
+        outside = " data.allow_outside=true" if self.cfg.images == SYMLINK else ""
+        root = quote_word(f"data.root={quote_value(self.folder)}")
+        say(f"train on it: python -m vpexp stage=train data=auto {root}{outside}")
 
     def describe(self) -> dict[str, Any]:
         """Say in numbers what the data set holds."""

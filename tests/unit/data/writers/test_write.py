@@ -185,6 +185,8 @@ def test_write_dataset__links_instead_of_copies(images, tmp_path):
     link = tmp_path / "out/images/val/photo.2.png"
     assert link.is_symlink()
     assert link.resolve() == images[2].path.resolve()
+    dataset = load_dataset(format="auto", root=tmp_path / "out", allow_outside=True, strict=True)
+    assert {name: len(split.images) for name, split in dataset.splits.items()} == {"train": 3, "val": 1, "test": 1}
 
 
 @pytest.mark.parametrize("format_", WRITERS)
