@@ -49,8 +49,18 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """``epoch_NNN.ckpt`` (best) and ``last.ckpt``."""
+        """``epoch_NNN.ckpt`` (best), ``last.ckpt``, and ``start.ckpt`` while a training goes on, or where it did not help."""
         return self.path / CHECKPOINTS
+
+    @property
+    def start_checkpoint(self) -> Path:
+        """What was to be trained, as it was before: it competes with the epochs."""
+        return self.checkpoints / "start.ckpt"
+
+    @property
+    def images_before(self) -> Path:
+        """Pixel sums of each image before a training, by split."""
+        return self.path / "images_before.json"
 
     @property
     def last_checkpoint(self) -> Path:

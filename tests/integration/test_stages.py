@@ -82,7 +82,7 @@ def test_train__run_folder_holds_what_the_design_lists(folder: Path, trained: St
     assert folder.parent.name == "train"
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "checkpoints", "metrics.csv", "metrics.json", "tensorboard", "overlays", "vpexp.log"),
-        "run.json",
+        *("run.json", "images_before.json"),
     }
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert len(names) == 2

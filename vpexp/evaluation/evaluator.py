@@ -18,6 +18,7 @@ from vpexp.data.run_lengths import Region, encode_region
 from vpexp.data.samples import EvaluationSample, UnreadableImage
 from vpexp.data.types import Rle
 from vpexp.evaluation.average_precision import MaskAveragePrecision
+from vpexp.evaluation.gain import ImageSums
 from vpexp.evaluation.interaction import Answers, Interaction, OnePrompt, PromptRow
 from vpexp.evaluation.pixel_counts import PixelCounts
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
@@ -58,6 +59,7 @@ class EvaluationResult:
         objects: objects evaluated.
         unreadable: images whose pixels are damaged.
         kept: predictions kept for overlays.
+        image_sums: pixel sums of each image, by its id.
     """
 
     metrics: dict[str, float]
@@ -67,6 +69,7 @@ class EvaluationResult:
     objects: int
     unreadable: list[UnreadableImage]
     kept: list[KeptPrediction]
+    image_sums: ImageSums
 
     @property
     def wrong_image_drop(self) -> float:
@@ -85,6 +88,7 @@ class _Totals:
     decoder_seconds: list[float] = field(default_factory=list)
     data_seconds: float = 0.0
     unreadable: list[UnreadableImage] = field(default_factory=list)
+    image_sums: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def model(self) -> PixelCounts:
@@ -101,6 +105,7 @@ class _Totals:
         self.decoder_seconds.extend(other.decoder_seconds)
         self.data_seconds += other.data_seconds
         self.unreadable.extend(other.unreadable)
+        self.image_sums |= other.image_sums
 
     def compute_times(self) -> dict[str, float]:
         """Compute seconds an image."""
@@ -155,7 +160,11 @@ class Evaluator:
             self.totals.unreadable.append(sample)
             return
         embedding = self._embed(predictor, sample)
-        answers, decoder_seconds = self._measure(predictor, embedding, sample, self.totals.rounds)
+        rounds = self._start_rounds()
+        answers, decoder_seconds = self._measure(predictor, embedding, sample, rounds)
+        for total, counts in zip(self.totals.rounds, rounds, strict=True):
+            total.merge(counts)
+        self.totals.image_sums[sample.annotations.image_id] = rounds[-1].sums
         predicted, scores_N = answers.rounds[-1], answers.scores_N
         self.totals.decoder_seconds.append(decoder_seconds)
         annotations = sample.annotations
@@ -179,7 +188,9 @@ class Evaluator:
         if self.baselines:
             baselines = {"box_filled": totals.box_filled.compute(), "wrong_image": totals.wrong_image.compute()}
         objects = len(totals.model.object_ious)
-        return EvaluationResult(metrics, per_class, baselines, totals.images, objects, totals.unreadable, self.kept)
+        return EvaluationResult(
+            metrics, per_class, baselines, totals.images, objects, totals.unreadable, self.kept, totals.image_sums
+        )
 
     def finish(self, predictor: Predictor) -> None:
         """Give the first image, which had no predecessor, the last one's embedding."""
@@ -201,7 +212,10 @@ class Evaluator:
         return predictor.restore(sample.embedding_CHW, (annotations.height, annotations.width))
 
     def _start_totals(self) -> _Totals:
-        return _Totals([PixelCounts() for _ in range(self.interaction.rounds)])
+        return _Totals(self._start_rounds())
+
+    def _start_rounds(self) -> list[PixelCounts]:
+        return [PixelCounts() for _ in range(self.interaction.rounds)]
 
     def _measure(
         self,
@@ -251,7 +265,7 @@ class Evaluator:
     ) -> None:
         # Only what the encoder saw is exchanged; prompt and size stay those of the image at hand.
         # A user who corrects sees the masks of that image, and clicks on their errors.
-        rounds = [PixelCounts() for _ in self.totals.rounds]
+        rounds = self._start_rounds()
         self._measure(predictor, replace(own, features=other.features), sample, rounds)
         self.totals.wrong_image.merge(rounds[-1])
 

@@ -21,6 +21,11 @@ class PixelCounts:
     annotated: int = 0
     object_ious: list[float] = field(default_factory=list)
 
+    @property
+    def sums(self) -> tuple[int, int, int]:
+        """Pixels of the overlap, of the predicted and of the annotated masks."""
+        return self.overlap, self.predicted, self.annotated
+
     def update(self, predicted: Sequence[Rle], annotated: Sequence[Rle]) -> None:
         """Add pairs of masks, the two of a pair of one size."""
         for own, truth in zip(predicted, annotated, strict=True):

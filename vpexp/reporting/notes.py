@@ -40,10 +40,15 @@ def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str,
         f"training: {optimizer_name}, lr {optimizer['lr']}, batch size {cfg['data']['batch_size']}, seed {cfg['seed']}"
     )
     train = records.get("train", {})
-    if "best_checkpoint" in train:
-        epoch = int(str(train["best_checkpoint"]).rpartition("_")[2].removesuffix(".ckpt")) + 1
-        lines.append(f"best epoch: {epoch} of {train['epochs']}, train/{train['best_checkpoint']}")
+    if "kept" in train:
+        best = f"{train['best_epoch']} of {train['epochs']}"
+        lines.append(f"best epoch: {best}; kept: {train['kept']}, train/{train['best_checkpoint']}")
     return Section("What was trained", tuple(lines))
+
+
+def describe_verdict(train: Mapping[str, Any]) -> Section | None:
+    """Say whether the training helped, as its ``run.json`` does; None where it says nothing."""
+    return Section("Did fine-tuning help?", (train["verdict"],), finding=True) if "verdict" in train else None
 
 
 def _describe_split(name: str, split: Mapping[str, Any]) -> str:

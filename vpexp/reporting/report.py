@@ -20,6 +20,7 @@ from vpexp.reporting.notes import (
     describe_differences,
     describe_steps,
     describe_training,
+    describe_verdict,
     read_control,
 )
 from vpexp.reporting.page import build_page
@@ -98,6 +99,7 @@ def gather_report(
     counts = next(iter(measured.values()))["details"][split]
     title = f"{cfg['model']['name']} on {data_name}/{split}: {counts['images']} images, {counts['objects']} objects"
     sections = (
+        describe_verdict(records.get("train", {})),
         describe_differences(columns, exports, quantization),
         describe_control(control, blind_drop),
         describe_training(cfg, records),

@@ -1,16 +1,21 @@
 """``stage=train``: measure the model, fine-tune it, measure it again."""
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 from vpexp.console import say
 from vpexp.data.types import AnnotatedDataset
 from vpexp.evaluation.evaluator import EvaluationResult
-from vpexp.inference.checkpoint import apply_checkpoint, find_checkpoint, read_checkpoint
+from vpexp.inference.checkpoint import apply_checkpoint, read_checkpoint
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
+from vpexp.runfolder import write_json
 from vpexp.stages.assessment import (
     assess,
     choose_device,
@@ -26,44 +31,48 @@ from vpexp.stages.embeddings import prepare_embeddings
 from vpexp.stages.many_devices import fit_on_devices
 from vpexp.stages.registry import log_checkpoint
 from vpexp.stages.training_loop import TrainingLoop, build_loop, build_start_model
+from vpexp.stages.verdict import Start, Verdict, judge, record_verdict
 from vpexp.tracking.metrics_csv import append_metrics
+from vpexp.training.callbacks import save_weights
 
-Metrics = dict[str, dict[str, float]]
-"""Numbers of each split."""
+AssessSplit = Callable[[str, str], EvaluationResult]
+"""Evaluates the model as it is on a split; also takes the moment, for the progress bar."""
 
 
 def run(context: RunContext) -> StageResult:
-    """Fine-tune, keep the best epoch, and print before and after."""
+    """Fine-tune, keep the better of the best epoch and the start, and print before and after."""
     cfg = context.cfg
     sam, brought = build_start_model(context)
     dataset = load_configured_dataset(context, ("train", "val", "test") if cfg.stage.test else ("train", "val"))
     loop = build_loop(context, sam, dataset, brought)
     encoder = prepare_embeddings(context, sam, dataset, list(dataset.splits))
     loop.use_embeddings(encoder.cache)
+    assess_split = _build_assessment(context, sam, dataset, encoder.cache)
     try:
-        before = _read_before(context) if cfg.resume else _measure_before(context, sam, dataset, encoder.cache)
+        start = _read_start(context) if cfg.resume else _measure_start(context, loop, assess_split)
         fit_on_devices(context, loop, dataset, encoder)
-        best = _find_best(context, loop)
-        apply_checkpoint(sam, read_checkpoint(best))
-        after = _assess_splits(context, sam, dataset, "after", encoder.cache)
+        verdict, after = _keep_better(context, loop, start, assess_split)
     finally:
         encoder.record(context)
-    return _conclude(context, before, after, best, loop.module.unreadable)
+    return _conclude(context, start, after, verdict, loop.module.unreadable)
 
 
-def _assess_splits(
-    context: RunContext, sam: Sam, dataset: AnnotatedDataset, moment: str, cache: EmbeddingCache | None
-) -> dict[str, EvaluationResult]:
-    """Evaluate val, and test where it is asked for; baselines and overlays only at the end, on the last of them."""
+def _list_splits(cfg: DictConfig) -> list[str]:
+    """List what is evaluated: val, and test where it is asked for."""
+    return list(dict.fromkeys(["val", cfg.stage.split] if cfg.stage.test else ["val"]))
+
+
+def _build_assessment(
+    context: RunContext, sam: Sam, dataset: AnnotatedDataset, cache: EmbeddingCache | None
+) -> AssessSplit:
+    """Build what evaluates the model; baselines and overlays only at the end, on the last of the splits."""
     cfg = context.cfg
-    predictor = TorchPredictor(sam.to(choose_device(cfg)).eval())
-    splits = ["val", cfg.stage.split] if cfg.stage.test else ["val"]
-    results: dict[str, EvaluationResult] = {}
-    for split in dict.fromkeys(splits):
-        final = moment == "after" and split == splits[-1]
-        results[split] = assess(
+
+    def assess_split(split: str, moment: str) -> EvaluationResult:
+        final = moment == "after" and split == _list_splits(cfg)[-1]
+        return assess(
             context,
-            predictor,
+            TorchPredictor(sam.to(choose_device(cfg)).eval()),
             dataset,
             split,
             description=f"{moment}: {split}",
@@ -71,60 +80,86 @@ def _assess_splits(
             overlays=cfg.stage.overlays if final else 0,
             cache=cache,
         )
-    return results
+
+    return assess_split
 
 
-def _measure_before(context: RunContext, sam: Sam, dataset: AnnotatedDataset, cache: EmbeddingCache | None) -> Metrics:
-    """Measure the model as it comes to the training: the row of epoch 0."""
-    results = _assess_splits(context, sam, dataset, "before", cache)
-    before = {split: result.metrics for split, result in results.items()}
-    val = {f"val/{name}": value for name, value in before["val"].items()}
-    context.folder.update_run_json(before=before)
-    append_metrics(context.folder.metrics_csv, 0, val)
+def _measure_start(context: RunContext, loop: TrainingLoop, assess_split: AssessSplit) -> Start:
+    """Measure and keep the model as it comes to the training: the row of epoch 0."""
+    folder = context.folder
+    results = {split: assess_split(split, "before") for split in _list_splits(context.cfg)}
+    start = Start(
+        {split: result.metrics for split, result in results.items()},
+        {split: result.image_sums for split, result in results.items()},
+    )
+    save_weights(loop.module, folder.start_checkpoint)
+    write_json(folder.images_before, start.image_sums)
+    folder.update_run_json(before=start.metrics)
+    val = {f"val/{name}": value for name, value in start.metrics["val"].items()}
+    append_metrics(folder.metrics_csv, 0, val)
     context.tracker.log_metrics(val, step=0)
-    say(f"before training: f1-score {before['val']['f1-score']:.4f} on val")
-    return before
+    say(f"before training: f1-score {start.metrics['val']['f1-score']:.4f} on val")
+    return start
 
 
-def _read_before(context: RunContext) -> Metrics:
+def _read_start(context: RunContext) -> Start:
     """Read what was measured when the run that goes on began."""
     say(f"going on with {context.cfg.resume}")
     recorded = context.folder.read_run_json().get("before") or {}
-    return {
-        split: {name: math.nan if value is None else value for name, value in metrics.items()}
-        for split, metrics in recorded.items()
+    metrics = {
+        split: {name: math.nan if value is None else value for name, value in numbers.items()}
+        for split, numbers in recorded.items()
     }
+    sums = context.folder.images_before
+    return Start(metrics, json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else {})
 
 
-def _find_best(context: RunContext, loop: TrainingLoop) -> Path:
-    """Find the checkpoint of the best epoch, and say which it is."""
+def _keep_better(
+    context: RunContext, loop: TrainingLoop, start: Start, assess_split: AssessSplit
+) -> tuple[Verdict, dict[str, EvaluationResult]]:
+    """Load the better of the best epoch and the start, compared on val, and evaluate it on all splits."""
+    best, epoch = _find_best(context, loop)
+    apply_checkpoint(loop.module.sam, read_checkpoint(best))
+    after = {"val": assess_split("val", "after")}
+    verdict = judge(context, start, best, epoch, after["val"])
+    if verdict.checkpoint != best:
+        apply_checkpoint(loop.module.sam, read_checkpoint(verdict.checkpoint))
+        after["val"] = assess_split("val", "after")
+    return verdict, after | {split: assess_split(split, "after") for split in _list_splits(context.cfg)[1:]}
+
+
+def _find_best(context: RunContext, loop: TrainingLoop) -> tuple[Path, int]:
+    """Find the checkpoint of the best epoch, and its number, counted from 1."""
     cfg, trainer = context.cfg, loop.trainer
     if trainer.current_epoch < cfg.trainer.max_epochs:
         say(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
     # Lightning forgets the best of earlier epochs where a run was moved before it went on.
-    best = Path(loop.best.best_model_path or find_checkpoint(str(context.folder.path), context.output_dir))
-    context.folder.update_run_json(
-        best_checkpoint=str(best.resolve().relative_to(context.folder.path)), epochs=trainer.current_epoch
-    )
-    say(f"best epoch: {int(best.stem.rpartition('_')[2]) + 1} of {trainer.current_epoch}, kept in {best}")
-    return best
+    last = context.folder.last_checkpoint
+    best = Path(loop.best.best_model_path or max(context.folder.checkpoints.glob("epoch_*.ckpt"), default=last))
+    context.folder.update_run_json(epochs=trainer.current_epoch)
+    epoch = trainer.current_epoch if best == last else int(best.stem.rpartition("_")[2]) + 1
+    say(f"best epoch: {epoch} of {trainer.current_epoch}, kept in {best}")
+    return best, epoch
 
 
 def _conclude(
-    context: RunContext, before: Metrics, after: dict[str, EvaluationResult], best: Path, unreadable: dict[str, str]
+    context: RunContext, start: Start, after: dict[str, EvaluationResult], verdict: Verdict, unreadable: dict[str, str]
 ) -> StageResult:
     cfg = context.cfg
     tell_unreadable("train", unreadable)
-    metrics: dict[str, float] = {}
-    details: dict[str, Any] = {"train": {"unreadable": unreadable}}
+    metrics = verdict.to_metrics()
+    details: dict[str, Any] = {"train": {"unreadable": unreadable}, "kept": verdict.kept}
     for split, result in after.items():
-        tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "after", result, before.get(split))
+        tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "after", result, start.metrics.get(split))
         numbers, about = summarize(result, split)
         metrics |= numbers
         details |= about
-        metrics |= {f"before/{split}/{name}": value for name, value in before.get(split, {}).items()}
+        metrics |= {f"before/{split}/{name}": value for name, value in start.metrics.get(split, {}).items()}
         save_overlays(context, result, split)
+        if split != "val" and verdict.helped:
+            say(f"f1-score on {split}, which chose nothing: difference {start.compare(split, result)}")
     record_unreadable(context, details)
-    log_checkpoint(context, best)
-    artifacts = {"best_checkpoint": best, "last_checkpoint": context.folder.last_checkpoint}
+    record_verdict(context, verdict)
+    log_checkpoint(context, verdict.checkpoint)
+    artifacts = {"best_checkpoint": verdict.checkpoint, "last_checkpoint": context.folder.last_checkpoint}
     return StageResult(metrics, artifacts, context.folder.path, details)

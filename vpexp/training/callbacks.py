@@ -52,6 +52,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             draft.unlink(missing_ok=True)
 
 
+def save_weights(module: SamFineTuner, path: Path) -> None:
+    """Write a checkpoint of a module that has learnt nothing yet, of the kind that a ``ModelCheckpoint`` writes of it."""
+    content = {"epoch": 0, "global_step": 0, "state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    AtomicCheckpointIO().save_checkpoint(content, path)
+
+
 def build_checkpoint_callbacks(folder: Path) -> list[Callback]:
     """Keep the best epoch's weights (``epoch_NNN.ckpt``) and everything needed to resume (``last.ckpt``)."""
     best = ModelCheckpoint(

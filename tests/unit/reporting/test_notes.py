@@ -6,6 +6,7 @@ from vpexp.reporting.notes import (
     describe_differences,
     describe_steps,
     describe_training,
+    describe_verdict,
     read_control,
 )
 
@@ -55,7 +56,9 @@ def test_describe_training__says_what_was_trained_on():
                 "val": {**counts, "source": "valid", "skipped": {}},
             },
             "best_checkpoint": "checkpoints/epoch_004.ckpt",
+            "best_epoch": 5,
             "epochs": 8,
+            "kept": "epoch 5",
         },
         "test_before": {"splits": {"test": {"images": 17, "objects": 444, "source": "test", "skipped": {}}}},
     }
@@ -68,7 +71,15 @@ def test_describe_training__says_what_was_trained_on():
     )
     assert lines[1] == "model: sam_micro at 256 px, from model.weights=auto; learns: mask_decoder"
     assert lines[3] == "training: Adam, lr 0.0001, batch size 4, seed 0"
-    assert lines[4] == "best epoch: 5 of 8, train/checkpoints/epoch_004.ckpt"
+    assert lines[4] == "best epoch: 5 of 8; kept: epoch 5, train/checkpoints/epoch_004.ckpt"
+
+
+def test_describe_verdict__is_that_of_the_training():
+    section = describe_verdict({"verdict": "fine-tuning did not help: ..."})
+
+    assert section is not None
+    assert (section.lines, section.finding) == (("fine-tuning did not help: ...",), True)
+    assert describe_verdict({}) is None
 
 
 def test_describe_training__says_when_val_was_tested():
