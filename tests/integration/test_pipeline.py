@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import RunDebug
+from tests.conftest import DEBUG, RunDebug
 from vpexp.config import load_config
 from vpexp.environment import quiet_libraries
 from vpexp.errors import CheckpointError, ConfigError, ExportError, StepError
@@ -19,7 +19,7 @@ from vpexp.runfolder import RunFolder, find_latest
 from vpexp.stages.context import RunContext, StageResult
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 
-PIPELINE = ("stage=pipeline", "experiment=debug", "stage.overlays=2", "trainer.threads=1", "optimizer.lr=1e-4")
+PIPELINE = ("stage=pipeline", *DEBUG, "stage.overlays=2", "trainer.threads=1")
 RunPipeline = Callable[..., StageResult]
 
 
