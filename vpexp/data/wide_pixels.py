@@ -68,11 +68,11 @@ _DEPTHS: dict[str | None, Callable[[bytes], int]] = {"JPEG2000": _find_jpeg2000_
 """Formats whose depth Pillow does not give -> how to find it."""
 
 
-def decode_wide(content: bytes, page: int = 0) -> Pixels:
+def decode_wide(content: bytes) -> Pixels:
     """Decode a file by OpenCV, with all bits of its numbers.
 
     Returns:
-        [H, W], or [H, W, C] in the order red, green, blue, alpha; of TIFF files turned as they ask for.
+        [H, W], or [H, W, C] in the order red, green, blue, alpha.
 
     Raises:
         ValueError: it cannot be decoded.
@@ -80,14 +80,12 @@ def decode_wide(content: bytes, page: int = 0) -> Pixels:
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised here
-    buffer = np.frombuffer(content, np.uint8)
     try:
-        _, found = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+        values: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ValueError(error.err) from error
-    if not found:
+    if values is None:
         raise ValueError("it cannot be decoded")
-    values: Pixels = found[0]
     return values if values.ndim == 2 else values[:, :, [2, 1, 0, 3][: values.shape[2]]]
 
 

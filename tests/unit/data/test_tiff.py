@@ -51,8 +51,8 @@ def test_tiff__64_bit_offsets(tmp_path, write_tiff):
         np.testing.assert_array_equal(
             read_numbers(write_tiff(tmp_path / "a.tif", values, big=True, colour=colour)), values
         )
-    with pytest.raises(ImageFileError, match=r"kind of TIFF not read \(64-bit offsets"):
-        read_image_header(write_tiff(tmp_path / "a.tif", values, big=True, order=">"))
+    path = write_tiff(tmp_path / "a.tif", draw("u2", 5, 7), big=True, order=">")
+    np.testing.assert_array_equal(read_numbers(path), draw("u2", 5, 7))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_tiff__64_bit_offsets(tmp_path, write_tiff):
         (("u1", 3), {"colour": 8}, "3 channels of 8 bits, Lab"),
         (("u2", 4), {"colour": 5}, "4 channels of 16 bits, CMYK"),
         (("i2", 1), {"colour": 0}, "1 channel of 16 bits, signed, grey, white is 0"),
-        (("u2", 1), {"tag259": 34887}, "1 channel of 16 bits, grey, compression 34887"),
+        (("u2", 1), {"tag259": 12345}, "1 channel of 16 bits, grey, compression 12345"),
         (("u1", 1), {"tag339": 6}, "1 channel of 8 bits, of no real numbers, grey"),
     ],
 )
