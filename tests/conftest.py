@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -14,6 +15,10 @@ from vpexp.environment import quiet_libraries
 from vpexp.inference.exported import ExportedModel
 from vpexp.run import run
 from vpexp.stages.context import StageResult
+
+# A busy machine is no reason to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 quiet_libraries()  # before a test imports a library that phones home
 signal.signal(

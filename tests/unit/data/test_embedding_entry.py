@@ -34,7 +34,7 @@ def entry(tmp_path):
     return write(tmp_path / "a.emb", array_CHW), array_CHW
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), precision=st.sampled_from(sorted(PRECISIONS)))
 def test_read_entry__gives_every_bit_back(tmp_path_factory, data, precision):
     shape = data.draw(st.tuples(*[st.integers(1, 6)] * 3))
@@ -57,7 +57,7 @@ def test_read_entry__is_read_only(entry):
         read(entry[0])[0, 0, 0] = 1
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_read_entry__no_flipped_bit_passes(tmp_path_factory, data):
     array_CHW = np.random.default_rng(0).normal(size=SHAPE).astype(np.float16)

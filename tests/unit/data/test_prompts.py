@@ -25,7 +25,7 @@ from vpexp.data.types import AnnotatedImage
 any_mask = st_numpy.arrays(
     np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.booleans(), fill=st.nothing()
 ).filter(lambda mask_HW: bool(mask_HW.any()))
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def annotate(masks, name="a.png"):

@@ -29,7 +29,7 @@ def masks(draw):
     return mask_HW
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(masks())
 def test_encode_part__equals_pycocotools(mask_HW):
     height, width = mask_HW.shape

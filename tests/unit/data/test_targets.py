@@ -53,7 +53,7 @@ def test_rasterize_target__without_resizing_is_the_mask(height, width):
     assert not target[:, width:].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([1, 4]), st.integers(0, 1000))
 def test_rasterize_target__a_pixel_is_in_where_most_of_it_is(height, width, stride, seed):
     rng = np.random.default_rng(seed)
@@ -136,7 +136,7 @@ def test_rasterize_target__at_original_size_is_the_mask():
     np.testing.assert_array_equal(rasterize_target(encode_mask(mask_HW), (26, 64), "original"), mask_HW)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), st.integers(0, 1000))
 def test_mask_targets__unpack_what_was_packed(height, width, count, seed):
     rng = np.random.default_rng(seed)

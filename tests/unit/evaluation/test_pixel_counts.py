@@ -27,7 +27,7 @@ def count_by_hand(pairs):
     return 2 * both / (predicted + annotated), both / either, sum(ious) / len(ious)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 999))
 def test_compute__equals_brute_force(count, height, width, seed):
     rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ def upscale_all(logits_hw, image_size, original_hw):
     return whole_HW.numpy(), upscaling, logits_11hw
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([64, 128, 256]),
     st.tuples(SIZES, SIZES),
