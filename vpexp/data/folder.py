@@ -89,7 +89,7 @@ class Folder:
 
     def holds(self, path: Path) -> bool:
         """Return whether a file lies in the folder once links are followed, and is one that may be opened."""
-        return is_file(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
+        return is_file(path) and is_below(path, self.root)
 
     def find_to_read(self, name: str) -> Path | None:
         """Find a file that is about to be opened; None if there is none.
@@ -171,6 +171,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_special(path: Path) -> bool:
+    """Return whether there is something of this name that is neither a file nor a folder: a pipe, a socket, a device."""
+    try:
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _find_root(root: str | Path) -> tuple[Path, bool]:
     """Find what the user named, and say whether it is a file."""
     path = Path(root)
@@ -183,7 +191,7 @@ def _find_root(root: str | Path) -> tuple[Path, bool]:
         raise DataError(f"{path}: no such folder; set data.root to the folder of the data set")
     if path.is_dir() or (is_file(path) and path.suffix.lower() == ".json"):
         return path, not path.is_dir()
-    if not is_file(path):
+    if is_special(path):
         raise DataError(f"{path}: {NOT_A_FILE}; give the folder of the data set")
     if path.suffix.lower() in _ARCHIVES:
         raise DataError(f"{path} is a file: unpack it and give the folder")
@@ -222,7 +230,7 @@ def walk(root: Path, *, allow_outside: bool = False) -> Listing:
         found.hidden += [prefix + entry.name for entry in hidden if entry.is_file(follow_symlinks=False)]
         for entry in (entry for entry in entries if not entry.name.startswith(HIDDEN)):
             name = prefix + entry.name
-            leads_out = is_outside or (entry.is_symlink() and not allow_outside and not _is_below(entry.path, home))
+            leads_out = is_outside or (entry.is_symlink() and not allow_outside and not is_below(entry.path, home))
             if _get_kind(entry) == "folder":
                 pending.append((f"{name}/", above | {own}, leads_out))
                 continue
@@ -250,8 +258,9 @@ def _find_reason(kind: str, *, leads_out: bool) -> str | None:
     return NOT_A_FILE if kind == "else" else OUTSIDE if leads_out else None
 
 
-def _is_below(path: str, home: str) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(home)
+def is_below(path: str | Path, home: str | Path) -> bool:
+    """Return whether a file lies in a folder, once all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home))
 
 
 def list_files(root: Path) -> list[str]:

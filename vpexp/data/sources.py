@@ -10,9 +10,9 @@ from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
-from vpexp.data.folder import compose, list_files
-from vpexp.data.image_files import UNREAD_SUFFIXES, describe_unread, is_image_file
-from vpexp.data.ledger import SkipLedger, order_by_count
+from vpexp.data.folder import compose, is_below, is_special, walk
+from vpexp.data.image_files import IMAGE_SUFFIXES, NOT_A_FILE, UNREAD_SUFFIXES, describe_unread, is_image_file
+from vpexp.data.ledger import OUTSIDE, SkipLedger, order_by_count
 from vpexp.errors import ConfigError, DataError
 
 _NO_IMAGES = "files that are no images, passed over: {total} (such as {example})"
@@ -47,7 +47,13 @@ class NameMatch:
     unknown: tuple[str, ...]
 
 
-def find_images(source: str, leave_out: Path | None = None, ledger: SkipLedger | None = None) -> list[SourceImage]:
+def find_images(
+    source: str,
+    leave_out: Path | None = None,
+    ledger: SkipLedger | None = None,
+    *,
+    allow_outside: bool = False,
+) -> list[SourceImage]:
     """Find the images that a source means, sorted by name.
 
     A file is taken as it is. A folder is searched with all folders below it, a pattern may hold ``*``, ``?``, ``[ab]`` and
@@ -58,6 +64,7 @@ def find_images(source: str, leave_out: Path | None = None, ledger: SkipLedger |
         source: a file, a folder or a pattern.
         leave_out: a folder that is passed over where it lies inside of the source: that of vpexp's own pictures.
         ledger: counts the other files: image files of types that are not read, and files that are no images.
+        allow_outside: take images that links in the folder lead to outside of it; otherwise they are counted.
 
     Raises:
         ConfigError: there is no such file or folder, or nothing fits the pattern.
@@ -67,18 +74,25 @@ def find_images(source: str, leave_out: Path | None = None, ledger: SkipLedger |
     if path.is_file():
         return [SourceImage(1, path.name, path)]
     if path.is_dir():
-        base, names = path, list_files(path)
+        listing = walk(path, allow_outside=allow_outside)
+        base, names, barred = path, listing.files, listing.barred
     else:
         base, pattern = _split_pattern(path)
+        if (base / pattern).exists():
+            raise ConfigError(f"source={source}: {NOT_A_FILE}")
         if not has_magic(pattern):
             raise ConfigError(f"source={source} does not exist: give an image, a folder, or a pattern as photos/*.jpg")
         found = glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 Path.glob would take hidden files too
         names = [name for name in found if ARCHIVE_LEFTOVERS not in Path(name).parts]
         if not names:
             raise ConfigError(f"source={source}: nothing fits the pattern")
+        barred = {name: OUTSIDE for name in names if not allow_outside and not is_below(base / name, base)}
+        barred |= {name: NOT_A_FILE for name in names if is_special(base / name)}
     names = [name for name in names if not name.startswith(_name_folder(base, leave_out))] if leave_out else names
     ledger = SkipLedger() if ledger is None else ledger
-    chosen = _select_images(base, names, ledger)
+    for name in [name for name in names if name in barred and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]:
+        ledger.skip(barred[name], str(base / name))
+    chosen = _select_images(base, [name for name in names if name not in barred], ledger)
     images = [SourceImage(number, name, base / name) for number, name in enumerate(chosen, start=1)]
     if not images:
         passed = "".join(f"; {count} x {reason}" for reason, count in order_by_count(ledger.counts))

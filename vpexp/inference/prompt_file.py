@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.folder import is_special
 from vpexp.data.image_files import NOT_A_FILE
 from vpexp.data.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NO_POINT, POINT_IN, POINT_OUT, Prompts
 from vpexp.errors import ConfigError, DataError
@@ -71,7 +72,7 @@ def read_prompt_file(path: Path) -> dict[str, ImagePrompts]:
         DataError: it is no JSON, or an entry is malformed: file, image and entry are named.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if is_special(path):
             raise ConfigError(f"prompts={path} cannot be read: {NOT_A_FILE}")
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_refuse_repeated)
     except FileNotFoundError:

@@ -64,8 +64,9 @@ def find_folder(context: RunContext) -> Path:
 
 def list_images(context: RunContext, folder: Path) -> list[SourceImage]:
     """List the images to label; where the data set lies inside of the source, its own are none of them."""
-    ledger = SkipLedger(strict=context.cfg.data.strict)
-    found = find_images(context.cfg.source, leave_out=context.output_dir, ledger=ledger)
+    cfg = context.cfg
+    ledger = SkipLedger(strict=cfg.data.strict)
+    found = find_images(cfg.source, leave_out=context.output_dir, ledger=ledger, allow_outside=cfg.data.allow_outside)
     for reason, count in order_by_count(ledger.counts):
         say(f"passed over: {count} x {reason} ({ledger.examples[reason]})", style="yellow")
     others = [image for image in found if folder not in image.path.resolve().parents]

@@ -151,7 +151,9 @@ def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
         dataset = load_configured_dataset(context, SPLIT_NAMES, keep_boxes=True)
         plan = plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
     else:
-        images = find_images(cfg.source, leave_out=context.output_dir, ledger=ledger)
+        images = find_images(
+            cfg.source, leave_out=context.output_dir, ledger=ledger, allow_outside=cfg.data.allow_outside
+        )
         by_file = cfg.prompts != GRID
         plan = plan_prompts(images, Path(cfg.prompts).expanduser(), ledger) if by_file else plan_grid(images)
     for line in plan.warnings:

@@ -226,7 +226,28 @@ def test_find_images__what_is_passed_over_is_counted(tmp_path):
     ledger = SkipLedger()
     images = find_images(str(tmp_path), ledger=ledger)
     assert get_names(images) == ["a.avif", "b.JP2", "c.tga", "d.PNG", "noending"]
-    assert ledger.counts == {"file type not read (.heic)": 2, "file type not read (.dng)": 1}
+    passed_over = {"file type not read (.heic)": 2, "file type not read (.dng)": 1}
+    assert ledger.counts == passed_over | {"no regular file, so it is not opened": 1}
     assert describe_remarks([ledger]) == [f"files that are no images, passed over: 2 (such as {tmp_path / 'README'})"]
     with pytest.raises(DataError, match=r"no image among the .*; 1 x file type not read \(\.dng\)"):
         find_images(str(tmp_path / "g*"))
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.jpg", "/**/*.jpg"])
+def test_find_images__links_that_lead_outside(photos, tmp_path, pattern):
+    (photos / "c.jpg").symlink_to("b.jpg")
+    outside = tmp_path / "elsewhere.jpg"
+    outside.write_bytes(b"x")
+    (photos / "d.jpg").symlink_to(outside)
+    os.mkfifo(photos / "e.jpg")
+    ledger = SkipLedger()
+    names = get_names(find_images(f"{photos}{pattern}", ledger=ledger))
+    assert "c.jpg" in names
+    assert "d.jpg" not in names
+    assert ledger.counts.pop("file outside the given folder (data.allow_outside=true uses it)") == 1
+    assert ledger.examples["no regular file, so it is not opened"] == str(photos / "e.jpg")
+    allowed = find_images(f"{photos}{pattern}", allow_outside=True)
+    assert get_names(allowed) == sorted([*names, "d.jpg"])
+    assert get_names(find_images(str(photos / "d.jpg"))) == ["d.jpg"]  # who names a link means it
+    with pytest.raises(ConfigError, match=r"e\.jpg: no regular file, so it is not opened"):
+        find_images(str(photos / "e.jpg"))

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vpexp.data.numbers import read_whole
 from vpexp.data.readers.index_masks import VOID, VOID_COLOR, Color, build_voc_colors, find_void
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError
 
 META_FILE = "dataset_meta.json"
 LABEL_MAP_FILE = "labelmap.txt"
+_CLASS_NAMES_FILE = "class_names.txt"
+VOC_LABEL_FILES = (META_FILE, LABEL_MAP_FILE, _CLASS_NAMES_FILE)
+"""Files that say what the masks of a Pascal VOC folder mean, likeliest first."""
 _BACKGROUND_NAMES = frozenset(
     {"background", "bg", "void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabel", "none"}
 )
@@ -84,31 +88,35 @@ def read_meta_file(path: Path) -> LabelMap:
     background = content.get("background_label")
     if background is None:
         return LabelMap(names, table)
-    try:
-        values = {int(str(background))}
-    except ValueError:  # a name, not a number
-        values = {value for value, name in names.items() if name == background}
-    return LabelMap(names, table, frozenset(values))
+    number = read_whole(background)
+    named = {value for value, name in names.items() if name == background}
+    return LabelMap(names, table, frozenset(named if number is None else {number}))
 
 
 def _read_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
     """Read the names from 'label_map' (number -> name) or 'labels' (a list)."""
     label_map, labels = content.get("label_map"), content.get("labels")
-    try:
-        if label_map:
-            return {int(value): str(name) for value, name in label_map.items()}
-        if labels:
-            return {value: str(name) for value, name in enumerate(labels)}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f'{path}: expected a label_map such as {{"0": "background", "1": "cell"}} ({error})') from error
-    raise DataError(f'{path}: declares no labels; expected a label_map such as {{"0": "background", "1": "cell"}}')
+    if not label_map:
+        label_map = dict(enumerate(labels)) if isinstance(labels, list) else {}
+    example = 'expected a label_map such as {"0": "background", "1": "cell"}'
+    if not isinstance(label_map, dict) or not label_map:
+        raise DataError(f"{path}: declares no labels; {example}")
+    names: dict[int, str] = {}
+    for key, name in label_map.items():
+        value = read_whole(key)
+        if value is None or value in names:
+            raise DataError(f"{path}: {example}, found {key!r} {'as a number' if value is None else 'twice'}")
+        names[value] = str(name)
+    return names
 
 
 def _read_color(color: Any, path: Path) -> Color:
     try:
-        red, green, blue = (int(channel) for channel in color)
-    except (OverflowError, TypeError, ValueError) as error:
+        red, green, blue = (read_whole(channel) for channel in color)
+    except (TypeError, ValueError) as error:
         raise DataError(f"{path}: segmentation_colors: expected [red, green, blue], found {color!r}") from error
+    if red is None or green is None or blue is None:
+        raise DataError(f"{path}: segmentation_colors: expected [red, green, blue], found {color!r}")
     return red, green, blue
 
 
@@ -122,8 +130,8 @@ def read_voc_label_map(root: Path) -> LabelMap:
         declared = read_meta_file(root / META_FILE)
     elif (root / LABEL_MAP_FILE).is_file():
         declared = _read_labelmap_file(root / LABEL_MAP_FILE)
-    elif (root / "class_names.txt").is_file():
-        names = [line.strip() for line in _read_lines(root / "class_names.txt")]
+    elif (root / _CLASS_NAMES_FILE).is_file():
+        names = [line.strip() for line in _read_lines(root / _CLASS_NAMES_FILE)]
         names = [name for name in names if not name.startswith("__ignore")]
         declared = LabelMap(dict(enumerate(names)))
     else:
@@ -143,7 +151,7 @@ def _read_labelmap_file(path: Path) -> LabelMap:
         number = len(names)
         names[number] = fields[0].strip()
         if len(fields) > 1 and fields[1].strip():
-            colors.setdefault(_read_color(fields[1].split(","), path), number)
+            colors.setdefault(_read_color([channel.strip() for channel in fields[1].split(",")], path), number)
     if not names:
         raise DataError(f"{path}: declares no labels; expected lines such as 'cell:128,0,0::'")
     return LabelMap(names, colors)

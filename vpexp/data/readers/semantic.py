@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
 
-from vpexp.data.folder import Folder
+from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import prefer_read
 from vpexp.data.ledger import AMBIGUOUS_IMAGE, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
 from vpexp.data.progress import show_progress
@@ -130,7 +130,10 @@ class SemanticReader:
         pairs = []
         for stem, mask_names in masks.items():
             image_names = images.get(stem, [])
-            if len(image_names) == 1:
+            barred = next((name for name in (*image_names, mask_names[0]) if name in self._folder.barred), None)
+            if barred is not None:
+                ledger.skip(self._folder.barred[barred], str(self._folder.path(barred)))
+            elif len(image_names) == 1:
                 pairs.append((image_names[0], mask_names[0]))
             elif image_names:
                 ledger.skip(AMBIGUOUS_IMAGE, f"{mask_names[0]}: {', '.join(image_names)}")
@@ -147,14 +150,13 @@ class SemanticReader:
         for name in self._folder.files_in(directory, recursive=True):
             if self._folder.has_image(name):
                 relative = PurePosixPath(name).relative_to(directory)
-                found.setdefault(relative.with_suffix("").as_posix(), []).append(name)
+                found.setdefault(compose(relative.with_suffix("").as_posix()), []).append(name)
         return {stem: prefer_read(names) for stem, names in found.items()}
 
     def _read_label_map(self, masks_directory: str, masks: list[str]) -> LabelMap:
         """Read the nearest dataset_meta.json, or make names for the values that occur."""
         for parent in PurePosixPath(masks_directory).parents:
-            path = self._folder.path((parent / META_FILE).as_posix())
-            if path.is_file():
+            if path := self._folder.find_to_read((parent / META_FILE).as_posix()):
                 return read_meta_file(path)
         survey = ValueSurvey()
         for mask in show_progress(masks, "Looking at mask values"):

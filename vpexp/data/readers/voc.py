@@ -14,6 +14,7 @@ import numpy as np
 from vpexp.data.folder import Folder
 from vpexp.data.ledger import (
     AMBIGUOUS_IMAGE,
+    BAD_ENTRY,
     BOX_ONLY,
     DAMAGED_XML,
     MASK_SIZE_DIFFERS,
@@ -43,7 +44,7 @@ from vpexp.data.readers.index_masks import (
     find_void,
     read_index_mask,
 )
-from vpexp.data.readers.label_maps import LabelMap, read_voc_label_map
+from vpexp.data.readers.label_maps import VOC_LABEL_FILES, LabelMap, read_voc_label_map
 from vpexp.data.readers.voc_files import VocFolder, XmlObject, find_voc_folders, read_xml_objects
 from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
@@ -89,8 +90,13 @@ class VocReader:
         """Read one subset; see `Reader`."""
         home, ids = self._subsets[name]
         subset = _VocSubset(home, ledger, by_component=self._by_component)
-        images = [subset.read_image(image_id) for image_id in show_progress(ids, f"Reading masks of {name}")]
-        return Subset(tuple(subset.categories), tuple(image for image in images if image is not None))
+        images = []
+        for image_id in show_progress(ids, f"Reading masks of {name}"):
+            if barred := home.find_barred(image_id):
+                ledger.skip(barred[0], str(barred[1]))
+            elif image := subset.read_image(image_id):
+                images.append(image)
+        return Subset(tuple(subset.categories), tuple(images))
 
 
 class _VocSubset:
@@ -100,6 +106,8 @@ class _VocSubset:
         self._home = home
         self._ledger = ledger
         self._by_component = by_component
+        for name in VOC_LABEL_FILES:
+            home.find_to_read(name)
         self._label_map = read_voc_label_map(home.path)
         self._instance_colors = build_voc_colors()
         self.categories = list(self._label_map.categories)
@@ -140,10 +148,12 @@ class _VocSubset:
         if path is None:
             return []
         try:
-            return read_xml_objects(path)
+            objects, bad = read_xml_objects(path)
         except DataError as error:
             self._ledger.skip(DAMAGED_XML, str(error))
             return []
+        self._ledger.skip(BAD_ENTRY, f"{path}: an object without a name, or with a box of no numbers", count=bad)
+        return objects
 
     def _read_unmasked(self, image_id: str, boxes: list[XmlObject]) -> AnnotatedImage | None:
         """Read or count the boxes of an image without masks."""

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
-from vpexp.data.folder import Folder
-from vpexp.data.image_files import prefer_read
+from vpexp.data.folder import Folder, compose
+from vpexp.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, prefer_read
+from vpexp.data.numbers import read_number
 from vpexp.errors import DataError
 
 _IMAGES, _OBJECTS, _CLASSES = "JPEGImages", "SegmentationObject", "SegmentationClass"
 _XML, _SETS = "Annotations", "ImageSets"
 _SET_FOLDERS = ("Segmentation", "Main", "Layout", "Action", "")
 _CLASS_LIST_LINE = re.compile(r"\s-?[01]$")
+_MORE_FILES = re.compile(r"(\s+\S*[./]\S*)+$")
+_ENDINGS = IMAGE_SUFFIXES | UNREAD_SUFFIXES | {".xml"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,20 @@ class VocFolder:
             for file in files
             if file.lower().endswith(".xml")
         }
+        parts = (self.images, self.instance_masks, self.class_masks, self.xml_files)
+        self._known = {image_id for part in parts for image_id in part}
+        self._inner_folders = {PurePosixPath(image_id).parent for image_id in self._known}
+        self._barred = {folder.path(file): reason for file, reason in folder.barred.items()}
+
+    def find_to_read(self, name: str) -> Path | None:
+        """Find a file of the folder that is about to be opened; errors as of `Folder.find_to_read`."""
+        return self._folder.find_to_read(f"{self.name}/{name}".lstrip("/"))
+
+    def find_barred(self, image_id: str) -> tuple[str, Path] | None:
+        """Find a file of an image that is not to be opened, and why; None if all of them may be."""
+        single = (part.get(image_id) for part in (self.instance_masks, self.class_masks, self.xml_files))
+        files = [*self.images.get(image_id, []), *filter(None, single)]
+        return next(((self._barred[file], file) for file in files if file in self._barred), None)
 
     def _find(self, part: str) -> str | None:
         """Find the folder of one part, in any case."""
@@ -79,7 +96,7 @@ class VocFolder:
         found: dict[str, list[str]] = {}
         for name in self._folder.files_in(directory, recursive=True) if directory else []:
             if not images or self._folder.has_image(name):
-                stem = PurePosixPath(name).relative_to(directory or "").with_suffix("").as_posix()
+                stem = compose(PurePosixPath(name).relative_to(directory or "").with_suffix("").as_posix())
                 found.setdefault(stem, []).append(name)
         return {stem: prefer_read(names) for stem, names in found.items()}
 
@@ -108,36 +125,45 @@ class VocFolder:
         sets = {}
         for name in self._folder.files_in(directory):
             if name.lower().endswith(".txt"):
-                text = self._folder.path(name).read_text(encoding="utf-8-sig", errors="replace")
+                path = self._folder.find_to_read(name) or self._folder.path(name)
+                text = compose(path.read_text(encoding="utf-8-sig", errors="replace"))
                 lines = list(filter(None, map(self._clean, text.split("\n"))))
                 stem = PurePosixPath(name).stem
-                if not ("_" in stem and lines and all(_CLASS_LIST_LINE.search(line) for line in lines)):
-                    sets[stem] = list(dict.fromkeys(self._read_id(line) for line in lines))
+                has_flags = all(_CLASS_LIST_LINE.search(line) for line in lines)
+                if not ("_" in stem and lines and has_flags):
+                    sets[stem] = list(dict.fromkeys(self._read_id(line, has_flags=has_flags) for line in lines))
         return sets
 
     def _clean(self, line: str) -> str:
         """Take comments and the space around a line away; a line that is an image's name stays as it is."""
         return line if self._is_known(line) else "" if line.lstrip().startswith("#") else line.strip()
 
-    def _read_id(self, line: str) -> str:
-        """Read the image id of a line, which may be a file name, and may have more words behind it."""
+    def _read_id(self, line: str, *, has_flags: bool) -> str:
+        """Read the image id of a line, which may be a file name, and may have flags or further files behind it.
+
+        Only the endings of images and folders that are none of the images' own are taken off a name: what is left of a
+        missing image's name by more than that is the name of another image.
+        """
         if self._is_known(line):
             return line
-        path = PurePosixPath(line.split(maxsplit=1)[0].strip("\"'").lstrip("/"))
+        first = line.split(maxsplit=1)[0] if has_flags or _MORE_FILES.search(line) else line
+        path = PurePosixPath(first.strip("\"'").lstrip("/"))
         inside = PurePosixPath(*path.parts[1:]) if path.parts[:1] == (_IMAGES,) else path
         if not inside.name:
             return line
-        for candidate in (inside, inside.with_suffix(""), PurePosixPath(inside.stem)):
-            if self._is_known(candidate.as_posix()):
-                return candidate.as_posix()
-        return line
+        plain = inside.with_suffix("") if inside.suffix.lower() in _ENDINGS else inside
+        names = [inside, plain] if plain.parent in self._inner_folders else [inside, plain, PurePosixPath(plain.name)]
+        return next((name.as_posix() for name in names if self._is_known(name.as_posix())), line)
 
     def _is_known(self, image_id: str) -> bool:
-        return any(image_id in names for names in (self.images, self.instance_masks, self.class_masks, self.xml_files))
+        return image_id in self._known
 
 
-def read_xml_objects(path: Path) -> list[XmlObject]:
-    """Read the objects of an XML file; those without a name or a box are left out.
+def read_xml_objects(path: Path) -> tuple[list[XmlObject], int]:
+    """Read the objects of an XML file.
+
+    Returns:
+        (objects, number of those whose name is missing or whose box is none). An object without any box is no object.
 
     Raises:
         DataError: The file is damaged.
@@ -147,14 +173,14 @@ def read_xml_objects(path: Path) -> list[XmlObject]:
     except (OSError, ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding nobody knows
         raise DataError(f"{path}: {error}") from error
     objects = []
+    bad = 0
     for element in root.iterfind("object"):
-        name = element.findtext("name")
-        try:
-            x0, y0, x1, y1 = (
-                float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")
-            )
-        except ValueError:
-            continue
-        if name:
-            objects.append(XmlObject(name.strip(), (x0 - 1, y0 - 1, x1, y1)))  # pixels count from 1, both ends included
-    return objects
+        name = (element.findtext("name") or "").strip()
+        sides = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+        box = [number for side in sides if side and (number := read_number(side.strip())) is not None]
+        if name and len(box) == len(sides):
+            x0, y0, x1, y1 = box
+            objects.append(XmlObject(name, (x0 - 1, y0 - 1, x1, y1)))  # pixels count from 1, both ends included
+        else:
+            bad += element.find("bndbox") is not None
+    return objects, bad

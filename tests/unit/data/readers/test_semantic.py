@@ -1,4 +1,6 @@
 import json
+import os
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -262,3 +264,36 @@ def test_semantic_reader__file_types_that_are_not_read(tmp_path, read_subset):
     subset, ledger = read_subset(components, tmp_path, "default")
     assert [image.image_id for image in subset.images] == ["a.jpg", "c"]
     assert ledger.counts == {"file type not read (.heic)": 1}
+
+
+@pytest.mark.parametrize("name", ["images/b.jpg", "masks/b.png"])
+def test_semantic_reader__files_that_are_not_opened(tmp_path, read_subset, name):
+    root = tmp_path / "set"
+    write_meta(root)
+    write_pair(root)
+    write_pair(root, "b")
+    file = root / name
+    file.symlink_to(file.rename(tmp_path / file.name))
+    subset, ledger = read_subset(components, root, "default")
+    assert [image.image_id for image in subset.images] == ["a.jpg"]
+    assert ledger.counts == {"file outside the given folder (data.allow_outside=true uses it)": 1}
+    file.unlink()
+    os.mkfifo(file)
+    subset, ledger = read_subset(components, root, "default")
+    assert [image.image_id for image in subset.images] == ["a.jpg"]
+    assert ledger.counts == {"no regular file, so it is not opened": 1}
+    meta = root / "dataset_meta.json"
+    meta.symlink_to(meta.rename(tmp_path / "meta.json"))
+    with pytest.raises(DataError, match=r"dataset_meta\.json: file outside the given folder"):
+        read_subset(components, root, "default")
+
+
+@pytest.mark.parametrize(("one", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_semantic_reader__accents_in_either_form(tmp_path, read_subset, one, other):
+    write_meta(tmp_path)
+    write_pair(
+        tmp_path, "größe", image=f"images/{normalize(one, 'größe')}.jpg", mask=f"masks/{normalize(other, 'größe')}.png"
+    )
+    write_pair(tmp_path, "plain")
+    subset, ledger = read_subset(components, tmp_path, "default")
+    assert (len(subset.images), ledger.counts) == (2, {})

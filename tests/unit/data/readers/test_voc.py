@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -232,7 +234,7 @@ def test_voc_reader__devkit_with_two_years(voc):
         for part in ("JPEGImages", "SegmentationObject", "ImageSets"):
             (voc.root / "VOCdevkit" / year).mkdir(parents=True, exist_ok=True)
             (voc.root / "VOCdevkit" / year / part).symlink_to(voc.root / part)
-    subsets = components(Folder(voc.root / "VOCdevkit")).list_subsets()
+    subsets = components(Folder(voc.root / "VOCdevkit", allow_outside=True)).list_subsets()
     assert list(subsets) == ["VOC2007/train", "VOC2012/train"]
 
 
@@ -278,3 +280,41 @@ def test_voc_reader__instances_of_any_number(voc, tmp_path, read_subset, write_t
     subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
     assert subset.images[0].object_ids == ("255", "70000")
     assert ledger.counts == {}
+
+
+NOT_OPENED = "no regular file, so it is not opened"
+OUTSIDE = "file outside the given folder (data.allow_outside=true uses it)"
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEGImages/b.jpg", "SegmentationObject/b.png", "SegmentationClass/b.png", "Annotations/b.xml"]
+)
+def test_voc_reader__files_that_are_not_opened(voc, read_subset, tmp_path, name):
+    box = ("cat", 2, 2, 5, 4)
+    voc.root = tmp_path / "set"
+    voc.image(objects=[box])
+    voc.image("b", objects=[box])
+    file = voc.save() / name
+    file.symlink_to(file.rename(tmp_path / file.name))
+    subset, ledger = read_subset(components, voc.root)
+    assert ([image.image_id for image in subset.images], ledger.counts) == (["a"], {OUTSIDE: 1})
+    file.unlink()
+    os.mkfifo(file)
+    subset, ledger = read_subset(components, voc.root)
+    assert ([image.image_id for image in subset.images], ledger.counts) == (["a"], {NOT_OPENED: 1})
+
+
+@pytest.mark.parametrize("name", ["ImageSets/Segmentation/train.txt", "labelmap.txt"])
+def test_voc_reader__lists_that_are_not_opened(voc, read_subset, name):
+    voc.image()
+    file = voc.save() / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match=rf"{file.name}: {NOT_OPENED}"):
+        read_subset(components, voc.root)
+
+
+def test_voc_reader__boxes_that_are_no_numbers_are_counted(voc, read_subset):
+    voc.image(objects=[("cat", 2, 2, 5, 4), ("dog", "1_1", 7, 15, 9)])
+    _, ledger = read_subset(components, voc.save())
+    assert ledger.counts == {"entry that is no annotation": 1}

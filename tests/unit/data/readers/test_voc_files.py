@@ -1,3 +1,5 @@
+from unicodedata import normalize
+
 import pytest
 
 from vpexp.data.folder import Folder
@@ -74,7 +76,8 @@ def test_find_voc_folders__nested(tmp_path):
 def test_read_xml_objects__boxes_count_from_one(tmp_path):
     box = "<bndbox><xmin>1</xmin><ymin>2.0</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
     text = f"<annotation><object><name> cat </name>{box}</object><object><name>x</name></object><object>{box}</object></annotation>"
-    (only,) = read_xml_objects(write(tmp_path, "a.xml", text))
+    (only,), bad = read_xml_objects(write(tmp_path, "a.xml", text))
+    assert bad == 1
     assert only.name == "cat"
     assert only.box == (0, 1, 3, 4)
 
@@ -96,3 +99,40 @@ def test_read_xml_objects__unknown_encoding(tmp_path, encoding):
     path = write(tmp_path, "a.xml", f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
     with pytest.raises(DataError, match=r"a\.xml: "):
         read_xml_objects(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "images", "expected"),
+    [
+        ("img_1.5", ["img_1.jpg"], "img_1.5"),
+        ("cell 2", ["cell.jpg"], "cell 2"),
+        ("train/0", ["0.jpg", "train/1.jpg"], "train/0"),
+        ("JPEGImages/train/0.jpg", ["0.jpg", "train/1.jpg"], "JPEGImages/train/0.jpg"),
+        ("elsewhere/0.jpg", ["0.jpg"], "0"),
+        ("/VOC2012/JPEGImages/0.jpg /VOC2012/SegmentationClass/0.png", ["0.jpg"], "0"),
+        ("img_1.5.jpg", ["img_1.5.jpg"], "img_1.5"),
+    ],
+)
+def test_list_sets__a_missing_image_is_no_other_image(tmp_path, line, images, expected):
+    for name in images:
+        write(tmp_path, f"JPEGImages/{name}")
+    write(tmp_path, "ImageSets/Segmentation/train.txt", f"{line}\nx y")
+    assert list_sets(tmp_path) == {"train": [expected, "x y"]}
+
+
+@pytest.mark.parametrize(("listed", "kept"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_list_sets__accents_in_either_form(tmp_path, listed, kept):
+    write(tmp_path, normalize(kept, "JPEGImages/größe.jpg"))
+    write(tmp_path, "ImageSets/Segmentation/train.txt", normalize(listed, "größe"))
+    home = VocFolder(Folder(tmp_path), "")
+    (image_id,) = home.list_sets()["train"]
+    assert [normalize("NFC", path.name) for path in home.images[image_id]] == ["größe.jpg"]
+
+
+@pytest.mark.parametrize("side", ["1_0", "\uff11", "nan", "inf", "", "ten"])
+def test_read_xml_objects__boxes_that_are_no_numbers(tmp_path, side):
+    box = "<bndbox><xmin>{}</xmin><ymin> 2.0\n</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    entries = "".join(f"<object><name>cat</name>{box.format(one)}</object>" for one in (" 1 ", side))
+    objects, bad = read_xml_objects(write(tmp_path, "a.xml", f"<annotation>{entries}</annotation>"))
+    assert [one.box for one in objects] == [(0, 1, 3, 4)]
+    assert bad == 1
