@@ -114,7 +114,7 @@ def name_picture(name: str, taken: set[str]) -> str:
 
 def split_comparison(path: Path) -> list[tuple[Image.Image, str]]:
     """Take a saved comparison apart: its two sides, as RGB, without the captions drawn above, and what these say."""
-    with Image.open(path) as sheet:
+    with Image.open(path, formats=("PNG",)) as sheet:
         width = (sheet.width - GAP) // 2
         lefts = (0, width + GAP)
         sides = [sheet.crop((left, CAPTION_HEIGHT, left + width, sheet.height)).convert("RGB") for left in lefts]

@@ -153,6 +153,32 @@ def test_predict__what_a_run_leaves_behind(tmp_path: Path, photos: Path, write_p
     assert not list(result.folder.rglob(".*"))
 
 
+def test_predict__kinds_of_files(tmp_path: Path, run_debug: RunDebug, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    page = Image.new("L", (40, 30), 90)
+    page.save(folder / "stack.tif", save_all=True, append_images=[page])
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)).save(folder / "wide.png")
+    Image.new("RGB", (40, 30)).save(folder / "a.avif")
+    (folder / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n")
+    for name in ("b.heic", "notes.txt"):
+        (folder / name).write_bytes(b"something else")
+    result = run_debug(
+        tmp_path, *COMMON, "prompts=grid", "predict.points_per_side=2", f"source='{folder}'", "stage.overlays=0"
+    )
+    about = result.details["predict"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert about["images"] == 3
+    assert about["skipped"] == {"file type not read (.heic)": 1, "no image, or its header is damaged": 1}
+    assert [note.partition(" (such as")[0] for note in about["notes"]] == [
+        "files that are no images, passed over: 1",
+        "pages left out: 1, behind the first page of 1 of the images",
+        "1 of the images have more than 8 bits: each is stretched to 0..255 by its own range",
+    ]
+    assert "1 x file type not read (.heic)" in told
+    assert "pages left out: 1" in told
+
+
 def test_predict__grid(tmp_path: Path, photos: Path, run_debug: RunDebug):
     grid = ("prompts=grid", "predict.points_per_side=6", "predict.grid_min_score=0", f"source='{photos}/*/a.png'")
     result = run_debug(tmp_path, *COMMON, *grid, "predict.grid_overlap=0.8", "stage.overlays=1")

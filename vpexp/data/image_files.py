@@ -42,6 +42,8 @@ UNREAD_SUFFIXES = frozenset(
 
 NOT_AN_IMAGE = "no image, or its header is damaged"
 DAMAGED_IMAGE = "image file is truncated or damaged"
+UNREAD_TYPE, UNREAD_KIND = "file type not read", "kind of"
+"""How the reasons begin for which sound files are not read."""
 NOT_A_FILE = "no regular file, so it is not opened"
 
 PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError)
@@ -56,12 +58,20 @@ class ImageFileError(DataError):
 
 
 class UnreadKindError(Exception):
-    """A sound file of a kind that cannot be read right; the text describes the kind."""
+    """A sound file of a kind that cannot be read right.
+
+    Args:
+        name: Pillow's name of the format.
+        kind: What is special about it.
+    """
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(f"{UNREAD_KIND} {name} not read ({kind})")
 
 
 def describe_unread(name: str) -> str:
     """Give the reason for which a file of this name is not read."""
-    return f"file type not read ({PurePath(name).suffix.lower() or 'no ending'})"
+    return f"{UNREAD_TYPE} ({PurePath(name).suffix.lower() or 'no ending'})"
 
 
 def prefer_read(names: list[str]) -> list[str]:

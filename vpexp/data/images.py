@@ -121,7 +121,7 @@ class PillowFile:
         try:
             return decode_wide(self._file.read())
         except ValueError as error:  # it is whole, as Pillow found
-            raise UnreadKindError(f"kind of {self.format} not read ({self._depth} bits)") from error
+            raise UnreadKindError(self.format, f"{self._depth} bits") from error
 
 
 ImageFile = PillowFile | TiffFile

@@ -1,6 +1,7 @@
 """Saying why a split has nothing to learn from, and what to do about it."""
 
 from vpexp.data.folder import Folder
+from vpexp.data.image_files import UNREAD_KIND, UNREAD_TYPE
 from vpexp.data.ledger import (
     BOX_ONLY,
     CROWD,
@@ -77,6 +78,8 @@ _CONSEQUENCES = (NOTHING_USABLE, OF_SHARED_ID)
 
 def advise(reason: str) -> str | None:
     """Say what to do about objects or images that were left out for a reason; None where nothing is known."""
+    if reason.removeprefix("mask: ").startswith((UNREAD_TYPE, UNREAD_KIND)):
+        return "save them as PNG, or as TIFF of one or three channels; mask arrays as PNG of whole numbers"
     return _CAUSES[reason][1] if reason in _CAUSES else None
 
 
@@ -97,7 +100,8 @@ def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder
             return f"{where}: the folder holds no image files; set data.root to the folder of the data set"
         return f"{where}: it has no images with annotations"
     (reason, count), *others = causes
-    (one, several), advice = _CAUSES.get(reason, ((f"skipped: {reason}", f"skipped: {reason}"), "mend the data set"))
+    one, several = _CAUSES[reason][0] if reason in _CAUSES else (f"skipped: {reason}", f"skipped: {reason}")
+    advice = advise(reason) or "mend the data set"
     cause = f"the only {one}" if count == 1 else f"all {count} {several}"
     if others:
         cause = f"{count} {one if count == 1 else several}"

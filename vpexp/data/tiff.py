@@ -64,7 +64,7 @@ class TiffFile:
             # What both could read is left to tifffile, which knows more compressions.
             self._is_for_pillow = self._is_byte and not (is_known and is_decoded and _list_bits(self._first)[0] == 8)
             if self.picture is None if self._is_for_pillow else not (is_known and is_decoded):
-                raise UnreadKindError(f"kind of TIFF not read ({_describe(self._first)})")
+                raise UnreadKindError("TIFF", _describe(self._first))
 
     def _check_extent(self) -> None:
         """Refuse pages without pixels, and those whose pixels lie behind the file's end: tifffile would give zeros."""

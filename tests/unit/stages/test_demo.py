@@ -36,6 +36,12 @@ def test_folder__is_named_after_the_source_the_same_every_time(tmp_path, photos)
     assert find_folder(asked) == tmp_path / "mine"
 
 
+def test_images__of_types_that_are_not_read_are_told(tmp_path, photos, capsys):
+    (photos / "c.heic").write_bytes(b"something else")
+    assert len(list_images(build_context(tmp_path, f"source={photos}"), tmp_path / "labels")) == 2
+    assert "passed over: 1 x file type not read (.heic)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_images__of_the_data_set_are_none_of_the_source_around_it(tmp_path, photos):
     own = photos / "labels" / "images" / "train"
     own.mkdir(parents=True)
