@@ -5,6 +5,7 @@ Pillow is given a list of formats, because some that it knows start other progra
 
 import stat
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -46,7 +47,11 @@ UNREAD_TYPE, UNREAD_KIND = "file type not read", "kind of"
 """How the reasons begin for which sound files are not read."""
 NOT_A_FILE = "no regular file, so it is not opened"
 
-PIL_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError)
+PIL_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, LookupError, ArithmeticError),
+    *(struct.error, zlib.error),
+)
+"""What reading a damaged file raises; each of them was seen, or is raised by a plugin on purpose."""
 
 
 class ImageFileError(DataError):

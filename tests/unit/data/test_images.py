@@ -1,3 +1,4 @@
+import contextlib
 import os
 import socket
 import zlib
@@ -337,3 +338,22 @@ def test_read_image__only_regular_files_are_opened(tmp_path):
         for read in (read_image, read_image_header, lambda path: read_thumbnail(path, 8)):
             with pytest.raises(ImageFileError, match=f"{name}.png: no regular file"):
                 read(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "b.tif", "c.png", "d.avif", "e.jp2", "f.qoi", "g.gif", "h.ppm"])
+def test_read_image__damaged_anywhere(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # sizes are damaged too
+    values_HW3 = np.random.default_rng(0).integers(0, 4000, (64, 64, 3)).astype(np.uint16)
+    if name[0] in "bcdeh":
+        write_wide(tmp_path / name, values_HW3)
+    else:
+        Image.fromarray((values_HW3 >> 4).astype(np.uint8)).save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    random = np.random.default_rng(1)
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), 3) % random.choice([len(content), 300]):
+            damaged[place] = random.choice([0, 1, 255])
+        for read in (read_image, lambda path, content: read_thumbnail(path, 8, content=content)):
+            with contextlib.suppress(ImageFileError):  # any other error fails the test
+                assert read(tmp_path / name, content=bytes(damaged)).dtype == np.uint8
