@@ -72,9 +72,10 @@ def build_voc_colors(count: int = 256) -> dict[Color, int]:
 def read_index_mask(path: Path, colors: Mapping[Color, int]) -> IndexMask:
     """Read a mask image as numbers.
 
-    Grey and bilevel images hold the numbers themselves, whatever their type, as long as all are whole. A palette image holds them too, unless all its colours are in
-    the table: then the table decides, because tools that compress images renumber palettes. A colour image is looked
-    up in the table; if it is grey all over and the table does not have its colours, its grey values are the numbers.
+    Grey and bilevel images hold the numbers themselves, whatever their type, as long as all are whole. A palette image
+    holds them too, unless all its colours are in the table: then the table decides, because tools that compress images
+    renumber palettes. A colour image is looked up in the table; if it is grey all over and the table does not have its
+    colours, its grey values are the numbers.
 
     Args:
         path: The mask image.
