@@ -8,6 +8,7 @@ from typing import Any
 
 from vpexp.command_line import CommandLine, read_command_line
 from vpexp.errors import ConfigError, VpexpError
+from vpexp.full_disk import find_full_disk
 from vpexp.hydra_app import FULL_ERROR, explain_error, set_full_error, start_hydra
 
 INTERRUPTED = 130
@@ -32,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if find_full_disk(error) is None:
+            raise
+        _complain(f"the disk is full: {error}")
+        sys.exit(VpexpError.exit_code)
 
 
 def _complain(line: str) -> None:

@@ -1,6 +1,5 @@
 """The hall behind both doors: complete the configuration, open the run, let the stage work, write down what came out."""
 
-import errno
 import logging
 import os
 import platform
@@ -19,7 +18,8 @@ from vpexp.config.quoting import format_resume
 from vpexp.console import say
 from vpexp.description import Parent, describe_run
 from vpexp.environment import quiet_libraries
-from vpexp.errors import OutputError
+from vpexp.errors import OutputError, VpexpError
+from vpexp.full_disk import RunLog, find_full_disk, quiet_full_disk
 from vpexp.provenance import get_git_commit, get_versions
 from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest, write_json
 from vpexp.signals import is_sigterm, stop_on_sigterm
@@ -31,7 +31,6 @@ from vpexp.tracking.store import normalize_uri
 
 log = logging.getLogger("vpexp")
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 UNRECORDED = ("models", "sync")  # stages that make nothing: no folder, no record
 
 
@@ -52,6 +51,7 @@ def run(
         VpexpError: anything that the user can mend.
     """
     quiet_libraries()
+    quiet_full_disk()
     validate(cfg)
     if cfg.stage.name in UNRECORDED:
         return _answer(cfg, overrides)
@@ -60,12 +60,17 @@ def run(
         normalize_uri(cfg.tracking.uri)  # a path that no database can have is refused before anything is made
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
-    with run_folder.hold(), _log_to(run_folder.log), stop_on_sigterm():
-        save_config(_without_resume(cfg), run_folder.config)
-        say(f"run folder: {run_folder.path}")
-        result = _run_recorded(cfg, overrides, run_folder, parent)
-    if parent is None or parent.marks_latest:
-        mark_latest(output_dir, cfg.stage.name, run_folder)
+    try:
+        with run_folder.hold(), run_folder.reserve(), _log_to(run_folder.log), stop_on_sigterm():
+            save_config(_without_resume(cfg), run_folder.config)
+            say(f"run folder: {run_folder.path}")
+            result = _run_recorded(cfg, overrides, run_folder, parent)
+        if parent is None or parent.marks_latest:
+            mark_latest(output_dir, cfg.stage.name, run_folder)
+    except Exception as error:
+        if explained := _explain(error, cfg, run_folder):
+            raise explained from error
+        raise
     return result
 
 
@@ -100,19 +105,31 @@ def _run_recorded(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, 
         result = _run_stage(context)
         _log_end(context, result)
     except BaseException as error:
+        explained = _explain(error, cfg, folder)
+        folder.reserved.unlink(missing_ok=True)
         try:
-            _close_failed(context, error, parent)
+            _close_failed(context, explained or error, parent)
         except OSError as second:
             log.warning("the end of the run could not be written down: %s", second)
         context.tracker.finish()
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise OutputError(
-                f"{folder.path} cannot be written: {error.strerror}; free some space, then resume"
-            ) from error
+        if explained:
+            raise explained from error
         raise
     context.tracker.close("FINISHED")
     context.tracker.finish()
     return result
+
+
+def _explain(error: BaseException, cfg: DictConfig, folder: RunFolder) -> OutputError | None:
+    """Say in one line that the disk is full, whichever library found out; None where it is not."""
+    reason = None if isinstance(error, VpexpError) else find_full_disk(error)
+    if reason is None:
+        return None
+    goes_on = cfg.stage.name == "pipeline" or folder.last_checkpoint.is_file()
+    then = f"resume: {format_resume(folder.path)}" if goes_on else "start again"
+    explained = OutputError(f"{folder.path} cannot be written: {reason}; free some space, then {then}")
+    explained.__cause__ = error
+    return explained
 
 
 def _begin_record(cfg: DictConfig, folder: RunFolder) -> str | None:
@@ -210,7 +227,7 @@ def _limit_threads(threads: int | None) -> None:
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Write the log of all libraries into the run's folder while it lasts."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level

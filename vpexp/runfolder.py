@@ -31,6 +31,7 @@ LATEST = "latest"  # what checkpoint= and resume= call the last run
 FLOCK, FLOCK_FIELDS = ("hhlli", ("l_type", "l_whence", "l_start", "l_len", "l_pid"))
 if sys.platform == "darwin":
     FLOCK, FLOCK_FIELDS = ("qqihh", ("l_start", "l_len", "l_pid", "l_type", "l_whence"))
+RESERVED_BYTES = 64 * 1024
 _held_here: dict[Path, tuple[TextIO, int]] = {}  # the open lock file, and how many hold it
 _hold_lock = threading.Lock()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
@@ -102,6 +103,11 @@ class RunFolder:
         """Held by the process that works in the folder."""
         return self.path / ".lock"
 
+    @property
+    def reserved(self) -> Path:
+        """Space that is given back when the disk is full, for the record of how the run ended."""
+        return self.path / ".reserved"
+
     def read_run_json(self) -> dict[str, Any]:
         """Read ``run.json``; an empty dict where it is absent."""
         if not self.run_json.is_file():
@@ -138,6 +144,19 @@ class RunFolder:
                 else:
                     self.lock.unlink(missing_ok=True)  # while it is held: nobody else can hold it now
                     file.close()
+
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Reserve the space that the record of the run's end takes.
+
+        Raises:
+            OSError: there is no such space.
+        """
+        try:
+            self.reserved.write_bytes(bytes(RESERVED_BYTES))
+            yield
+        finally:
+            self.reserved.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """Say whether a process works in the folder; where the file system has no locks nobody can know: True.
