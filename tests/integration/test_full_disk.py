@@ -76,7 +76,7 @@ def test_train__disk_that_holds_no_record_begins_nothing(mount_disk: MountDisk, 
     with pytest.raises(OutputError, match=FULL):
         run_debug(disk / "outputs", "tracking=none")
 
-    assert not [path for path in disk.rglob("*") if path.is_file()]
+    assert read_records(disk) == []
 
 
 def test_train__full_disk_is_one_line(mount_disk: MountDisk, cache_dir: Path) -> None:
