@@ -22,7 +22,7 @@ from vpexp.errors import OutputError, VpexpError
 from vpexp.full_disk import RunLog, find_full_disk, quiet_full_disk
 from vpexp.provenance import get_git_commit, get_versions
 from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest, write_json
-from vpexp.signals import is_sigterm, stop_on_sigterm
+from vpexp.signals import ignore_stops, is_sigterm, repeat_lost_stops, stop_on_sigterm
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.tracking.abandoned import get_host
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
@@ -61,7 +61,7 @@ def run(
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
     try:
-        with run_folder.hold(), run_folder.reserve(), _log_to(run_folder.log), stop_on_sigterm():
+        with run_folder.hold(), run_folder.reserve(), _log_to(run_folder.log), stop_on_sigterm(), repeat_lost_stops():
             save_config(_without_resume(cfg), run_folder.config)
             say(f"run folder: {run_folder.path}")
             result = _run_recorded(cfg, overrides, run_folder, parent)
@@ -108,7 +108,8 @@ def _run_recorded(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, 
         explained = _explain(error, cfg, folder)
         folder.reserved.unlink(missing_ok=True)
         try:
-            _close_failed(context, explained or error, parent)
+            with ignore_stops():
+                _close_failed(context, explained or error, parent)
         except OSError as second:
             log.warning("the end of the run could not be written down: %s", second)
         context.tracker.finish()

@@ -21,6 +21,7 @@ from vpexp.data.images import read_image
 from vpexp.data.types import AnnotatedImage
 from vpexp.errors import DataError
 from vpexp.inference.encoder_choice import EncoderChoice
+from vpexp.signals import leave_stops_to_parent
 
 PATIENCE_SECONDS = 300.0  # without news of what other processes encode
 PAUSE_SECONDS = 0.1
@@ -113,7 +114,10 @@ def fill_embeddings(
         task = progress.add_task("encoding images", total=len(images))
         filler = _Filler(images, encoders, report, lambda: progress.advance(task))
         try:
-            others = filler.fill(DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_keep))
+            loader = DataLoader(
+                images, batch_size=None, num_workers=workers, collate_fn=_keep, worker_init_fn=leave_stops_to_parent
+            )
+            others = filler.fill(loader)
             progress.update(task, description="encoding images, with another process")
             filler.wait(others)
         except OSError as error:

@@ -9,18 +9,38 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 
 from vpexp.errors import ConfigError
 from vpexp.training.module import SamFineTuner
+from vpexp.training.stops import LastCheckpoint, RelocatableCheckpoint
 
 
 class EarlyStoppingAfter(EarlyStopping):
-    """Early stopping that does not stop before ``min_epochs`` epochs are done."""
+    """Early stopping that does not stop before ``min_epochs`` epochs are done.
+
+    A training that it stopped stays so when it is resumed, unless ``patience`` or ``min_epochs`` are larger by then.
+    """
 
     def __init__(self, *, min_epochs: int = 0, **kwargs: Any) -> None:
         super().__init__(check_on_train_epoch_end=False, **kwargs)
         self.min_epochs = min_epochs
+        self.has_stopped = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {**super().state_dict(), "has_stopped": self.has_stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was counted; the patience is the one asked for now."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+        self.has_stopped = state_dict.get("has_stopped", False) and self.patience <= state_dict["patience"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train no further where a resumed training had stopped."""
+        del pl_module
+        if self.has_stopped and trainer.current_epoch >= self.min_epochs:
+            trainer.should_stop = True
 
     def _validate_condition_metric(self, logs: dict[str, torch.Tensor]) -> bool:
         """Check that the metric is there; a wrong name is the user's to mend."""
@@ -32,6 +52,7 @@ class EarlyStoppingAfter(EarlyStopping):
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
         stopping = trainer.should_stop
         super()._run_early_stopping_check(trainer)
+        self.has_stopped = trainer.should_stop and not stopping
         if trainer.current_epoch + 1 < self.min_epochs:
             trainer.should_stop = stopping
 
@@ -61,7 +82,7 @@ def save_weights(module: SamFineTuner, path: Path) -> None:
 
 def build_checkpoint_callbacks(folder: Path) -> list[Callback]:
     """Keep the best epoch's weights (``epoch_NNN.ckpt``) and everything needed to resume (``last.ckpt``)."""
-    best = ModelCheckpoint(
+    best = RelocatableCheckpoint(
         dirpath=folder,
         filename="epoch_{epoch:03d}",
         auto_insert_metric_name=False,
@@ -71,14 +92,7 @@ def build_checkpoint_callbacks(folder: Path) -> list[Callback]:
         save_weights_only=True,
         enable_version_counter=False,
     )
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        monitor=None,
-        save_top_k=1,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
+    last = LastCheckpoint(dirpath=folder, filename="last", monitor=None, save_top_k=1, enable_version_counter=False)
     return [best, last]
 
 

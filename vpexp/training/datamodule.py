@@ -12,6 +12,7 @@ from vpexp.data.prompts import PromptRecipe
 from vpexp.data.sampler import ResumableBatchSampler, ShardedSampler
 from vpexp.data.samples import EvaluationSet, TrainingSet, collate_evaluation, collate_training
 from vpexp.data.types import AnnotatedDataset, AnnotatedImage
+from vpexp.signals import leave_stops_to_parent
 
 
 class FineTuningData(pl.LightningDataModule):
@@ -58,6 +59,7 @@ class FineTuningData(pl.LightningDataModule):
             batch_sampler=self.sampler,
             num_workers=self.num_workers,
             collate_fn=collate_training,
+            worker_init_fn=leave_stops_to_parent,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -88,6 +90,7 @@ def build_evaluation_loader(images: EvaluationSet, num_workers: int) -> DataLoad
         sampler=ShardedSampler(len(images)),
         num_workers=num_workers,
         collate_fn=collate_evaluation,
+        worker_init_fn=leave_stops_to_parent,
     )
 
 

@@ -69,6 +69,7 @@ class SamFineTuner(pl.LightningModule):
         self.embedding_cache: EmbeddingCache | None = None
         self.validation_result: EvaluationResult | None = None
         self.epoch_sums: dict[str, float] = {}
+        self._step_losses: dict[str, float] = {}
         self.unreadable: dict[str, str] = {}
         self.interaction = interaction
         self._evaluator = Evaluator(self.categories)
@@ -119,6 +120,14 @@ class SamFineTuner(pl.LightningModule):
         if self.epoch_sums.get("epoch") != self.current_epoch:
             self.epoch_sums = {"epoch": self.current_epoch}
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count a step's losses when it is done: one that is broken off is done again, and counts once."""
+        for name, value in self._step_losses.items():
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
+        if self._step_losses:
+            self.epoch_sums["steps"] = self.epoch_sums.get("steps", 0) + 1
+        self._step_losses = {}
+
     def compute_epoch_losses(self) -> dict[str, float]:
         """Compute the means of the losses of the running epoch: ``train/loss`` and its terms."""
         steps = self.epoch_sums.get("steps", 0)
@@ -166,6 +175,7 @@ class SamFineTuner(pl.LightningModule):
         checkpoint["vpexp"] = self.identity
         checkpoint["freeze"] = list(self.freeze_names)
         checkpoint["epoch_sums"] = dict(self.epoch_sums)
+        checkpoint["unreadable"] = dict(self.unreadable)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the parts left out back, after checking that they are the ones that the checkpoint was trained on."""
@@ -188,6 +198,7 @@ class SamFineTuner(pl.LightningModule):
             if self._is_left_out(name):
                 checkpoint["state_dict"][name] = value
         self.epoch_sums = dict(checkpoint.get("epoch_sums", {}))
+        self.unreadable = dict(checkpoint.get("unreadable", {}))
 
     def _freeze(self) -> None:
         for name in self.freeze_names:
@@ -237,9 +248,7 @@ class SamFineTuner(pl.LightningModule):
                 f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {images}): "
                 "lower optimizer.lr, set trainer.gradient_clip_val=1, or trainer.precision=32-true"
             )
-        for name, value in zip(LOSS_NAMES, mean_4.tolist(), strict=True):
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
-        self.epoch_sums["steps"] = self.epoch_sums.get("steps", 0) + 1
+        self._step_losses = dict(zip(LOSS_NAMES, mean_4.tolist(), strict=True))
         self.log("train/loss_step", mean_4[0], on_step=True, on_epoch=False, batch_size=1)
         return terms.total * (prompts * get_world_size() / all_prompts)
 

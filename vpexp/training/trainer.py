@@ -1,10 +1,6 @@
 """Lightning's Trainer as a configuration describes it, and what happens when it is interrupted."""
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -15,11 +11,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.errors import ConfigError
-from vpexp.signals import TERMINATED
+from vpexp.signals import TERMINATED, keep_handlers
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
 from vpexp.training.ddp import LocalSignals, choose_strategy
 from vpexp.training.module import SamFineTuner
+from vpexp.training.stops import StopBetweenSteps
 
 
 def build_trainer(
@@ -74,41 +71,28 @@ def build_trainer(
 
 
 def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_from: Path | None) -> None:
-    """Train; on an interrupt or SIGTERM leave ``last.ckpt`` behind and stop with the signal's usual exit code.
+    """Train; on Ctrl-C or SIGTERM finish the step, leave ``last.ckpt`` behind and stop with the signal's usual exit code.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM, code 143.
     """
+    stop = StopBetweenSteps()
+    trainer.callbacks.append(stop)  # type: ignore[attr-defined]  # Lightning's list
     try:
-        with _leave_sigterm_to_lightning() if trainer.is_global_zero else nullcontext():
+        with keep_handlers():  # Lightning ignores Ctrl-C for good where one came early
             trainer.fit(module, datamodule=data, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
     except SIGTERMException:
-        raise SystemExit(TERMINATED) from None
+        raise stop.reason or SystemExit(TERMINATED) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     except RuntimeError as error:
-        if trainer.received_sigterm:  # the processes that read images got it too, and their end was seen first
-            raise SystemExit(TERMINATED) from error
+        if stop.reason:  # other processes of this training got it too, and their end was seen first
+            raise stop.reason from error
         raise
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    if trainer.received_sigterm:
-        raise SystemExit(TERMINATED)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def _leave_sigterm_to_lightning() -> Iterator[None]:
-    """Lightning finishes the step at hand on SIGTERM, if no other handler stops the process before."""
-    if threading.current_thread() is not threading.main_thread():  # a notebook's worker: signals are not ours there
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            raise
+        raise KeyboardInterrupt from None  # what Lightning makes an exit of
+    if stop.reason:
+        raise stop.reason
