@@ -25,6 +25,7 @@ SETTINGS = [
     "experiment=debug",
     "stage.test=false",
     "stage.overlays=0",
+    "stage.controls=false",
     "data.synthetic.train=5",  # three steps an epoch, the last one of a single image
     "data.synthetic.val=2",
     "data.batch_size=2",
@@ -171,8 +172,16 @@ def assert_same(expected: Path, found: Path) -> None:
             assert same, f"{name}: {key}"
 
 
-@pytest.mark.parametrize("number", STOPS, ids=["int", "term"])
-@pytest.mark.parametrize("name", PLACES)
+def choose_cases() -> Iterator[Any]:
+    """Choose a signal for each place, in turns; some places of each kind are tried by the quick tests too."""
+    quick = ("optimizer_step", "last_step", "validation_middle", "early_stopping")
+    for index, name in enumerate(PLACES):
+        number = list(STOPS)[index % 2]
+        marks = [] if name in quick else [pytest.mark.slow]
+        yield pytest.param(name, number, id=f"{name}-{number.name}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "number"), choose_cases())
 def test_resume__equals_the_run_that_was_not_stopped(name, number, whole, places):
     overrides = places(f"{name}_{number}")
     folder = stop(PLACES[name], overrides, number)
@@ -180,6 +189,7 @@ def test_resume__equals_the_run_that_was_not_stopped(name, number, whole, places
     assert_same(whole, folder)
 
 
+@pytest.mark.slow
 def test_stop__twice_is_now_and_what_was_saved_before_is_gone_on_from(whole, places):
     overrides = places("twice")
     folder = stop(PLACES["first_step_of_an_epoch"], overrides, signal.SIGINT)
@@ -193,16 +203,17 @@ def test_stop__twice_is_now_and_what_was_saved_before_is_gone_on_from(whole, pla
     assert_same(whole, folder)
 
 
-@pytest.mark.parametrize("name", ["last_step_done", "validation_middle"])
-def test_resume__of_one_epoch_measures_it(name, places):
+@pytest.mark.slow
+def test_resume__of_one_epoch_measures_it(places):
     one = "trainer.max_epochs=1"
     expected = start(*places("one"), one)
-    overrides = [*places(f"one_{name}"), one]
-    folder = stop(PLACES[name], overrides, signal.SIGTERM)
+    overrides = [*places("stopped_one"), one]
+    folder = stop(PLACES["last_step_done"], overrides, signal.SIGTERM)
     start(*overrides, f"resume='{folder}'")
     assert_same(expected, folder)
 
 
+@pytest.mark.slow
 def test_stop__waits_for_the_gradients_of_a_whole_step(places):
     settings = ["trainer.accumulate_grad_batches=2", "data.batch_size=1"]
     expected = start(*places("accumulated"), *settings)
@@ -212,6 +223,7 @@ def test_stop__waits_for_the_gradients_of_a_whole_step(places):
     assert_same(expected, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["validation_end", "epoch_recorded", "writing_best"])
 def test_resume__of_a_copy_equals_the_run_that_was_killed_there(name, whole, places):
     """A copy of the folder is what SIGKILL leaves; the folder that it was copied from stays as it is."""
