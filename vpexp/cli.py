@@ -1,6 +1,8 @@
 """The command line: ``python -m vpexp``. It answers at once: what is heavy is imported when a stage runs."""
 
+import atexit
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _complain(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # once more, and the exit would be another one
         _complain("interrupted")
         sys.exit(INTERRUPTED)
     except Exception as error:

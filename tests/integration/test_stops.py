@@ -67,8 +67,8 @@ PLACES = {
     "validation_end": Place(SamFineTuner, "on_validation_epoch_end", 2),
     "early_stopping": Place(EarlyStoppingAfter, "on_validation_end", 3, behind=True),
     "epoch_recorded": Place(training_loop, "append_metrics", 2, behind=True),
-    "writing_best": Place(AtomicCheckpointIO, "save_checkpoint", 1),
-    "writing_last": Place(AtomicCheckpointIO, "save_checkpoint", 2, behind=True),
+    "writing_best": Place(AtomicCheckpointIO, "save_checkpoint", 2),  # the first one is the start
+    "writing_last": Place(AtomicCheckpointIO, "save_checkpoint", 3, behind=True),
     "between_epochs": Place(SamFineTuner, "on_train_epoch_start", 2),
     "first_step_of_an_epoch": Place(SamFineTuner, "training_step", STEPS + 1),
     "end_of_training": Place(SamFineTuner, "on_train_end", 1),

@@ -133,9 +133,8 @@ def _find_best(context: RunContext, loop: TrainingLoop) -> tuple[Path, int]:
     cfg, trainer = context.cfg, loop.trainer
     if trainer.current_epoch < cfg.trainer.max_epochs:
         say(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
-    # Lightning forgets the best of earlier epochs where a run was moved before it went on.
     last = context.folder.last_checkpoint
-    best = Path(loop.best.best_model_path or max(context.folder.checkpoints.glob("epoch_*.ckpt"), default=last))
+    best = Path(loop.best.best_model_path or last)
     context.folder.update_run_json(epochs=trainer.current_epoch)
     epoch = trainer.current_epoch if best == last else int(best.stem.rpartition("_")[2]) + 1
     say(f"best epoch: {epoch} of {trainer.current_epoch}, kept in {best}")
