@@ -27,7 +27,7 @@ class StopBetweenSteps(Callback):
 
     def __init__(self) -> None:
         self.reason: KeyboardInterrupt | SystemExit | None = None
-        self._interrupt = signal.getsignal(signal.SIGINT)
+        self._interrupt: Any = signal.getsignal(signal.SIGINT)
         self._owner = os.getpid()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,7 +58,7 @@ class StopBetweenSteps(Callback):
         if os.getpid() != self._owner:
             return  # a process that reads images, just begun
         try:
-            self._interrupt(number, frame)  # type: ignore[operator]  # it is callable
+            self._interrupt(number, frame)
         except KeyboardInterrupt as error:
             if self.reason:
                 raise
