@@ -19,7 +19,29 @@ SPLITS = ("train", "val")
 NAMES = ("a.png", "a.bmp", "A2.PNG", "a.b.png", "s/a.png", "t/a.png", "ü.png", "e\u0301.tiff", "two words.png", "two.png", "1 1.png",
          "#x.png", "%20.png", "train/a.png", "images/a.png", "1.png", "01.png", "10.png", "a_mask.png", "val.png")  # fmt: skip
 CLASSES = ("cell", "a, b", "0", "1", "00", "x/y", "\u0663", "q\"'", "Cell", "class 7")
-IDS = (0, 1, -1, 7, "007", "1_12", "11_2", 112, "\u0663", 3, 1.5, "1.5", "a", "A", 2**53 + 1, 2**53, "1e3", 1000, "0x1", " 5", 10**30)
+IDS = (
+    0,
+    1,
+    -1,
+    7,
+    "007",
+    "1_12",
+    "11_2",
+    112,
+    "\u0663",
+    3,
+    1.5,
+    "1.5",
+    "a",
+    "A",
+    2**53 + 1,
+    2**53,
+    "1e3",
+    1000,
+    "0x1",
+    " 5",
+    10**30,
+)
 MODES = ("RGB", "L", "P", "RGBA")
 
 Read = tuple[str, int, str, bytes]
@@ -78,6 +100,10 @@ class DrawnSet:
         return [one for one in self.pictures if one.split == split]
 
 
+Outcome = tuple[str, np.ndarray, str | None]
+"""Class and mask of an object, and why it is to be left out, if it is."""
+
+
 @dataclass
 class Expected:
     """What is right to read: objects, and how many objects and images are left out by each reason."""
@@ -85,8 +111,19 @@ class Expected:
     objects: Counter[Read] = field(default_factory=Counter)
     skipped: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
 
-    def add(self, picture: DrawnPicture, label: str, mask: np.ndarray) -> None:
-        self.objects[picture.split, picture.grey, label, np.packbits(mask).tobytes()] += 1
+    def add(self, picture: DrawnPicture, outcomes: list[Outcome]) -> None:
+        skipped = self.skipped[picture.split]
+        read = [(label, mask) for label, mask, reason in outcomes if reason is None]
+        if not outcomes:
+            skipped["image without annotations"] += 1
+        elif picture.is_missing:
+            skipped["image file is missing"] += 1
+        else:
+            skipped.update(reason for _, _, reason in outcomes if reason is not None)
+            skipped.update([] if read else ["image left without objects"])
+            self.objects.update(
+                (picture.split, picture.grey, label, np.packbits(mask).tobytes()) for label, mask in read
+            )
 
 
 def draw_set(seed: int, kinds: tuple[str, ...], *, by_stem: bool = False, shared: bool = False) -> DrawnSet:
@@ -114,13 +151,18 @@ def draw_set(seed: int, kinds: tuple[str, ...], *, by_stem: bool = False, shared
         for place, name in enumerate(names):
             size = (int(rng.integers(1, 10)), int(rng.integers(1, 10)))
             mode = str(rng.choice(MODES))
-            picture = DrawnPicture(name, split, 5 * len(pictures) + 3, mode, size, place > 0 and rng.random() < 0.2)
-            parts_HW = rng.integers(0, rng.integers(2, 5), size) if place == 0 or rng.random() < 0.8 else np.zeros(size, int)
+            picture = DrawnPicture(
+                name, split, 5 * len(pictures) + 3, mode, size, place > 0 and bool(rng.random() < 0.2)
+            )
+            parts_HW = (
+                rng.integers(0, rng.integers(2, 5), size) if place == 0 or rng.random() < 0.8 else np.zeros(size, int)
+            )
             parts_HW[0, 0] = 1 if place == 0 else parts_HW[0, 0]
             for number in (1, 2, 3):
                 if (parts_HW == number).any():
                     label, kind = str(rng.choice(classes)), str(rng.choice(kinds))
                     picture.objects.append(DrawnObject(parts_HW == number, label, kind))
+            picture.is_missing &= bool(picture.objects)
             pictures.append(picture)
     ids = [IDS[place] for place in rng.permutation(len(IDS))]
     category_ids = [IDS[place] for place in rng.permutation(len(IDS))]
@@ -141,10 +183,24 @@ def _count_runs(mask: np.ndarray) -> list[int]:
 
 def _outline(mask: np.ndarray) -> list[list[float]]:
     """One square a pixel, which pycocotools fills with just that pixel."""
-    return [[x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y, x in zip(*map(np.ndarray.tolist, np.nonzero(mask)), strict=True)]
+    return [
+        [x, y, x + 1, y, x + 1, y + 1, x, y + 1] for y, x in zip(*map(np.ndarray.tolist, np.nonzero(mask)), strict=True)
+    ]
 
 
-COCO_KINDS = ("rle", "runs", "polygons", "float polygons", "crowd", "box", "undeclared", "odd", "other size", "nothing", "list of rles")
+COCO_KINDS = (
+    "rle",
+    "runs",
+    "polygons",
+    "float polygons",
+    "crowd",
+    "box",
+    "undeclared",
+    "odd",
+    "other size",
+    "nothing",
+    "list of rles",
+)
 
 
 def write_coco(drawn: DrawnSet, root: Path) -> Expected:
@@ -152,120 +208,102 @@ def write_coco(drawn: DrawnSet, root: Path) -> Expected:
     expected = Expected()
     (root / "annotations").mkdir(parents=True)
     for split in SPLITS:
-        skipped = expected.skipped[split]
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for place, picture in enumerate(drawn.pictures):
-            if picture.split != split:
-                continue
-            picture.save(root / "images" / split / picture.name)
-            height, width = picture.size
-            images.append({"id": drawn.ids[place], "file_name": picture.name, "height": height, "width": width})
-            if not picture.objects:
-                skipped["image without annotations"] += 1
-            elif picture.is_missing:
-                skipped["image file is missing"] += 1
-            read = 0
-            for one in picture.objects:
-                entry: dict[str, Any] = {"id": len(annotations), "image_id": drawn.ids[place], "iscrowd": 0}
-                entry["category_id"] = drawn.category_ids[drawn.classes.index(one.label)]
-                entry["bbox"] = [0, 0, 1, 1]
-                entry["segmentation"], mask, reason = _annotate(one, picture.size)
-                if one.kind == "crowd":
-                    entry["iscrowd"] = 1
-                if one.kind == "undeclared":
-                    entry["category_id"] = "no such category"
-                if one.kind == "nothing":
-                    del entry["bbox"]
-                annotations.append(entry)
-                if picture.is_missing:
-                    continue
-                if reason is None:
-                    expected.add(picture, one.label, mask)
-                    read += 1
-                else:
-                    skipped[reason] += 1
-            if picture.objects and not picture.is_missing and not read:
-                skipped["image left without objects"] += 1
-        annotations.append({"id": "x", "image_id": "no such image", "category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1]]})
-        skipped["annotation of an undeclared image"] += 1
+        for key, picture in zip(drawn.ids, drawn.pictures, strict=True):
+            if picture.split == split:
+                picture.save(root / "images" / split / picture.name)
+                height, width = picture.size
+                images.append({"id": key, "file_name": picture.name, "height": height, "width": width})
+                expected.add(picture, [_annotate(one, picture, key, drawn, annotations) for one in picture.objects])
+        annotations.append({"id": "x", "image_id": "no such image", "segmentation": [[0, 0, 1, 0, 1, 1]]})
+        expected.skipped[split]["annotation of an undeclared image"] += 1
         categories = [{"id": key, "name": name} for key, name in zip(drawn.category_ids, drawn.classes, strict=True)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     return expected
 
 
-def _annotate(one: DrawnObject, size: tuple[int, int]) -> tuple[Any, np.ndarray, str | None]:
-    """Write a mask as COCO does; return what pycocotools makes of it, and why it is to be left out, if it is."""
-    reasons = {"crowd": "crowd region", "undeclared": "undeclared category"}
-    if one.kind == "box":
-        return [], one.mask, "box only, no mask"
-    if one.kind == "nothing":
-        return [[]], one.mask, "neither mask nor box"
-    if one.kind == "odd":
-        return [[0, 0, 1, 0, 1, 1, 0]], one.mask, "polygon with an odd number of values"
-    if one.kind == "other size":
-        return {"size": [size[0] + 1, size[1]], "counts": [(size[0] + 1) * size[1]]}, one.mask, "RLE size differs from the image's"
-    if one.kind == "runs":
-        return {"size": list(size), "counts": _count_runs(one.mask)}, one.mask, None
-    if one.kind == "list of rles":
-        return [_encode(one.mask), _encode(np.roll(one.mask, 1, 0) & one.mask)], one.mask, None
+def _annotate(
+    one: DrawnObject, picture: DrawnPicture, key: Hashable, drawn: DrawnSet, annotations: list[dict[str, Any]]
+) -> Outcome:
+    """Write an object as COCO does; polygons are what pycocotools makes of them."""
+    height, width = picture.size
+    shift = 0.31 if one.kind == "float polygons" else 0
+    parts = [[value + shift for value in part] for part in _outline(one.mask)]
+    mask = one.mask
     if one.kind.endswith("polygons"):
-        shift = 0.0 if one.kind == "polygons" else 0.31
-        parts = [[value + shift for value in part] for part in _outline(one.mask)]
-        mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, *size))).astype(bool)
-        return parts, mask, None if mask.any() else "no pixel of the mask inside the image"
-    return _encode(one.mask), one.mask, reasons.get(one.kind)
+        mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, height, width))).astype(bool)
+    segmentations: dict[str, Any] = {
+        "polygons": parts,
+        "float polygons": parts,
+        "runs": {"size": [height, width], "counts": _count_runs(one.mask)},
+        "list of rles": [_encode(one.mask), _encode(np.roll(one.mask, 1, 0) & one.mask)],
+        "box": [],
+        "nothing": [[]],
+        "odd": [[0, 0, 1, 0, 1, 1, 0]],
+        "other size": {"size": [height + 1, width], "counts": [(height + 1) * width]},
+    }
+    reasons = {
+        "crowd": "crowd region",
+        "undeclared": "undeclared category",
+        "box": "box only, no mask",
+        "nothing": "neither mask nor box",
+        "odd": "polygon with an odd number of values",
+        "other size": "RLE size differs from the image's",
+    }
+    category = "no such category" if one.kind == "undeclared" else drawn.category_ids[drawn.classes.index(one.label)]
+    entry = {"id": len(annotations), "image_id": key, "category_id": category, "iscrowd": int(one.kind == "crowd")}
+    entry |= {"segmentation": segmentations.get(one.kind, _encode(one.mask))}
+    annotations.append(entry | ({} if one.kind == "nothing" else {"bbox": [0, 0, 1, 1]}))
+    return one.label, mask, reasons.get(one.kind, None if mask.any() else "no pixel of the mask inside the image")
 
 
 DATUMARO_KINDS = ("rle", "polygons", "crowd", "box", "undeclared", "points")
 
 
 def write_datumaro(drawn: DrawnSet, root: Path) -> Expected:
-    """Write Datumaro's files; ids and groups of annotations are of all types."""
+    """Write Datumaro's files; ids of annotations are of all types."""
     expected = Expected()
     (root / "annotations").mkdir(parents=True)
     labels = [{"name": name, "parent": "", "attributes": []} for name in drawn.classes]
     for split in SPLITS:
-        skipped, items = expected.skipped[split], []
+        items = []
         for picture in drawn.of_split(split):
             picture.save(root / "images" / split / picture.name)
-            read, annotations = 0, []
-            if not picture.objects:
-                skipped["image without annotations"] += 1
-            elif picture.is_missing:
-                skipped["image file is missing"] += 1
-            for number, one in enumerate(picture.objects):
-                base = {"id": drawn.ids[number % len(drawn.ids)], "group": 0, "attributes": {"is_crowd": one.kind == "crowd"}}
-                base |= {"label_id": 99 if one.kind == "undeclared" else drawn.classes.index(one.label), "z_order": 0}
-                mask, reason = one.mask, {"crowd": "crowd region", "undeclared": "undeclared category"}.get(one.kind)
-                if one.kind == "polygons":
-                    parts = _outline(one.mask)[:1]
-                    mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, *picture.size))).astype(bool)
-                    annotations.append(base | {"type": "polygon", "points": parts[0]})
-                    reason = None if mask.any() else "no pixel of the mask inside the image"
-                elif one.kind == "box":
-                    annotations.append(base | {"type": "bbox", "bbox": [100, 100, 1, 1]})
-                    reason = "box only, no mask"
-                elif one.kind == "points":
-                    annotations.append(base | {"type": "points", "points": [0, 0], "visibility": [2]})
-                    reason = "annotation type without a mask"
-                else:
-                    annotations.append(base | {"type": "mask", "rle": _encode(one.mask)})
-                if picture.is_missing:
-                    continue
-                if reason is None:
-                    expected.add(picture, one.label, mask)
-                    read += 1
-                else:
-                    skipped[reason] += 1
-            if picture.objects and not picture.is_missing and not read:
-                skipped["image left without objects"] += 1
+            annotations: list[dict[str, Any]] = []
+            expected.add(picture, [_annotate_item(one, picture, drawn, annotations) for one in picture.objects])
             image = {"path": picture.name, "size": list(picture.size)}
             items.append({"id": picture.stem, "annotations": annotations, "image": image})
         content = {"info": {}, "categories": {"label": {"labels": labels, "attributes": []}}, "items": items}
         (root / f"annotations/{split}.json").write_text(json.dumps(content))
     return expected
+
+
+def _annotate_item(
+    one: DrawnObject, picture: DrawnPicture, drawn: DrawnSet, annotations: list[dict[str, Any]]
+) -> Outcome:
+    """Write an object as Datumaro does; of polygons the first pixel."""
+    mask = one.mask
+    part = _outline(mask)[0]
+    if one.kind == "polygons":
+        mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([part], *picture.size))).astype(bool)
+    shapes: dict[str, dict[str, Any]] = {
+        "polygons": {"type": "polygon", "points": part},
+        "box": {"type": "bbox", "bbox": [100, 100, 1, 1]},
+        "points": {"type": "points", "points": [0, 0], "visibility": [2]},
+    }
+    reasons = {
+        "crowd": "crowd region",
+        "undeclared": "undeclared category",
+        "box": "box only, no mask",
+        "points": "annotation type without a mask",
+    }
+    label = 99 if one.kind == "undeclared" else drawn.classes.index(one.label)
+    key = drawn.ids[len(annotations) % len(drawn.ids)]
+    entry = {"id": key, "group": 0, "label_id": label, "attributes": {"is_crowd": one.kind == "crowd"}, "z_order": 0}
+    annotations.append(entry | shapes.get(one.kind, {"type": "mask", "rle": _encode(one.mask)}))
+    return one.label, mask, reasons.get(one.kind, None if mask.any() else "no pixel of the mask inside the image")
 
 
 MASK_KINDS = ("L", "16", "P")
@@ -286,20 +324,18 @@ def write_semantic(drawn: DrawnSet, root: Path) -> Expected:
     """Write class masks, one object a class."""
     expected = Expected()
     numbers = {name: (3, 77, 200, 254)[place] for place, name in enumerate(drawn.classes)}
-    meta = {"label_map": {"0": "background", **{str(number): name for name, number in numbers.items()}}, "background_label": "0"}
+    meta = {
+        "label_map": {"0": "background", **{str(number): name for name, number in numbers.items()}},
+        "background_label": "0",
+    }
     for split in SPLITS:
-        skipped = expected.skipped[split]
         for picture in drawn.of_split(split):
             picture.save(root / split / "images" / picture.name)
             classes_HW = picture.paint([numbers[one.label] for one in picture.objects], int)
             kind = picture.objects[0].kind if picture.objects else "L"
             _save_mask(classes_HW, kind, root / split / f"masks/{picture.stem}.png")
-            if picture.is_missing:
-                skipped["image file is missing"] += 1
-            elif not picture.objects:
-                skipped["image without annotations"] += 1
-            for name in set() if picture.is_missing else {one.label for one in picture.objects}:
-                expected.add(picture, name, classes_HW == numbers[name])
+            names = sorted({one.label for one in picture.objects})
+            expected.add(picture, [(name, classes_HW == numbers[name], None) for name in names])
         (root / split / "images").mkdir(parents=True, exist_ok=True)
         (root / split / "dataset_meta.json").write_text(json.dumps(meta))
     return expected
@@ -313,7 +349,6 @@ def write_voc(drawn: DrawnSet, root: Path) -> Expected:
     (root / "JPEGImages").mkdir()
     (root / "dataset_meta.json").write_text(json.dumps(meta))
     for split in SPLITS:
-        skipped = expected.skipped[split]
         for picture in drawn.of_split(split):
             picture.save(root / "JPEGImages" / picture.name)
             kind = picture.objects[0].kind if picture.objects else "L"
@@ -323,12 +358,7 @@ def write_voc(drawn: DrawnSet, root: Path) -> Expected:
             _save_mask(picture.paint(values, int), kind, root / f"SegmentationObject/{picture.stem}.png")
             labels = [1 + drawn.classes.index(one.label) for one in picture.objects]
             _save_mask(picture.paint(labels, int), "L", root / f"SegmentationClass/{picture.stem}.png")
-            if picture.is_missing:
-                skipped["image file is missing"] += 1
-            elif not picture.objects:
-                skipped["image without annotations"] += 1
-            for one in [] if picture.is_missing else picture.objects:
-                expected.add(picture, one.label, one.mask)
+            expected.add(picture, [(one.label, one.mask, None) for one in picture.objects])
             if kind == "P":
                 _write_xml(picture, root / f"Annotations/{picture.stem}.xml")
         names = "".join(f"{one.stem}\n" for one in drawn.of_split(split))
@@ -343,7 +373,12 @@ def _write_xml(picture: DrawnPicture, path: Path) -> None:
         ET.SubElement(element, "name").text = one.label
         box = ET.SubElement(element, "bndbox")
         rows, columns = np.nonzero(one.mask)
-        for key, value in (("xmin", columns.min() + 1), ("ymin", rows.min() + 1), ("xmax", columns.max() + 1), ("ymax", rows.max() + 1)):
+        for key, value in (
+            ("xmin", columns.min() + 1),
+            ("ymin", rows.min() + 1),
+            ("xmax", columns.max() + 1),
+            ("ymax", rows.max() + 1),
+        ):
             ET.SubElement(box, key).text = str(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     ET.ElementTree(root).write(path, encoding="utf-8")

@@ -146,6 +146,8 @@ class ImageFinder:
         best: tuple[int, bool] = (0, False)
         winners: list[str] = []
         for candidate in self._folder.images_called(parts[-1]) if parts else ():
+            if candidate in self._claimed:
+                continue
             own = PurePosixPath(fold(candidate)).parts
             shared = 0
             while shared < min(len(own), len(parts)) and own[-1 - shared] == parts[-1 - shared]:
@@ -168,16 +170,18 @@ class ImageFinder:
         """
         if any(candidate.startswith(f"{own}/") for own in self._own):
             return True
-        if self._own:
-            return any(find_split(part) for part in named)
         is_of_another = any(find_split(part) not in (None, find_split(self._subset)) for part in above)
-        return not (is_of_another and find_split(self._subset) and self._has_images_elsewhere)
+        if self._own:
+            return any(find_split(part) for part in named) and not is_of_another
+        # Where images of the subset lie where they are expected, no other split's folder can be meant.
+        is_elsewhere = self._is_beside_own or bool(self._claimed)
+        return not (is_of_another and find_split(self._subset) and is_elsewhere)
 
     @cached_property
-    def _has_images_elsewhere(self) -> bool:
-        """Whether images of the subset lie where they are expected, so that no other split's folder can be meant."""
+    def _claimed(self) -> frozenset[str]:
+        """Files where they are expected under one of the names: no other name means them."""
         meanings = (name for given in self._file_names for name in list_meanings(given))
-        return self._is_beside_own or any(self._find_in_places(name) for name in meanings)
+        return frozenset(found for name in meanings if (found := self._find_in_places(name)))
 
 
 def list_meanings(file_name: str) -> Iterator[str]:

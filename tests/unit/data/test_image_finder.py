@@ -196,3 +196,14 @@ def test_image_finder__links_that_lead_outside(tmp_path):
     allowed = ImageFinder(Folder(tmp_path / "set", allow_outside=True), "x.json", [])
     assert allowed.find("a.png") == tmp_path / "set/images/a.png"
     assert allowed.find("more/deep/b.png") == allowed.find("b.png") == tmp_path / "set/images/more/deep/b.png"
+
+
+def test_image_finder__a_missing_file_is_not_what_another_name_means(tmp_path):
+    touch(tmp_path, "images/train/left/a.png", "images/train/old/b.png", "images/train/train/c.png")
+    finder = ImageFinder(Folder(tmp_path), "annotations/train.json", ["train"], iter(["a.png", "left/a.png", "b.png"]))
+    assert finder.find("left/a.png") == tmp_path / "images/train/left/a.png"
+    assert finder.find("a.png") is None
+    assert finder.find("b.png") == tmp_path / "images/train/old/b.png"
+    touch(tmp_path, "images/val/d.png")
+    other = ImageFinder(Folder(tmp_path), "annotations/val.json", ["val"], ["d.png", "train/c.png"])
+    assert other.find("train/c.png") is None
