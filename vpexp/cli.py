@@ -107,13 +107,12 @@ def _build_job(failures: list[Exception], full_error: str | None) -> Callable[[A
     def run_job(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        from vpexp.config.saved import INHERITED
         from vpexp.config.validate import validate
 
         settings = HydraConfig.get()
         asked = list(settings.overrides.task)
         if "data" not in settings.runtime.choices:  # a saved configuration is complete: there is nothing to inherit
-            asked = [*INHERITED, *asked]
+            asked = [*map(str, cfg), *asked]
         try:
             validate(cfg)  # before anything heavy is imported
             from vpexp.run import run

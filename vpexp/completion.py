@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from vpexp.config import inherit, load_config, validate
-from vpexp.errors import CheckpointError
+from vpexp.config.resumed import lay_over_saved
+from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
 from vpexp.runfolder import LATEST, RunFolder, find_latest
 
+NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 TAKE_EXPORTED = ("test", "ptq", "predict", "demo")  # stages whose checkpoint may be an exported model
 INHERIT = (
     "test",
@@ -18,13 +20,21 @@ INHERIT = (
     "demo",
 )  # stages that take model, data and prompt from the run that made a .ckpt
 
+USED = {  # sections that the steps of a pipeline use, beside those that no run changes
+    "train": ("data", "prompt", "loss", "trainer", "callbacks", "seed"),
+    "test": ("data", "prompt", "stage"),
+    "export": ("export",),
+    "ptq": ("ptq",),
+}
 
-def complete(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, RunFolder | None]:
+
+def complete(cfg: DictConfig, overrides: Sequence[str], *, whole: bool = False) -> tuple[DictConfig, RunFolder | None]:
     """Return the configuration that runs, and the folder of a run that goes on.
 
     Args:
         cfg: as composed; it is left as it is.
         overrides: what the user asked for.
+        whole: whether a run that goes on is as ``cfg`` says in all: a job of a sweep, a step of a pipeline.
 
     Raises:
         CheckpointError: the checkpoint, or the run to resume, is not there.
@@ -34,7 +44,7 @@ def complete(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Run
     for name in ("output_dir", "cache_dir"):
         cfg.paths[name] = str(Path(cfg.paths[name]).expanduser())
     if cfg.resume:
-        return _complete_resumed(cfg, overrides)
+        return _complete_resumed(cfg, overrides, whole=whole)
     if cfg.checkpoint is not None:
         cfg = _complete_checkpoint(cfg, overrides)
     validate(cfg)
@@ -77,28 +87,42 @@ def _inherit_exported(cfg: DictConfig, model: ExportedModel, overrides: Sequence
     if config.is_file():
         cfg = inherit(cfg, load_config(config), overrides)
     metadata = read_metadata(model)
+    typed = {override.partition("=")[0]: override for override in overrides}
+    for key, names, value in (
+        ("name", ("model", "model.name"), metadata.model_name),
+        ("image_size", ("model.image_size",), metadata.image_size),
+    ):
+        asked = [typed[name] for name in names if "=" in typed.get(name, "")]
+        if asked and cfg.model[key] not in (value, NAMED_BY_FILES):
+            raise ConfigError(f"{asked[-1]}: {model.decoder} has model.{key}={value}; leave out {asked[-1]}")
     cfg.model.name, cfg.model.image_size = metadata.model_name, metadata.image_size
     cfg.checkpoint = str(model.decoder)
     return cfg
 
 
-def _complete_resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, RunFolder]:
-    """Take the whole configuration from the run that goes on; only dotted keys given now are laid over it."""
+def _complete_resumed(cfg: DictConfig, overrides: Sequence[str], *, whole: bool) -> tuple[DictConfig, RunFolder]:
+    """Take the configuration from the run that goes on, and lay what is asked for now over it."""
     folder, start = _find_run(cfg)
     if start.is_file():
         from vpexp.inference.checkpoint import read_checkpoint
 
         read_checkpoint(start)  # a damaged file is said before anything is built
     saved = load_config(folder.config)
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    with open_dict(saved):
-        for key in keys:
-            if "." in key or key == "seed":
-                OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
-        saved.paths = cfg.paths
-    validate(saved)
-    saved.resume = str(start)
-    return saved, folder
+    if whole:
+        going_on = cfg.copy()
+        going_on.checkpoint, going_on.resume = saved.checkpoint, None
+    else:
+        going_on = lay_over_saved(saved, cfg, overrides, _list_settled(folder))
+    validate(going_on)
+    going_on.resume = str(start)
+    return going_on, folder
+
+
+def _list_settled(folder: RunFolder) -> list[str]:
+    """List the sections that the finished steps of a pipeline have used."""
+    records = [RunFolder(path.parent).read_run_json() for path in sorted(folder.path.glob("*/run.json"))]
+    finished = {record.get("stage") for record in records if record.get("status") == "FINISHED"}
+    return list(dict.fromkeys(name for stage in sorted(finished & USED.keys()) for name in USED[stage]))
 
 
 def _find_run(cfg: DictConfig) -> tuple[RunFolder, Path]:

@@ -55,7 +55,7 @@ def run(
     validate(cfg)
     if cfg.stage.name in UNRECORDED:
         return _answer(cfg, overrides)
-    cfg, resumed = complete(cfg, overrides)
+    cfg, resumed = complete(cfg, overrides, whole=folder is not None)
     if cfg.tracking.enabled:
         normalize_uri(cfg.tracking.uri)  # a path that no database can have is refused before anything is made
     output_dir = Path(cfg.paths.output_dir)

@@ -1,5 +1,6 @@
 """Build what training needs from a configuration: loss, optimizer, schedule, callbacks."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vpexp.errors import ConfigError
 from vpexp.training.losses import MaskLoss
+
+INTERVALS = ("step", "epoch")
+MONITOR = "val/f1-score"  # what ReduceLROnPlateau looks at, the higher the better
 
 
 def build_loss(cfg: DictConfig) -> MaskLoss:
@@ -31,7 +35,7 @@ def build_optimizer_factory(cfg: DictConfig) -> Callable[[list[nn.Parameter]], O
     Raises:
         ConfigError: the class cannot be imported, or does not take the options.
     """
-    factory = _instantiate_partial(cfg, "optimizer")
+    factory = _instantiate_partial(_to_options(cfg, "optimizer"), "optimizer")
 
     def build(parameters: list[nn.Parameter]) -> Optimizer:
         try:
@@ -43,16 +47,43 @@ def build_optimizer_factory(cfg: DictConfig) -> Callable[[list[nn.Parameter]], O
     return build
 
 
-def build_scheduler_factory(cfg: DictConfig) -> Callable[[Optimizer, int], LRScheduler]:
-    """Return a function that builds the schedule of the section ``scheduler`` for an optimizer and a number of steps."""
-    factory = _instantiate_partial(cfg, "scheduler")
+def build_scheduler_factory(cfg: DictConfig) -> Callable[[Optimizer, int], dict[str, Any]]:
+    """Return a function that builds the schedule of the section ``scheduler`` for an optimizer and a number of steps.
 
-    def build(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    It returns what Lightning takes: ``scheduler``, ``interval`` and ``monitor``. A target that takes ``total_steps`` (vpexp's own,
+    ``OneCycleLR``) is given the optimizer steps of the whole training and counts in steps, any other in epochs, unless
+    ``scheduler.interval`` says otherwise. ``ReduceLROnPlateau`` looks at ``scheduler.monitor`` after each validation.
+
+    Raises:
+        ConfigError: the target cannot be imported, or does not take the options.
+    """
+    options = _to_options(cfg, "scheduler")
+    factory = _instantiate_partial(options, "scheduler")
+    target = getattr(factory, "func", factory)
+    taken = inspect.signature(target).parameters
+    if "warmup_steps" not in taken and options.get("warmup_steps") == 0:  # a group's way to say none
+        del options["warmup_steps"]
+    interval = options.pop("interval", "step" if "total_steps" in taken else "epoch")
+    if interval not in INTERVALS:
+        raise ConfigError(f"scheduler.interval={interval}: must be {' or '.join(INTERVALS)}")
+    monitor = str(options.pop("monitor", MONITOR))
+    if target is ReduceLROnPlateau and monitor == MONITOR:
+        options.setdefault("mode", "max")
+    for key in options:
+        if key not in taken and key != "_target_":
+            known = ", ".join(name for name in taken if name not in ("optimizer", "total_steps", "last_epoch"))
+            raise ConfigError(
+                f"scheduler: {target.__name__} takes no {key} (it takes {known}); leave it out: ~scheduler.{key}"
+            )
+    factory = _instantiate_partial(options, "scheduler")
+
+    def build(optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+        counted = {"total_steps": total_steps} if "total_steps" in taken and "total_steps" not in options else {}
         try:
-            scheduler: LRScheduler = factory(optimizer, total_steps=total_steps)
+            scheduler = factory(optimizer, **counted)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"scheduler: {error}") from error
-        return scheduler
+        return {"scheduler": scheduler, "interval": interval, "monitor": monitor}
 
     return build
 
@@ -74,11 +105,14 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     return callbacks
 
 
-def _instantiate_partial(cfg: DictConfig, section: str) -> Callable[..., Any]:
-    options = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(options, dict)
+def _to_options(cfg: DictConfig, section: str) -> dict[str, Any]:
+    options: Any = OmegaConf.to_container(cfg, resolve=True)
     if "_target_" not in options:
         raise ConfigError(f"{section} has no _target_: choose one of the group's options, e.g. {section}=<name>")
+    return dict(options)
+
+
+def _instantiate_partial(options: dict[str, Any], section: str) -> Callable[..., Any]:
     try:
         factory: Callable[..., Any] = instantiate({**options, "_partial_": True}, _convert_="all")
     except Exception as error:

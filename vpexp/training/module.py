@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError
@@ -38,7 +38,8 @@ class SamFineTuner(pl.LightningModule):
         step_loss: the loss of a step.
         categories: class names, for validation.
         build_optimizer: takes the trainable parameters.
-        build_scheduler: takes the optimizer and the number of optimizer steps of the whole training.
+        build_scheduler: takes the optimizer and the number of optimizer steps of the whole training; returns Lightning's
+            ``scheduler``, ``interval`` and ``monitor``.
         identity: what a checkpoint says of itself (configuration, hashes of frozen parts); plain values.
         interaction: how validation asks for objects; None: by one prompt each.
 
@@ -54,7 +55,7 @@ class SamFineTuner(pl.LightningModule):
         step_loss: StepLoss,
         categories: Sequence[str],
         build_optimizer: Callable[[list[nn.Parameter]], Optimizer],
-        build_scheduler: Callable[[Optimizer, int], LRScheduler],
+        build_scheduler: Callable[[Optimizer, int], dict[str, Any]],
         identity: dict[str, Any],
         interaction: Interaction | None = None,
     ) -> None:
@@ -154,13 +155,34 @@ class SamFineTuner(pl.LightningModule):
         self.validation_result = self._evaluator.compute()
         for name, value in self.validation_result.metrics.items():
             self.log(f"val/{name}", value, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=False)
+        self._step_plateau(self.validation_result.metrics)
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule for the trainable parameters."""
         parameters = [parameter for parameter in self.sam.parameters() if parameter.requires_grad]
         optimizer = self.build_optimizer(parameters)
         scheduler = self.build_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Let a schedule go on; one that looks at a metric has done so at the end of the validation."""
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except ValueError as error:  # of a schedule of a fixed length, which a run that goes on has passed
+            raise ConfigError(f"scheduler: {error}") from error
+
+    def _step_plateau(self, metrics: dict[str, float]) -> None:
+        """Show a schedule its metric here, before the epoch's checkpoint is written: Lightning would do so after it."""
+        for config in self.trainer.lr_scheduler_configs:
+            if not isinstance(config.scheduler, ReduceLROnPlateau):
+                continue
+            name = str(config.monitor).removeprefix("val/")
+            if name not in metrics:
+                known = ", ".join(f"val/{name}" for name in sorted(metrics))
+                raise ConfigError(f"scheduler.monitor={config.monitor} is not measured; there are {known}")
+            config.scheduler.step(metrics[name])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move training batches; evaluation samples stay where they are, the predictor moves what it needs."""

@@ -87,7 +87,10 @@ def build_module():
             "step_loss": StepLoss(MaskLoss(), resolution),
             "categories": ("berry", "leaf"),
             "build_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=lr),
-            "build_scheduler": lambda optimizer, total_steps: build_constant(optimizer, total_steps=total_steps),
+            "build_scheduler": lambda optimizer, total_steps: {
+                "scheduler": build_constant(optimizer, total_steps=total_steps),
+                "interval": "step",
+            },
             "identity": identity,
         }
         return SamFineTuner(sam, freeze=freeze, **{**defaults, **options})

@@ -29,7 +29,9 @@ def test_build__defaults_are_adam_at_1e_5_and_a_constant_rate(cfg):
     optimizer = build_optimizer_factory(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.param_groups[0]["lr"] == 1e-5
-    scheduler = build_scheduler_factory(cfg.scheduler)(optimizer, 10)
+    built = build_scheduler_factory(cfg.scheduler)(optimizer, 10)
+    assert built["interval"] == "step"
+    scheduler = built["scheduler"]
     for _ in range(4):
         optimizer.step()
         scheduler.step()
@@ -44,7 +46,7 @@ def test_build__every_option_of_the_groups(name, scheduler):
     cfg = compose_config([f"optimizer={name}", f"scheduler={scheduler}"])
     optimizer = build_optimizer_factory(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
     assert type(optimizer).__name__.lower() == name
-    assert build_scheduler_factory(cfg.scheduler)(optimizer, 10).get_last_lr()[0] > 0
+    assert build_scheduler_factory(cfg.scheduler)(optimizer, 10)["scheduler"].get_last_lr()[0] > 0
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,25 @@ def test_build__every_option_of_the_groups(name, scheduler):
 def test_build_optimizer__mistakes_are_one_line(section, words):
     with pytest.raises(ConfigError, match=words) as caught:
         build_optimizer(section)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+scheduler.gamma=0.5"], r"StepLR.*'step_size'"),
+        (
+            ["+scheduler.step_size=1", "scheduler.warmup_steps=5"],
+            r"StepLR takes no warmup_steps .*~scheduler.warmup_steps",
+        ),
+        (["+scheduler.step_size=1", "+scheduler.interval=hour"], r"scheduler.interval=hour: must be step or epoch"),
+    ],
+)
+def test_build_scheduler__options_that_torch_does_not_take_are_one_line(overrides, words):
+    cfg = compose_config(["scheduler._target_=torch.optim.lr_scheduler.StepLR", *overrides])
+    optimizer = build_optimizer({"_target_": "torch.optim.Adam"})
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_scheduler_factory(cfg.scheduler)(optimizer, 10)
     assert "\n" not in str(caught.value)
 
 
