@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vpexp.config import INHERITED, compose_config, load_config
+from vpexp.config import compose_config, load_config
 from vpexp.config.explain import explain
 from vpexp.config.quoting import quote_value
 from vpexp.config.suggest import format_suggestion, list_keys
@@ -156,7 +156,8 @@ class Engine:
 
     def _compose(self, settings: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
         if self.saved is not None:
-            return self._change_saved(self.saved, settings), list(INHERITED)  # a saved configuration is complete
+            cfg = self._change_saved(self.saved, settings)
+            return cfg, list(map(str, cfg))  # a saved configuration is complete
         overrides = [f"{name}={quote_value(value)}" for name, value in (self.settings | dict(settings)).items()]
         return compose_config(overrides, self.config_dir), overrides
 

@@ -2,12 +2,15 @@
 
 Read: ``VPEXP_CACHE_DIR`` (downloaded weights, generated images), ``HYDRA_FULL_ERROR`` (whole tracebacks),
 ``OMP_NUM_THREADS`` (CPU threads; launchers set it for jobs that share a machine).
-Set, unless the user has set them: switches that stop libraries from phoning home or printing advertisements.
+Set, unless the user has set them: switches that stop libraries from phoning home or printing advertisements; ``USER`` and
+``HOME`` where the system knows no user of this number.
 """
 
 import logging
 import os
+import pwd
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -49,6 +52,7 @@ def quiet_libraries() -> None:
     """Turn off telemetry and lower the voice of libraries whose notes the user cannot act on."""
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    name_user()
     # OpenVINO and NNCF ask no variable: they phone home unless this package is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     for name in _NOISY_LOGGERS:
@@ -56,3 +60,22 @@ def quiet_libraries() -> None:
     # Lightning warns of few workers and short epochs: choices that the configuration states.
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|TreeSpec).*deprecated.*")
+
+
+def name_user() -> None:
+    """Where the system knows no user of this number, as in a container, set ``USER`` and a ``HOME`` that can be written.
+
+    Libraries ask for both, and end with an error where there is none.
+    """
+    number = os.getuid()
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        os.environ.setdefault("USER", str(number))
+        if os.access(os.environ.get("HOME", ""), os.W_OK):
+            return
+        home = Path(tempfile.gettempdir()) / f"vpexp_home_{number}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid != number:  # somebody else's
+            home = Path(tempfile.mkdtemp(prefix="vpexp_home_"))
+        os.environ["HOME"] = str(home)

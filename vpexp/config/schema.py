@@ -1,6 +1,11 @@
 """The types of the configuration: what every key of ``conf/`` may hold, and what it holds when nobody says.
 
 The sections ``optimizer``, ``scheduler`` and ``callbacks`` are free: their keys are the arguments of their ``_target_``.
+
+A schedule of torch (``scheduler._target_=torch.optim.lr_scheduler.StepLR +scheduler.step_size=10``) counts epochs; one that takes
+``total_steps``, as ``OneCycleLR`` and vpexp's own, counts optimizer steps; ``+scheduler.interval=step`` or ``epoch`` says otherwise.
+``ReduceLROnPlateau`` looks at ``val/f1-score``, the higher the better, after each validation; ``+scheduler.monitor`` and
+``+scheduler.mode`` name another number. The column ``lr`` of metrics.csv shows the rate.
 """
 
 from dataclasses import dataclass, field
@@ -360,7 +365,8 @@ class Config:
     checkpoint: str | None = None
     """What to start from: a .ckpt, an exported .xml or .onnx, a run folder, or latest; null: the model as it comes."""
     resume: str | None = None
-    """A checkpoint or run folder whose training or pipeline goes on where it stopped."""
+    """A checkpoint or run folder whose training or pipeline goes on where it stopped. It keeps its model, optimizer and scheduler
+    and what its finished steps have used; other keys may change, as ``trainer.max_epochs``. What it would not heed is an error."""
     source: str | None = None
     """Predict, demo: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
     run: str | None = None
