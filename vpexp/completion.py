@@ -121,7 +121,7 @@ def _complete_resumed(cfg: DictConfig, overrides: Sequence[str], *, whole: bool)
 def _list_settled(folder: RunFolder) -> list[str]:
     """List the sections that the finished steps of a pipeline have used."""
     records = [RunFolder(path.parent).read_run_json() for path in sorted(folder.path.glob("*/run.json"))]
-    finished = {record.get("stage") for record in records if record.get("status") == "FINISHED"}
+    finished = {str(record.get("stage")) for record in records if record.get("status") == "FINISHED"}
     return list(dict.fromkeys(name for stage in sorted(finished & USED.keys()) for name in USED[stage]))
 
 
