@@ -1,0 +1,45 @@
+"""Signals that end a run come through, once and at the right place."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from vpexp.signals import ignore_stops, keep_handlers, leave_stops_to_parent, repeat_lost_stops, stop_on_sigterm
+
+
+class Slow:
+    """Is freed slowly, as a loader is that waits for its processes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_repeat_lost_stops__stop_while_an_object_is_freed_is_heard(number, error):
+    def free_and_go_on():
+        Slow(number)
+        time.sleep(5)
+
+    with pytest.raises(error), stop_on_sigterm(), repeat_lost_stops():
+        free_and_go_on()
+
+
+def test_ignore_stops__for_a_moment():
+    before = signal.getsignal(signal.SIGINT)
+    with ignore_stops():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_leave_stops_to_parent__a_reader_outlives_them():
+    with keep_handlers():
+        leave_stops_to_parent(0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
