@@ -6,10 +6,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from vpexp.command_line import CommandLine, read_command_line
-from vpexp.errors import ConfigError, VpexpError
+from vpexp.errors import ConfigError, VpexpError, make_printable
 from vpexp.full_disk import find_full_disk
 from vpexp.hydra_app import FULL_ERROR, explain_error, set_full_error, start_hydra
 
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _complain(line: str) -> None:
-    printable = line.encode("utf-8", "backslashreplace").decode()
-    sys.stderr.write(f"vpexp: {printable}\n")  # not the console: importing rich would double the time of a typing error
+    # Not by the console: importing rich would double the time of a typing error.
+    sys.stderr.write(f"vpexp: {make_printable(line)}\n")
 
 
 def _answer(asked: list[str]) -> None:
@@ -67,6 +68,10 @@ def _answer(asked: list[str]) -> None:
     _refuse_sweep_options(command_line)
     if command_line.plain:
         _check_early(command_line)
+    if command_line.is_foreign:
+        from vpexp.config.trust import check_main_config
+
+        check_main_config(command_line.main_config, command_line.overrides, command_line.config_dir)
     _run_once(command_line)
 
 
@@ -89,7 +94,7 @@ def _check_early(command_line: CommandLine) -> None:
 
 def _run_once(command_line: CommandLine) -> None:
     failures: list[Exception] = []
-    job = _build_job(failures, os.environ.get(FULL_ERROR))
+    job = _build_job(failures, os.environ.get(FULL_ERROR), command_line.config_dir)
     try:
         start_hydra(job, command_line.overrides, command_line.flags)
     except Exception as error:
@@ -101,18 +106,21 @@ def _run_once(command_line: CommandLine) -> None:
         raise failures[0]
 
 
-def _build_job(failures: list[Exception], full_error: str | None) -> Callable[[Any], None]:
+def _build_job(failures: list[Exception], full_error: str | None, config_dir: str | None) -> Callable[[Any], None]:
     """Build the function that Hydra calls with the composed configuration; a failure is kept apart from Hydra's own."""
 
     def run_job(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
+        from vpexp.config.trust import CONFIG_DIR
         from vpexp.config.validate import validate
 
         settings = HydraConfig.get()
         asked = list(settings.overrides.task)
         if "data" not in settings.runtime.choices:  # a saved configuration is complete: there is nothing to inherit
             asked = [*map(str, cfg), *asked]
+        if config_dir is not None:
+            asked.append(f"{CONFIG_DIR}{Path(config_dir).expanduser().absolute()}")
         try:
             validate(cfg)  # before anything heavy is imported
             from vpexp.run import run

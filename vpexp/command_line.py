@@ -1,6 +1,7 @@
 """What the user typed, sorted: overrides and flags, which Hydra wants apart, with absolute folders."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,10 @@ class CommandLine:
         help: the user asks for help.
         multirun: the user asks for a sweep, and for nothing that Hydra answers itself.
         plain: a single run from vpexp's own main configuration: no flags but --config-dir.
+        typed: what the user types now, where the rest comes from the record of a sweep.
+        main_config: the file of the main configuration, if it lies in the first of ``folders``.
+        source: what gives the configuration: the main configuration, or the record of a sweep.
+        is_foreign: that is no file of vpexp's own.
     """
 
     flags: list[str] = field(default_factory=list)
@@ -33,6 +38,10 @@ class CommandLine:
     help: bool = False
     multirun: bool = False
     plain: bool = False
+    typed: "CommandLine | None" = None
+    main_config: Path = Path()
+    source: Path = Path()
+    is_foreign: bool = False
 
 
 def read_command_line(asked: Sequence[str]) -> CommandLine:
@@ -76,6 +85,9 @@ def read_command_line(asked: Sequence[str]) -> CommandLine:
         read.folders.append(Path(known.config_dir).expanduser().absolute())
         if not read.folders[-1].is_dir():
             raise ConfigError(f"--config-dir {known.config_dir} is no folder")
+    name = f"{read.config_name.removesuffix('.yaml')}.yaml"
+    read.main_config = read.source = Path(os.path.normpath(read.folders[0] / name))
+    read.is_foreign = not read.main_config.is_relative_to(find_conf_folder())
     usual = vars(parser.parse_args([]))
     changed = {name for name, value in vars(known).items() if value != usual[name]}
     read.plain = changed <= {"overrides", "config_dir"} and not any(word.startswith("hydra.mode") for word in overrides)

@@ -7,9 +7,11 @@ from omegaconf import DictConfig
 
 from vpexp.config import inherit, load_config, validate
 from vpexp.config.resumed import lay_over_saved
+from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
 from vpexp.runfolder import LATEST, RunFolder, find_latest
+from vpexp.tracking.metrics_csv import read_metrics
 
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 TAKE_EXPORTED = ("test", "ptq", "predict", "demo")  # stages whose checkpoint may be an exported model
@@ -32,21 +34,26 @@ def complete(cfg: DictConfig, overrides: Sequence[str], *, whole: bool = False) 
     """Return the configuration that runs, and the folder of a run that goes on.
 
     Args:
-        cfg: as composed; it is left as it is.
+        cfg: as composed by the user; it is left as it is.
         overrides: what the user asked for.
         whole: whether a run that goes on is as ``cfg`` says in all: a job of a sweep, a step of a pipeline.
 
     Raises:
         CheckpointError: the checkpoint, or the run to resume, is not there.
-        ConfigError: what came from there does not fit.
+        ConfigError: what came from there does not fit, or would start code that neither vpexp nor the user names.
     """
+    own = list_own_targets(cfg, overrides)
+    overrides = [override for override in overrides if not override.startswith(CONFIG_DIR)]
     cfg = cfg.copy()
     for name in ("output_dir", "cache_dir"):
         cfg.paths[name] = str(Path(cfg.paths[name]).expanduser())
     if cfg.resume:
-        return _complete_resumed(cfg, overrides, whole=whole)
+        cfg, folder = _complete_resumed(cfg, overrides, whole=whole)
+        refuse_foreign(cfg, own, folder.config)
+        return cfg, folder
     if cfg.checkpoint is not None:
         cfg = _complete_checkpoint(cfg, overrides)
+        refuse_foreign(cfg, own, cfg.checkpoint)
     validate(cfg)
     return cfg, None
 
@@ -106,7 +113,8 @@ def _complete_resumed(cfg: DictConfig, overrides: Sequence[str], *, whole: bool)
     if start.is_file():
         from vpexp.inference.checkpoint import read_checkpoint
 
-        read_checkpoint(start)  # a damaged file is said before anything is built
+        read_checkpoint(start)  # a damaged file is named before anything is built, the table of epochs too
+    read_metrics(folder.metrics_csv)
     saved = load_config(folder.config)
     if whole:
         going_on = cfg.copy()

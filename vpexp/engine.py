@@ -13,6 +13,7 @@ from vpexp.config import compose_config, load_config
 from vpexp.config.explain import explain
 from vpexp.config.quoting import quote_value
 from vpexp.config.suggest import format_suggestion, list_keys
+from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.errors import ConfigError
 from vpexp.run import run
 from vpexp.stages.context import StageResult
@@ -60,13 +61,18 @@ class Engine:
         self.settings = settings | dict(overrides or {})
         self.config_dir = None if config_dir is None else Path(config_dir)
         self.saved: DictConfig | None = None
+        self.source = Path()
         self._compose({})
 
     @classmethod
     def from_config(cls, path: str | PathLike[str]) -> "Engine":
-        """Take the configuration of an earlier run: its ``config.yaml``."""
+        """Take the configuration of an earlier run: its ``config.yaml``.
+
+        A class or function of your own that it names is repeated in ``overrides``: ``{"optimizer._target_": "mine.Lion"}``.
+        """
         engine = cls.__new__(cls)
         engine.saved = load_config(Path(path))
+        engine.source = Path(path)
         engine.settings = {}
         engine.config_dir = None
         return engine
@@ -157,9 +163,11 @@ class Engine:
     def _compose(self, settings: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
         if self.saved is not None:
             cfg = self._change_saved(self.saved, settings)
+            refuse_foreign(cfg, list_own_targets(settings), self.source)
             return cfg, list(map(str, cfg))  # a saved configuration is complete
         overrides = [f"{name}={quote_value(value)}" for name, value in (self.settings | dict(settings)).items()]
-        return compose_config(overrides, self.config_dir), overrides
+        cfg = compose_config(overrides, self.config_dir)
+        return cfg, overrides if self.config_dir is None else [*overrides, f"{CONFIG_DIR}{self.config_dir.absolute()}"]
 
     def _change_saved(self, saved: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
         """Lay settings over a saved configuration, in which the stage is a section of its own."""

@@ -4,6 +4,16 @@ The command line prints the message of a ``VpexpError`` as one line and exits wi
 escapes is a defect of vpexp and shows its traceback.
 """
 
+import re
+
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional overrides, and what no encoding has.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def make_printable(text: str) -> str:
+    """Write what would act on a terminal, or cannot be printed, as escapes: names come from files of others."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class VpexpError(Exception):
     """Base of all errors that the user can mend; the message names the file, key or object, and what to do."""

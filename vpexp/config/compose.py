@@ -69,7 +69,7 @@ def compose_from(
         with _borrow_hydra(folder):
             return compose(name, overrides=asked, return_hydra_config=with_hydra)
     except Exception as error:
-        line = explain(error, overrides, folders)
+        line = explain(error, overrides, [*folders, find_conf_folder()])
         if line is None:
             raise
         raise ConfigError(line) from error

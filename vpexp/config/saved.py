@@ -1,6 +1,7 @@
 """The configuration of a run on disk: write it so that it can be run again, read it back, and let a test inherit it."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vpexp.errors import ConfigError
 # The seed is among them because it decides which images are set aside for val where a data set has no such split.
 # The cache is, because a test reads the embeddings that the training made: those of the same precision.
 INHERITED = ("model", "data", "prompt", "cache", "seed")
+
+MAX_DEPTH, MAX_VALUES, MAX_BITS = 60, 200_000, 64  # of YAML that somebody else may have written
 
 HEADER = """\
 # The whole configuration of a run. The same run again:
@@ -41,19 +44,89 @@ def load_config(path: str | Path) -> DictConfig:
         ConfigError: the file is missing, damaged, or holds keys that this version does not know.
     """
     path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"no configuration at {path}")
     try:
-        saved = OmegaConf.load(path)
-        if not isinstance(saved, DictConfig):
-            raise ConfigError(f"{path} holds no configuration: its top level must be keys")
+        saved = read_yaml(path.read_text(encoding="utf-8"), path)
         for section in ("defaults", "hydra"):
             saved.pop(section, None)
+        refuse_interpolations(saved, path)
         cfg = OmegaConf.merge(OmegaConf.structured(Config), saved)
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration at {path}") from None
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {explain(error, (), (find_conf_folder(),))}") from error
     OmegaConf.set_struct(cfg, value=True)
     return cfg  # type: ignore[return-value]
+
+
+def read_yaml(text: str, source: Path | str) -> DictConfig:
+    """Read the YAML of a configuration; whatever is in it, reading costs no more than a file of its length should.
+
+    Args:
+        text: YAML.
+        source: its file, for messages.
+
+    Raises:
+        ConfigError: it is broken, holds no keys, is nested too deeply, or its aliases or numbers grow too large.
+    """
+    stream = io.StringIO(text)
+    stream.name = str(source)  # what PyYAML calls it in its messages
+    try:
+        _measure_yaml(yaml.parse(stream, yaml.SafeLoader), source)
+        stream.seek(0)
+        cfg = OmegaConf.load(stream)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        line = explain(error, (), ()) or str(error)
+        raise ConfigError(line if line.startswith(str(source)) else f"{source}: {line}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{source} holds no configuration: its top level must be keys")
+    for key, value in walk(OmegaConf.to_container(cfg)):
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise ConfigError(f"{source}: {key} is a number of more than {MAX_BITS} bits")
+    return cfg
+
+
+def _measure_yaml(events: Iterator[Any], source: Path | str) -> None:
+    """Count the values that YAML stands for, those of aliases each time, before anything is built of it."""
+    count = 0
+    sizes: dict[str | None, int] = {}  # by anchor
+    opened: list[tuple[str | None, int]] = []
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            sizes[anchor] = count - before
+        elif isinstance(event, yaml.NodeEvent):
+            count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, count))
+        if len(opened) > MAX_DEPTH or count > MAX_VALUES:
+            what = (
+                f"nested more than {MAX_DEPTH} deep" if len(opened) > MAX_DEPTH else f"of more than {MAX_VALUES} values"
+            )
+            raise ConfigError(f"{source}: {what}: no configuration of vpexp")
+
+
+def refuse_interpolations(saved: DictConfig, source: Path | str) -> None:
+    """Refuse interpolations, which vpexp resolves before it saves: they could read the environment into a record.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for key, value in walk(OmegaConf.to_container(saved, resolve=False)):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{source}: {key}={value} is no plain value: vpexp saves none with ${{}}; changed since?")
+
+
+def walk(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through all values of nested mappings and lists, with their dotted keys: ``callbacks.mine._args_.0``."""
+    if isinstance(content, Mapping):
+        items = list(content.items())
+    elif isinstance(content, list | tuple):
+        items = list(enumerate(content))
+    else:
+        yield key, content
+        return
+    for name, value in items:
+        yield from walk(value, f"{key}.{name}" if key else str(name))
 
 
 def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

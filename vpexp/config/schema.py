@@ -366,7 +366,8 @@ class Config:
     """What to start from: a .ckpt, an exported .xml or .onnx, a run folder, or latest; null: the model as it comes."""
     resume: str | None = None
     """A checkpoint or run folder whose training or pipeline goes on where it stopped. It keeps its model, optimizer and scheduler
-    and what its finished steps have used; other keys may change, as ``trainer.max_epochs``. What it would not heed is an error."""
+    and what its finished steps have used; other keys may change, as ``trainer.max_epochs``. What it would not heed is an error.
+    Classes of your own that it names are repeated, ``optimizer._target_=mine.Lion``, or lie in a ``--config-dir``: docs/trust.md."""
     source: str | None = None
     """Predict, demo: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
     run: str | None = None

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from yaml import YAMLError
 
-from vpexp.errors import CheckpointError
+from vpexp.config.saved import read_yaml, refuse_interpolations
+from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.build import build_model
+from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from vpexp.models.sam import Sam
-from vpexp.models.weights import compute_state_hash
+from vpexp.models.weights import check_finite, compute_state_hash, find_unusable
 from vpexp.runfolder import LATEST, RunFolder, find_latest
 
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 PREFIX = "sam."  # the name of the model inside the LightningModule
 
 
@@ -110,17 +111,46 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         identity = content["vpexp"]
-        return Checkpoint(
+        cfg = read_yaml(identity["config"], "its configuration")
+        refuse_interpolations(cfg, "its configuration")
+        checkpoint = Checkpoint(
             path=path,
-            cfg=OmegaConf.create(identity["config"]),
+            cfg=cfg,
             state={name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()},
             frozen=dict(identity["frozen"]),
             categories=tuple(identity["categories"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException, YAMLError) as error:
+        _check(checkpoint)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is no whole checkpoint of vpexp: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no whole checkpoint of vpexp ({type(error).__name__}): made by another version, or changed since"
         ) from error
+    return checkpoint
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Check what a checkpoint says of itself.
+
+    Raises:
+        ConfigError: something in it is not as vpexp writes it.
+    """
+    model, seed = checkpoint.cfg.get("model"), checkpoint.cfg.get("seed")
+    kinds = {"name": str, "_target_": str, "image_size": int}
+    if not isinstance(model, DictConfig) or not all(isinstance(model.get(name), kind) for name, kind in kinds.items()):
+        raise ConfigError("its configuration names no model")
+    if not MIN_IMAGE_SIZE <= model.image_size <= MAX_IMAGE_SIZE or not isinstance(seed, int):
+        raise ConfigError(f"model.image_size={model.image_size} seed={seed}")
+    for part in (*checkpoint.frozen, *checkpoint.parts):
+        if part not in PARTS:
+            raise ConfigError(f"it names a part {part!r}; there are {', '.join(PARTS)}")
+    if not all(isinstance(name, str) for name in (*checkpoint.frozen.values(), *checkpoint.categories)):
+        raise ConfigError("hashes and class names must be text")
+    if not all(isinstance(tensor, Tensor) for tensor in checkpoint.state.values()):
+        raise ConfigError("its state_dict holds more than tensors")
+    if unusable := find_unusable(checkpoint.state):
+        raise ConfigError(unusable)
 
 
 def load_checkpoint_model(checkpoint: Checkpoint, model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:
@@ -166,6 +196,7 @@ def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:
         }
         try:
             getattr(sam, part).load_state_dict(state)
+            check_finite(state, checkpoint.path)
         except (RuntimeError, AttributeError) as error:
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{checkpoint.path} does not fit the model's {part}: {line}") from error

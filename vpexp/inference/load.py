@@ -58,6 +58,7 @@ def open_exported(model: ExportedModel, *, device: str = "cpu", threads: int | N
 def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Path) -> Predictor:
     import torch
 
+    from vpexp.config.trust import refuse_foreign
     from vpexp.inference.checkpoint import find_checkpoint, load_checkpoint_model, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.models.load import load_model
@@ -70,6 +71,7 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
         sam = load_model(str(source))
     else:
         checkpoint = read_checkpoint(find_checkpoint(str(source), output_dir))
+        refuse_foreign({"model": checkpoint.cfg.model}, (), checkpoint.path)
         sam = load_checkpoint_model(
             checkpoint, checkpoint.cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=find_cache_dir()
         )

@@ -33,6 +33,7 @@ from vpexp.tracking.mlflow_run import MlflowRun
 log = logging.getLogger("vpexp")
 
 RESUME = "sweep.resume="
+CONFIG_FLAGS = ("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 FAILED, INTERRUPTED = 1, 130
 ENDING_SECONDS, LOOK = 30.0, 0.2  # that workers of a lost process are waited for
 IDLE_LOSSES = 3  # workers lost one after another while no job ran in them; then the machine is to blame
@@ -64,7 +65,10 @@ def run_sweep(command_line: CommandLine) -> int:
 
 
 def _find_resumed(command_line: CommandLine) -> tuple[CommandLine, SweepFolder | None]:
-    """Read the command of a sweep that goes on; what is typed now comes on top, as another launcher or more values."""
+    """Read the command of a sweep that goes on; what is typed now comes on top, as another launcher or more values.
+
+    The record is data that somebody else may have written: what it asks for is checked before anything is started.
+    """
     asked = [override for override in command_line.overrides if override.startswith(RESUME)]
     if not asked:
         return command_line, None
@@ -78,17 +82,33 @@ def _find_resumed(command_line: CommandLine) -> tuple[CommandLine, SweepFolder |
     # Another launcher or sweeper has other settings than the one that the sweep was started with.
     sections = tuple(f"{key.replace('/', '.')}." for key in keys if key.startswith("hydra/"))
     kept = [word for word in record.overrides if _get_key(word) not in keys and not _get_key(word).startswith(sections)]
+    own_folder = (
+        [] if command_line.config_dir is None else ["--config-dir", str(Path(command_line.config_dir).absolute())]
+    )
     if Path(record.cwd).is_dir():
         os.chdir(record.cwd)  # folders on the command line were meant from there
-    return read_command_line(["-m", *_without_multirun(record.flags), *kept, *typed]), sweep
+    read = read_command_line(["-m", *_take_flags(record.flags, sweep), *own_folder, *kept, *typed])
+    read.typed, read.is_foreign, read.source = read_command_line(["-m", *own_folder, *typed]), True, sweep.run_json
+    for override in kept:
+        if "searchpath" in override:  # composing would import what it names
+            raise ConfigError(f"{sweep.run_json}: {override}: folders of groups are given as --config-dir")
+    return read, sweep
 
 
 def _get_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _without_multirun(flags: tuple[str, ...]) -> list[str]:
-    return [flag for flag in flags if flag not in ("-m", "--multirun")]
+def _take_flags(flags: tuple[str, ...], sweep: SweepFolder) -> list[str]:
+    """Take what names the main configuration and the folder of groups from a record."""
+    words = iter(flag for flag in flags if flag not in ("-m", "--multirun"))
+    taken = []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in CONFIG_FLAGS:
+            raise ConfigError(f"{sweep.run_json}: the flag {word} is not taken from the record of a sweep")
+        taken += [word] if equals else [word, next(words, "")]
+    return taken
 
 
 def _open_folder(plan: SweepPlan, *, going_on: bool) -> SweepFolder:

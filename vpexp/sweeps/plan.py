@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from vpexp.command_line import CommandLine
 from vpexp.config.compose import compose_from
 from vpexp.config.explain import explain
+from vpexp.config.trust import refuse_foreign_composition, refuse_searchpath
 from vpexp.errors import ConfigError
 from vpexp.tracking.store import normalize_uri, write_sqlite_uri
 
@@ -83,6 +84,8 @@ def plan_sweep(command_line: CommandLine, folder: Path | None = None) -> SweepPl
     Raises:
         ConfigError: what is wrong: a key, a value, or nothing that varies.
     """
+    if command_line.is_foreign:
+        refuse_searchpath(command_line.main_config)
     typed = _read_axes(command_line.overrides)
     cfg = _compose(command_line, [axis.overrides[0] for axis in typed])
     keys = {axis.key for axis in typed}
@@ -164,7 +167,11 @@ def _check_values(command_line: CommandLine, axes: Sequence[_Axis]) -> None:
 
 def _compose(command_line: CommandLine, overrides: Sequence[str]) -> DictConfig:
     folder, name = command_line.folders[0], command_line.config_name
-    return compose_from(folder, name, overrides, command_line.config_dir, with_hydra=True)
+    cfg = compose_from(folder, name, overrides, command_line.config_dir, with_hydra=True)
+    if command_line.is_foreign:
+        typed = command_line.typed or command_line
+        refuse_foreign_composition(cfg, command_line.source, typed.overrides, typed.config_dir)
+    return cfg
 
 
 def _count_workers(launcher: DictConfig, jobs: int) -> int | None:
