@@ -18,7 +18,7 @@ from vpexp.config.quoting import format_resume
 from vpexp.console import say
 from vpexp.description import Parent, describe_run
 from vpexp.environment import quiet_libraries
-from vpexp.errors import OutputError, VpexpError
+from vpexp.errors import OutputError, VpexpError, make_printable
 from vpexp.full_disk import RunLog, find_full_disk, quiet_full_disk
 from vpexp.provenance import get_git_commit, get_versions
 from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest, write_json
@@ -225,11 +225,19 @@ def _limit_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Keeps what would act on the terminal of whoever reads the log out of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record; its lines stay lines."""
+        return "\n".join(map(make_printable, super().format(record).split("\n")))
+
+
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Write the log of all libraries into the run's folder while it lasts."""
     handler = RunLog(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)

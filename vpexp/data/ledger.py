@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vpexp.errors import DataError
+from vpexp.errors import DataError, make_printable
 
 BOX_ONLY = "box only, no mask"
 NO_SHAPE = "neither mask nor box"
@@ -115,11 +115,6 @@ def describe_remarks(ledgers: Iterable[SkipLedger]) -> list[str]:
             one.images += own.images
             one.total += own.total
     return [text.format(images=one.images, total=one.total, example=one.example) for text, one in joined.items()]
-
-
-def make_printable(text: str) -> str:
-    """Write what no encoding has (parts of file names that are not UTF-8, lone surrogates) as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def order_by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:

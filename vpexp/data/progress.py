@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpexp.console import build_progress
-from vpexp.data.ledger import make_printable
 
 Item = TypeVar("Item")
 
@@ -33,7 +32,7 @@ def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
     if done == len(items):
         return
     with build_progress() as progress:
-        task = progress.add_task(make_printable(description), total=len(items), completed=done)
+        task = progress.add_task(description, total=len(items), completed=done)
         for item in remaining:
             yield item
             progress.advance(task)
@@ -55,5 +54,5 @@ def show_wait(description: str, path: Path) -> Iterator[None]:
         yield
         return
     with build_progress() as progress:
-        progress.add_task(make_printable(f"{description} ({size >> 20} MiB)"), total=None)
+        progress.add_task(f"{description} ({size >> 20} MiB)", total=None)
         yield

@@ -11,6 +11,7 @@ from functools import partial
 
 from rich.table import Table
 
+from vpexp.console import PlainTable
 from vpexp.deploy.calibration import CalibrationImage
 from vpexp.inference.exported import ExportedModel
 from vpexp.inference.predictor import Predictor
@@ -76,7 +77,7 @@ def build_gain_table(before: Cost, after: Cost, names: tuple[str, str], prompts:
         names: what stands above the two columns.
         prompts: how many were decoded in a call.
     """
-    table = Table(title="what quantization gained", title_justify="left", title_style="bold")
+    table = PlainTable(title="what quantization gained")
     table.add_column("")
     for name in (*names, "ratio"):
         table.add_column(name, justify="right")

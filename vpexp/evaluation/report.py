@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from rich.markup import escape
 from rich.table import Table
 
+from vpexp.console import PlainTable
 from vpexp.evaluation.average_precision import SUMMARY_NAMES
 
 ROWS = ("f1-score", "dice", "iou", "mean_iou", *SUMMARY_NAMES, "iter_time", "encoder_time", "decoder_time", "data_time")
@@ -22,7 +22,7 @@ def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) 
         title: what stands above.
         columns: metrics by the column's name, without ``val/`` or ``test/``.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
+    table = PlainTable(title=title, min_width=len(title))
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
@@ -45,7 +45,7 @@ def build_click_table(title: str, columns: Mapping[str, Mapping[str, float]]) ->
         title: what stands above.
         columns: metrics by the column's name.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = PlainTable(title=title)
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
@@ -77,14 +77,12 @@ def build_class_table(per_class: Mapping[str, Mapping[str, float]], title: str) 
         per_class: ``map_per_class`` and ``mar_100_per_class`` by class name.
         title: what stands above.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = PlainTable(title=title)
     table.add_column("class")
     for name in per_class:
         table.add_column(name, justify="right")
     for label in dict.fromkeys(label for values in per_class.values() for label in values):
-        table.add_row(
-            escape(label), *[format_metric(name, values.get(label, math.nan)) for name, values in per_class.items()]
-        )
+        table.add_row(label, *[format_metric(name, values.get(label, math.nan)) for name, values in per_class.items()])
     return table
 
 

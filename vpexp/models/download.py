@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from vpexp.console import console
+from vpexp.console import DescriptionColumn, console, say
 from vpexp.environment import find_cache_dir
 from vpexp.errors import WeightsError
 
@@ -61,7 +61,7 @@ def _hold_lock(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        console.print(f"another process is downloading {path.name}: waiting for it")
+        say(f"another process is downloading {path.name}: waiting for it")
         lock.acquire()
     try:
         yield
@@ -114,7 +114,7 @@ def _write_body(
     """Append the body to ``part`` (or replace what it holds) behind a progress bar; return the bytes received."""
     received = 0
     columns = (
-        TextColumn("{task.description}"),
+        DescriptionColumn(),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+
+from vpexp.console import PlainTable
 
 COLUMNS = {
     "before": "the model as the training found it",
@@ -107,7 +108,7 @@ def list_cells(comparison: Comparison) -> list[tuple[Row, list[str]]]:
 
 def build_table(comparison: Comparison) -> Table:
     """Build the table for the terminal."""
-    table = Table(title=escape(comparison.title), title_justify="left", title_style="bold")
+    table = PlainTable(title=comparison.title)
     table.add_column("")
     for name in comparison.columns:
         table.add_column(name, justify="right", min_width=8)

@@ -1,8 +1,6 @@
 """``stage=models``: the models that vpexp knows, with what they cost."""
 
-from rich.table import Table
-
-from vpexp.console import console
+from vpexp.console import PlainTable, console
 from vpexp.models.complexity import compute_complexity
 from vpexp.models.registry import get_model_info, list_models
 from vpexp.stages.context import StageResult
@@ -10,7 +8,7 @@ from vpexp.stages.context import StageResult
 
 def run() -> StageResult:
     """Print the table of models; no run is opened for it."""
-    table = Table(title="models", title_justify="left", title_style="bold")
+    table = PlainTable(title="models")
     for name in ("name", "recipe", "input", "parameters", "GFLOPs", "size"):
         table.add_column(name, justify="left" if name in ("name", "recipe") else "right")
     metrics: dict[str, float] = {}

@@ -66,7 +66,8 @@ def run(context: RunContext) -> StageResult:
     if context.cfg.stage.onnx:
         _check_onnx()
     for place, step in enumerate(steps, 1):
-        say(f"\nstep {place} of {len(steps)}: {step.name}", style="bold")
+        say("")
+        say(f"step {place} of {len(steps)}: {step.name}", style="bold")
         try:
             _run_step(context, step)
         except VpexpError as error:

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.markup import escape
-from rich.table import Table
 
 from vpexp import visuals
-from vpexp.console import build_progress, console, say
+from vpexp.console import PlainTable, build_progress, console, say
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image, read_image_header
 from vpexp.data.ledger import SkipLedger, describe_remarks, order_by_count
@@ -247,7 +245,7 @@ def _record(job: _Job) -> None:
 def _tell(job: _Job) -> None:
     cfg, tally, ledger = job.context.cfg, job.tally, job.ledger
     title = f"{cfg.model.name} on {name_data(cfg)}"
-    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
+    table = PlainTable(title=title, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     metrics = tally.metrics

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from vpexp.data.ledger import make_printable, order_by_count
+from vpexp.console import PlainTable
+from vpexp.data.ledger import order_by_count
 from vpexp.data.shortage import advise
+from vpexp.errors import make_printable
 from vpexp.survey.counts import (
     count_images_by_class,
     count_images_without_objects,
@@ -119,13 +119,13 @@ def build_skipped(survey: Survey) -> DataTable | None:
 
 def render(table: DataTable) -> Group:
     """Render a table for the terminal, its title above and its note below in full width."""
-    shown = Table()
+    shown = PlainTable()
     for place, column in enumerate(table.columns):
-        shown.add_column(escape(make_printable(column)), justify="right" if place else "left", overflow="fold")
+        shown.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(escape(make_printable(cell)) for cell in row))
-    title = Text(make_printable(f"\n{table.title}"), style="bold")
-    return Group(title, shown, *([Text(table.note, style="dim")] if table.note else []))
+        shown.add_row(*row)
+    title = Text(f"\n{make_printable(table.title)}", style="bold")
+    return Group(title, shown, *([Text(make_printable(table.note), style="dim")] if table.note else []))
 
 
 def format_share(share: float) -> str:

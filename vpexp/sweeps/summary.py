@@ -1,7 +1,6 @@
 """What came of the jobs of a sweep: a table for people, a CSV for everything else, and the best of them."""
 
 import csv
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from vpexp.console import PlainTable
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.job import choose_metric
 from vpexp.sweeps.naming import format_value, shorten
@@ -108,7 +108,7 @@ def _summarize(folder: RunFolder, run: dict[str, Any], metrics: dict[str, float 
 def _read_metrics(folder: RunFolder) -> dict[str, float | None]:
     if not folder.metrics_json.is_file():
         return {}
-    metrics: dict[str, float | None] = json.loads(folder.metrics_json.read_text(encoding="utf-8"))["metrics"]
+    metrics: dict[str, float | None] = folder.read_metrics_json()["metrics"]
     return metrics
 
 
@@ -123,7 +123,7 @@ def build_sweep_table(summary: SweepSummary) -> Table:
     prefix = summary.metric.rpartition("/")[0]
     columns = list(dict.fromkeys([summary.metric, *(f"{prefix}/{name}" for name in SHOWN)]))
     columns = [name for name in columns if any(job.metrics.get(name) is not None for job in summary.jobs)]
-    table = Table(title=f"sweep: {prefix}", title_justify="left", title_style="bold")
+    table = PlainTable(title=f"sweep: {prefix}")
     table.add_column("job", justify="right")
     for label in shorten(summary.record.varying):
         table.add_column(label, justify="right")
