@@ -32,6 +32,13 @@ FLOCK, FLOCK_FIELDS = ("hhlli", ("l_type", "l_whence", "l_start", "l_len", "l_pi
 if sys.platform == "darwin":
     FLOCK, FLOCK_FIELDS = ("qqihh", ("l_start", "l_len", "l_pid", "l_type", "l_whence"))
 RESERVED_BYTES = 64 * 1024
+# What run.json may hold, as far as anything relies on it: the folder may come from elsewhere.
+RECORD_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("stage", "status", "error", "host", "started", "ended", "mlflow_run_id"), (str,)),
+    **dict.fromkeys(("best_checkpoint", "config_hash", "job_name"), (str,)),
+    **dict.fromkeys(("process", "job", "epochs", "encoder_passes"), (int,)),
+    **dict.fromkeys(("before", "steps", "splits", "cache", "values", "sweep", "versions"), (dict,)),
+}
 _held_here: dict[Path, tuple[TextIO, int]] = {}  # the open lock file, and how many hold it
 _hold_lock = threading.Lock()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
@@ -109,14 +116,39 @@ class RunFolder:
         return self.path / ".reserved"
 
     def read_run_json(self) -> dict[str, Any]:
-        """Read ``run.json``; an empty dict where it is absent."""
+        """Read ``run.json``; an empty dict where it is absent.
+
+        Raises:
+            CheckpointError: it is no JSON object, or one of its fields is of another type than vpexp writes.
+        """
         if not self.run_json.is_file():
             return {}
-        try:
-            record: dict[str, Any] = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{self.run_json} is not readable JSON: {error}") from error
+        record = read_json(self.run_json)
+        for name, kinds in RECORD_TYPES.items():
+            value = record.get(name)
+            if value is not None and not isinstance(value, kinds):
+                raise CheckpointError(
+                    f"{self.run_json}: {name} is a {type(value).__name__}: no record of vpexp, or changed"
+                )
+        for parts in (record.get("before") or {}, record.get("steps") or {}):
+            if not all(isinstance(part, dict) for part in parts.values()):
+                raise CheckpointError(f"{self.run_json}: before and steps hold objects: no record of vpexp, or changed")
         return record
+
+    def read_metrics_json(self) -> dict[str, Any]:
+        """Read ``metrics.json``: its ``metrics`` are numbers or null by name, its ``details`` an object.
+
+        Raises:
+            CheckpointError: it is damaged, or nothing that vpexp wrote.
+        """
+        content = read_json(self.metrics_json)
+        metrics, details = content.get("metrics"), content.get("details", {})
+        if not isinstance(metrics, dict) or not isinstance(details, dict):
+            raise CheckpointError(f"{self.metrics_json}: holds no metrics: not written by vpexp, or changed")
+        for name, value in metrics.items():
+            if not isinstance(value, int | float | None):
+                raise CheckpointError(f"{self.metrics_json}: {name} is no number")
+        return content
 
     def update_run_json(self, **fields: Any) -> None:
         """Add or replace fields of ``run.json``, atomically."""
@@ -208,6 +240,23 @@ def _lock_file(file: TextIO, path: Path) -> None:
             file.close()
             raise CheckpointError(f"{path.parent} is in use by another process: wait for its end") from None
         log.warning("%s cannot be locked: %s", path.parent, error.strerror)  # a file system without locks
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5000 digits
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object but a {type(content).__name__}")
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

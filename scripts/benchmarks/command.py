@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from scripts.benchmarks.duel import BenchmarkError, Comparison
-from scripts.benchmarks.results import build_table, describe, merge
+from scripts.benchmarks.results import build_table, describe, merge, read_results
 from scripts.benchmarks.works import WORKS, Workshop
 from vpexp.console import console, say
 from vpexp.environment import quiet_libraries
@@ -36,6 +36,11 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="python of an environment with otx[base]==2.4.6, to measure it too")
     parser.add_argument("--json", type=Path, help="file to write the results into; others that it holds stay")
     arguments = parser.parse_args()
+    if arguments.json:
+        try:
+            read_results(arguments.json)  # before hours of measuring
+        except BenchmarkError as error:
+            parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that processes and folders are put away
     quiet_libraries()
     measured: dict[str, Comparison] = {}

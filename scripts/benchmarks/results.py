@@ -1,13 +1,15 @@
 """What was measured: a table for people, JSON for tools."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from scripts.benchmarks.duel import Comparison
+from scripts.benchmarks.duel import BenchmarkError, Comparison
 
 ABOUT = {
     "train_step": "2 images x 12 objects after the fill: read, encode (plain), decode, loss, backward, Adam",
@@ -28,9 +30,26 @@ ABOUT = {
 }
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what a file holds of earlier measurements; nothing where there is none.
+
+    Raises:
+        BenchmarkError: it holds something else, or could not be written.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BenchmarkError(f"--json {path} holds no results: {error}; delete it, or name another file") from error
+    if not isinstance(content, dict):
+        raise BenchmarkError(f"--json {path} holds no results; delete it, or name another file")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise BenchmarkError(f"--json {path} cannot be written")
+    return content
+
+
 def merge(path: Path, measured: Mapping[str, Comparison]) -> None:
     """Write comparisons by ``work/model`` into a JSON file; what it holds of others stays."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = read_results(path)
     content |= {name: asdict(comparison) for name, comparison in measured.items()}
     path.write_text(json.dumps(content, indent=2) + "\n")
 

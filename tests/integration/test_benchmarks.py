@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from scripts.benchmarks import first_epoch, ir_decoder, test_image
+from scripts.benchmarks import command, first_epoch, ir_decoder, test_image
 from scripts.benchmarks.duel import BenchmarkError, assert_same, compare, open_side
 from scripts.benchmarks.results import build_table, describe, merge
 from scripts.benchmarks.works import WORKS, Workshop
@@ -89,3 +89,18 @@ def test_assert_same__refuses_another_computation():
 def test_compare__a_side_that_cannot_do_the_work_has_no_ratio():
     assert compare(2.0, 5.0, unit="GB").ratio == 2.5
     assert compare(2.0, None, unit="GB").ratio is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, None])
+def test_main__a_file_that_cannot_hold_the_results_is_refused_before_measuring(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / "nowhere" / "a.json" if content is None else tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--json", str(path)])
+    monkeypatch.setattr(command, "Workshop", lambda *_, **__: pytest.fail("it measures"))
+
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+
+    assert caught.value.code == 2
+    assert f"--json {path}" in capsys.readouterr().err

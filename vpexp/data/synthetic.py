@@ -109,7 +109,7 @@ def _is_complete(folder: Path, manifest: dict[str, Any]) -> bool:
         return False
     try:
         found = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     if found != manifest:
         raise DataError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -21,7 +22,7 @@ from vpexp.data.image_files import ImageFileError
 from vpexp.data.sources import SourceImage
 from vpexp.demo.guard import Guard
 from vpexp.demo.labels import Entry, read_mask
-from vpexp.demo.pictures import build_picture, read_size
+from vpexp.demo.pictures import PictureChangedError, build_picture, read_size
 from vpexp.demo.replies import Reply, RequestError, build_error
 from vpexp.demo.session import Answer, LabelSession
 from vpexp.demo.steps import StepError, Steps, describe_steps, parse_steps
@@ -34,7 +35,13 @@ MOST_BYTES = 64 * 1024  # of a request; the steps of one object take some hundre
 LONGEST_NAME = 100  # of a label, or of the page's own name of a mask
 MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
-STATUS: dict[type[Exception], int] = {StepError: 400, UnknownMaskError: 404, ImageFileError: 422, OutputError: 507}
+STATUS: dict[type[Exception], int] = {
+    StepError: 400,
+    UnknownMaskError: 404,
+    PictureChangedError: 409,
+    ImageFileError: 422,
+    OutputError: 507,
+}
 """What a request meets that its sender, or the user, can mend."""
 
 Answerer = Callable[[Request, Any], Any]
@@ -72,9 +79,10 @@ class LabellingApp:
         """Describe an image and its kept masks."""
         del content
         image = self._find_image(request)
+        stamp = self.session.open(int(request.path_params["index"]))
         height, width = read_size(image.path)
         masks = [self._describe_mask(mask.entry, height, width) for mask in self.store.labels.list_masks(image.name)]
-        return {"name": image.name, "height": height, "width": width, "masks": masks}
+        return {"name": image.name, "stamp": stamp, "height": height, "width": width, "masks": masks}
 
     def send_picture(self, request: Request, content: Any) -> Any:
         """Send the image itself."""
@@ -102,6 +110,7 @@ class LabellingApp:
         if not answer.area:
             raise RequestError(409, "the mask is empty: click inside the object, or draw a box around it")
         image = self._find_image(request)
+        self._check_picture(request, content)  # once more, after it was read
         mask = self.store.keep(image, label, answer.rle, score=answer.iou, prompt=describe_steps(steps), uid=uid)
         self._add_label(label)
         return {"mask": self._describe_mask(mask.entry, *answer.rle["size"])}
@@ -164,9 +173,21 @@ class LabellingApp:
 
     def _segment(self, request: Request, content: Any) -> tuple[Steps, Answer]:
         self._find_image(request)
+        self._check_picture(request, content)
         index = request.path_params["index"]
         steps = parse_steps(content.get("steps"), *self.session.encode(index).original_hw)
         return steps, self.session.segment(index, steps)
+
+    def _check_picture(self, request: Request, content: Any) -> None:
+        """Check that the picture is what the page shows: it sends the stamp that it was given with the picture."""
+        stamp = content.get("stamp")
+        self.session.check(int(request.path_params["index"]), stamp if isinstance(stamp, str) else None)
+
+
+class _NumberConvertor(IntegerConvertor):
+    """Numbers of images and masks; longer ones name nothing."""
+
+    regex = "[0-9]{1,12}"
 
 
 def build_app(labelling: LabellingApp, host: str) -> Starlette:
@@ -176,6 +197,7 @@ def build_app(labelling: LabellingApp, host: str) -> Starlette:
         labelling: what answers.
         host: where it is served, as configured.
     """
+    register_url_convertor("number", _NumberConvertor())
     get, post = ["GET"], ["POST"]
     routes = [
         Route("/", _serve_page("index.html"), methods=get),
@@ -183,14 +205,14 @@ def build_app(labelling: LabellingApp, host: str) -> Starlette:
         Route("/api/images", _answer(labelling.list_images), methods=get),
         Route("/api/state", _answer(labelling.read_state), methods=get),
         Route("/api/labels", _answer(labelling.add_label), methods=post),
-        Route("/api/images/{index:int}", _answer(labelling.read_image), methods=get),
-        Route("/api/images/{index:int}/picture", _answer(labelling.send_picture), methods=get),
-        Route("/api/images/{index:int}/encode", _answer(labelling.encode), methods=post),
-        Route("/api/images/{index:int}/segment", _answer(labelling.segment), methods=post),
-        Route("/api/images/{index:int}/masks", _answer(labelling.keep), methods=post),
-        Route("/api/masks/{number:int}", _answer(labelling.delete), methods=["DELETE"]),
-        Route("/api/masks/{number:int}/restore", _answer(labelling.restore), methods=post),
-        Route("/api/masks/{number:int}/label", _answer(labelling.relabel), methods=post),
+        Route("/api/images/{index:number}", _answer(labelling.read_image), methods=get),
+        Route("/api/images/{index:number}/picture", _answer(labelling.send_picture), methods=get),
+        Route("/api/images/{index:number}/encode", _answer(labelling.encode), methods=post),
+        Route("/api/images/{index:number}/segment", _answer(labelling.segment), methods=post),
+        Route("/api/images/{index:number}/masks", _answer(labelling.keep), methods=post),
+        Route("/api/masks/{number:number}", _answer(labelling.delete), methods=["DELETE"]),
+        Route("/api/masks/{number:number}/restore", _answer(labelling.restore), methods=post),
+        Route("/api/masks/{number:number}/label", _answer(labelling.relabel), methods=post),
     ]
     return Starlette(
         routes=routes,

@@ -57,7 +57,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_trusted(host):
             return f"this server does not answer to the name {host!r}"
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _find_host(origin) != host.lower():
             return f"pages of {origin!r} may not use this server"
         return None
 
@@ -71,3 +71,11 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _find_host(origin: str) -> str | None:
+    """Find the host and port of an origin; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

@@ -5,12 +5,30 @@ from pathlib import Path
 
 from PIL import Image
 
+from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import open_image, read_image, read_image_header
 
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every browser shows."""
 SHOWN_ALIKE = ("RGB", "L")  # of other modes the model drops alpha, stretches values, or converts colours in its own way
 QUALITY = 95
+
+
+class PictureChangedError(Exception):
+    """Another picture lies where the one was that is labelled."""
+
+
+def read_stamp(path: Path) -> str:
+    """Read what changes with the content of a file.
+
+    Raises:
+        ImageFileError: it is not there.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageFileError(path, error.strerror or "cannot be read") from error
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def read_size(path: Path) -> tuple[int, int]:

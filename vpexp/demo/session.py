@@ -17,6 +17,7 @@ from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.sources import SourceImage
 from vpexp.data.types import Rle
+from vpexp.demo.pictures import PictureChangedError, read_stamp
 from vpexp.demo.steps import Step, Steps, build_arguments, count_agreements
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 
@@ -65,8 +66,25 @@ class LabelSession:
         self._refine = refine
         self._embeddings = _Memory(kept)
         self._answers = _Memory(REMEMBERED)
+        self._opened: dict[int, str] = {}  # what the file of an image was when a page opened it
         self._encoding = threading.Lock()
         self._decoding = threading.Lock()
+
+    def open(self, index: int) -> str:
+        """Note what the file of an image is now, as a page shows it, and return that."""
+        self._opened[index] = read_stamp(self.images[index].path)
+        return self._opened[index]
+
+    def check(self, index: int, stamp: str | None) -> None:
+        """Check that the file of an image is what the page shows that asks: ``stamp``, or what was opened last.
+
+        Raises:
+            PictureChangedError: it was exchanged; clicks on one picture are no mask of another.
+            ImageFileError: it is not there any more.
+        """
+        now = read_stamp(self.images[index].path)
+        if now != (stamp or self._opened.setdefault(index, now)):
+            raise PictureChangedError(f"{self.images[index].name} was exchanged since it was opened: open it again")
 
     def encode(self, index: int) -> ImageEmbedding:
         """Encode an image, unless its embedding is still there.
@@ -74,11 +92,13 @@ class LabelSession:
         Raises:
             ImageFileError: the image cannot be read.
         """
-        embedding: ImageEmbedding | None = self._embeddings.get(index)
+        key = (index, read_stamp(self.images[index].path))
+        self._opened.setdefault(*key)
+        embedding: ImageEmbedding | None = self._embeddings.get(key)
         if embedding is not None:
             return embedding
         with self._encoding:  # whoever asked for the same image meanwhile finds it done
-            encoded: ImageEmbedding = self._embeddings.get(index, self._encode_file, index)
+            encoded: ImageEmbedding = self._embeddings.get(key, self._encode_file, index)
         return encoded
 
     def _encode_file(self, index: int) -> ImageEmbedding:
@@ -90,12 +110,12 @@ class LabelSession:
         Raises:
             ImageFileError: the image cannot be read.
         """
-        embedding = self.encode(index)
+        embedding, stamp = self.encode(index), read_stamp(self.images[index].path)
         first = len(steps) if self._refine == NEVER else 1
         answer: Answer | None = None
         for count in range(first, len(steps) + 1):
             taken = steps[:count]
-            key = (index, taken)
+            key = (index, stamp, taken)
             answer = self._answers.get(key, self._decode, embedding, taken, answer)
         assert answer is not None
         return answer

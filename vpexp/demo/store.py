@@ -9,6 +9,7 @@ A change returns when it is on disk. A process that is killed leaves the file as
 
 import filecmp
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -21,11 +22,13 @@ from typing import Any
 from vpexp.data.sources import SourceImage
 from vpexp.data.types import SCORE_DIGITS, Rle
 from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels
+from vpexp.demo.pictures import PictureChangedError
 from vpexp.errors import CheckpointError, ConfigError, OutputError
 from vpexp.runfolder import RunFolder
 
 ANNOTATIONS = Path("annotations", "instances_train.json")
 IMAGES = Path("images", "train")
+DRAFT = re.compile(r"\..+\.[A-Za-z]+\.\d+")  # of a file that is written beside its place, by a process of that number
 
 
 class UnknownMaskError(LookupError):
@@ -147,7 +150,7 @@ class LabelStore:
         """Write a changed set, the image before the file that names it."""
         try:
             if image is not None:
-                _place(image.path, self.folder / IMAGES / image.name)
+                _place(image.path, self.folder / IMAGES / image.name, is_labelled=image.name in self.labels.images)
             self.annotations.parent.mkdir(parents=True, exist_ok=True)
             _replace_file(self.annotations, "".join(labels.write()))
         except OSError as error:
@@ -168,6 +171,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(RunFolder(folder).hold())
+            _remove_drafts(folder)
         except CheckpointError as error:
             raise ConfigError(
                 f"demo.folder={folder}: another server labels into it; end that one, or give another folder"
@@ -177,10 +181,20 @@ def hold_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _place(source: Path, place: Path) -> None:
-    """Put an image into the data set: a hard link where the file system can, which takes no space and cannot dangle."""
+def _place(source: Path, place: Path, *, is_labelled: bool) -> None:
+    """Put an image into the data set: a hard link where the file system can, which takes no space and cannot dangle.
+
+    Raises:
+        PictureChangedError: another picture of this name was labelled.
+    """
     if place.exists():
-        return
+        if _is_same(source, place):
+            return
+        if is_labelled:
+            raise PictureChangedError(
+                f"{place} is another picture than {source} and has masks: label this one elsewhere"
+            )
+        place.unlink()
     place.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()
     try:
@@ -191,6 +205,14 @@ def _place(source: Path, place: Path) -> None:
         draft = place.with_name(f".{place.name}.{os.getpid()}")
         shutil.copy2(source, draft)
         draft.replace(place)
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Remove what a process that was killed has left half written; to be called while the folder is held."""
+    for place in (ANNOTATIONS.parent, IMAGES):
+        for path in (folder / place).rglob(".*"):
+            if DRAFT.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def _is_same(first: Path, second: Path) -> bool:

@@ -17,6 +17,7 @@ EXPORTED_NAME = "exported_model"
 OPTIMIZED_NAME = "optimized_model"
 ENCODER, DECODER = "image_encoder", "decoder"
 FORMATS = {".xml": "openvino", ".onnx": "onnx"}
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 4096  # of any model, pixels
 MODEL_TYPES = {ENCODER: "sam_image_encoder", DECODER: "sam_decoder"}
 
 
@@ -194,14 +195,16 @@ def _read_onnx_info(file: Path) -> dict[str, str]:
 
 def _parse(info: Mapping[str, str], folder: Path) -> ModelMetadata:
     try:
-        return ModelMetadata(
-            image_size=int(info["image_size"]),
-            labels=tuple(json.loads(info["label_names"])),
-            model_name=info["model_name"],
-            precision=info["precision"],
-            source_hash=info["source_hash"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        labels, size = json.loads(info["label_names"]), int(info["image_size"])
+        metadata = ModelMetadata(size, tuple(labels), info["model_name"], info["precision"], info["source_hash"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the exported model in {folder} was not written by vpexp, or changed since: {error} in its model_info"
         ) from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(
+            f"the exported model in {folder} changed since vpexp wrote it: label_names holds no names"
+        )
+    if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise CheckpointError(f"the exported model in {folder} changed since vpexp wrote it: image_size is {size}")
+    return metadata

@@ -102,6 +102,35 @@ def load_weights(sam: Sam, path: str | os.PathLike[str]) -> None:
         hint = f" (it looks like {found})" if found else ""
         raise WeightsError(f"{path} does not fit the model{hint}: {'; '.join(complaints)}")
     sam.load_state_dict(state)
+    check_finite(sam.state_dict(), path)
+
+
+def find_unusable(state: Mapping[str, Tensor]) -> str | None:
+    """Name the first entry that is no plain tensor of real numbers in memory, and what it is; None if all are."""
+    for name, tensor in state.items():
+        kinds = {
+            "meta": tensor.is_meta,
+            "sparse": tensor.layout != torch.strided,
+            "quantized": tensor.is_quantized,
+            "complex": tensor.is_complex(),
+        }
+        for kind, holds in kinds.items():
+            if holds:
+                return f"{name} is a {kind} tensor"
+    return None
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that weights are numbers.
+
+    Raises:
+        WeightsError: an entry holds NaN or infinity.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(
+                f"{path}: {name} holds values that are no numbers: damaged, or of a training that diverged"
+            )
 
 
 def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
@@ -173,6 +202,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         entries = _shorten(content) if isinstance(content, dict) else type(content).__name__
         raise WeightsError(f"{path} holds no flat state dict of weights but {entries}: a checkpoint of a training run?")
+    if not all(isinstance(name, str) for name in content):
+        raise WeightsError(f"{path} holds weights without names")
+    if unusable := find_unusable(content):
+        raise WeightsError(f"{path}: {unusable}: save plain tensors")
     return content
 
 
@@ -184,7 +217,14 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
+    mistyped = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key, tensor in expected.items()
+        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
+    ]
     complaints = []
+    if mistyped:
+        complaints.append(f"of another type: {len(mistyped)} ({_shorten(mistyped)})")
     if missing:
         complaints.append(f"missing: {len(missing)} ({_shorten(sorted(missing))})")
     if unexpected:

@@ -1,6 +1,5 @@
 """The report of a pipeline: gathered from the run folders of its steps, written as Markdown, JSON and a page."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,5 +136,4 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
 
 
 def _read_metrics(folder: RunFolder) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(folder.metrics_json.read_text(encoding="utf-8"))
-    return content
+    return folder.read_metrics_json()

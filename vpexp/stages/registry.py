@@ -1,6 +1,5 @@
 """What a stage tells MLflow of the model that it made: a model for later runs to take up, and a version of a name."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def read_trained_scores(checkpoint: str | None) -> dict[str, float]:
 def _read_scores(folder: RunFolder) -> dict[str, float]:
     if not folder.metrics_json.is_file():
         return {}
-    metrics = json.loads(folder.metrics_json.read_text(encoding="utf-8"))["metrics"]
+    metrics = folder.read_metrics_json()["metrics"]
     return {f"{TORCH}/{name}": metrics[name] for name in TRAINED_SCORES if metrics.get(name) is not None}
 
 

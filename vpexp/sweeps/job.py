@@ -1,7 +1,6 @@
 """One job of a sweep, in the sweep's own process or in one that works for it, here or on another machine."""
 
 import gc
-import json
 import logging
 import math
 import os
@@ -149,7 +148,7 @@ def _choose_folder(sweep: SweepFolder, number: int, config_hash: str) -> RunFold
 
 
 def _read_objective(folder: RunFolder, record: SweepRecord) -> float:
-    metrics: dict[str, float | None] = json.loads(folder.metrics_json.read_text(encoding="utf-8"))["metrics"]
+    metrics: dict[str, float | None] = folder.read_metrics_json()["metrics"]
     name = choose_metric(metrics, record.metric)
     value = metrics.get(name)
     if value is None and record.searches:

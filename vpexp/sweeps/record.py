@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -70,7 +70,7 @@ class SweepFolder(RunFolder):
         """Read what was asked.
 
         Raises:
-            CheckpointError: this is no sweep.
+            CheckpointError: this is no sweep, or its record is damaged.
         """
         stored: dict[str, Any] | None = self.read_run_json().get("sweep")
         if stored is None:
@@ -79,7 +79,17 @@ class SweepFolder(RunFolder):
         listed: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
         }
-        return SweepRecord(**{name: value for name, value in listed.items() if name in known})
+        try:
+            record = SweepRecord(**{name: value for name, value in listed.items() if name in known})
+        except TypeError as error:
+            raise CheckpointError(f"{self.run_json}: no record of a sweep: {error}") from error
+        kinds = get_type_hints(SweepRecord)
+        for name in known:
+            value = getattr(record, name)
+            kind = tuple if get_origin(kinds[name]) is tuple else kinds[name]
+            if not isinstance(value, kind) or (kind is tuple and not all(isinstance(word, str) for word in value)):
+                raise CheckpointError(f"{self.run_json}: {name} is no {kinds[name]}: no record of a sweep, or changed")
+        return record
 
     def write(self, record: SweepRecord) -> None:
         """Write down what is asked."""

@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ log = logging.getLogger(__name__)
 
 ENTRIES = "tracking.jsonl"
 STATE = "tracking.json"
+ENTRY_TYPES = {"kind": (str,), "time": (int,), "content": (dict,), "number": (int,)}
+STATE_TYPES = {
+    "uri": (str,),
+    "delivered": (int,),
+    "set_aside": (list,),
+    **dict.fromkeys(("run_id", "experiment_id", "model_id"), (str, type(None))),
+}
 TOGETHER = "metrics"  # entries of this kind are delivered many at once: a slow store is asked less often
 
 
@@ -209,10 +217,12 @@ def read_state(folder: Path) -> State | None:
     if not path.is_file():
         return None
     try:
-        return State(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        state = State(**json.loads(path.read_text(encoding="utf-8")))
+        _check_types(state, STATE_TYPES)
+    except (ValueError, TypeError, RecursionError) as error:
         log.warning("tracking: %s is not readable: %s", path, error)
         return None
+    return state
 
 
 def _read_entries(path: Path) -> list[Entry]:
@@ -224,11 +234,20 @@ def _read_entries(path: Path) -> list[Entry]:
             continue
         try:
             entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):  # half a line: the process was killed, or the disk was full
+            _check_types(entry, ENTRY_TYPES)
+        except (ValueError, TypeError, RecursionError):  # half a line: the process was killed, or the disk was full
             log.info("tracking: a line of %s is not readable", path)
         else:
             entries[entry.number] = entry
     return [entries[number] for number in sorted(entries)]
+
+
+def _check_types(read: Entry | State, types: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise a TypeError where what was read is of other types than what is written."""
+    for name, kinds in types.items():
+        value = getattr(read, name)
+        if type(value) not in kinds or (isinstance(value, list) and not all(type(number) is int for number in value)):
+            raise TypeError(f"{name} is a {type(value).__name__}")
 
 
 def _ends_within_line(path: Path) -> bool:
@@ -247,5 +266,5 @@ def read_begin(folder: Path) -> int:
     with path.open(encoding="utf-8", errors="replace") as file:
         try:
             return int(json.loads(file.readline())["time"])
-        except (ValueError, KeyError, TypeError):  # half a line
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # half a line
             return 0

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vpexp.errors import CheckpointError
+
 
 def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None:
     """Add the row of an epoch; a row of the same or a later epoch (from before a resume) is replaced.
@@ -26,8 +28,20 @@ def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read the rows; none where the file does not exist."""
+    """Read the rows; none where the file does not exist.
+
+    Raises:
+        CheckpointError: it is no table in UTF-8 whose rows begin with the number of an epoch.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+        for row in rows:
+            int(row["epoch"])
+    except (KeyError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"{path} is no table of epochs as vpexp writes it: {error}") from error
+    if any("" in row for row in rows):
+        raise CheckpointError(f"{path} is no table of epochs as vpexp writes it: a row is longer than the head")
+    return rows

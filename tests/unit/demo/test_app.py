@@ -3,7 +3,9 @@
 import json
 import socket
 
+import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from vpexp.demo.app import LONGEST_NAME, MOST_BYTES, LabellingApp, build_app
@@ -228,3 +230,55 @@ def test_names_that_no_encoding_prints__are_sent(debug_sam, tmp_path):
     assert client.get("/api/images").json()["images"] == [name]
     assert keep(client, label="葡萄").json()["mask"]["label"] == "葡萄"
     assert list(LabelStore(tmp_path / "labels").labels.images) == [name]
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[::1", "http://[x]:8000", "null", "http://127.0.0.1:8000]", "//[", "\u00ff"]
+)
+def test_guard__an_origin_that_is_no_address_is_a_stranger(client, origin):
+    answer = client.post("/api/labels", json={"label": "leaf"}, headers={"Origin": origin.encode("latin-1")})
+
+    assert answer.status_code == 403
+    assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize("number", ["9" * 13, "9" * 5000, "00", "-1", "1.0", "%31%32", "x"])
+def test_numbers__that_name_no_image_or_mask_are_not_found(client, number):
+    for path in (f"/api/images/{number}/picture", f"/api/images/{number}", f"/api/masks/{number}"):
+        asked = client.get(path) if "masks" not in path else client.delete(path)
+        assert asked.status_code in ((200, 404) if number == "00" else (404,)), path
+
+
+def test_keep__a_photo_that_was_exchanged_gets_no_mask(client, labelling, images, tmp_path):
+    """Clicks on one picture are no mask of another, for a page that sends what it was given and for one that does not."""
+    stamp = client.get("/api/images/0").json()["stamp"]
+    assert keep(client, uid="before", stamp=stamp).status_code == 200
+    kept = labelling.store.annotations.read_bytes()
+    labelled = labelling.store.folder / "images" / "train" / "a.png"
+    old = labelled.read_bytes()
+    other = Image.fromarray(np.zeros((40, 60, 3), np.uint8))
+    other.save(tmp_path / "other.png")
+    (tmp_path / "other.png").replace(images[0].path)
+
+    for sent in ({"stamp": stamp}, {}, {"stamp": 3}, {"stamp": "x"}):
+        for refused in (
+            keep(client, uid="after", **sent),
+            client.post("/api/images/0/segment", json={"steps": BOX, **sent}),
+        ):
+            assert refused.status_code == 409
+            assert "a.png was exchanged since it was opened: open it again" in refused.json()["error"]
+    assert labelling.store.annotations.read_bytes() == kept
+
+    opened = client.get("/api/images/0").json()["stamp"]
+    assert client.post("/api/images/0/segment", json={"steps": BOX, "stamp": opened}).status_code == 200
+    refused = keep(client, uid="again", stamp=opened)
+    assert refused.status_code == 409  # the data set has masks of the other picture
+    assert "label this one elsewhere" in refused.json()["error"]
+    assert (labelling.store.annotations.read_bytes(), labelled.read_bytes()) == (kept, old)
+
+    client.delete("/api/masks/1")
+    assert keep(client, uid="again", stamp=opened).status_code == 200
+    assert labelled.read_bytes() == images[0].path.read_bytes()
+
+    images[0].path.unlink()
+    assert keep(client, uid="gone", stamp=opened).status_code == 422

@@ -283,3 +283,16 @@ def test_killed_writer__leaves_all_that_was_acknowledged(tmp_path, images):
         kept = found
         COCO(str(folder / "annotations" / "instances_train.json"))
     assert len(kept) > 10
+
+
+def test_hold_folder__what_a_killed_process_left_half_written_is_removed(store, images):
+    keep(store, images[1])
+    drafts = [store.annotations.with_name(".instances_train.json.4242")]
+    drafts += [store.folder / "images" / "train" / name for name in (".a.png.7", "b/.a.png.31337")]
+    kept = [store.folder / "images" / "train" / name for name in ("b/a.png", ".mine.png", "c.png.3")]
+    for path in [*drafts, *kept[1:]]:
+        path.write_bytes(b"half")
+
+    with hold_folder(store.folder):
+        assert [path for path in [*drafts, *kept] if path.exists()] == kept
+        assert len(LabelStore(store.folder).labels.masks) == 1

@@ -97,6 +97,7 @@ const open = guarded(async (index) => {
     const loaded = await picture;
     if (state.index !== index) return;
     byId("size").textContent = `${index + 1} of ${state.images.length} · ${about.width} × ${about.height}`;
+    state.stamp = next.index === index ? await next.stamp : about.stamp; // of the picture that is shown
     takeKept(about);
     view.show(loaded);
   } catch (error) {
@@ -131,7 +132,8 @@ async function encode(index) {
   }
   const ahead = index + 1;
   if (ahead < state.images.length && next.index !== ahead) {
-    next = { index: ahead, picture: loadPicture(ahead) };
+    const stamp = get(`/api/images/${ahead}`).then((about) => about.stamp).catch(() => null);
+    next = { index: ahead, picture: loadPicture(ahead), stamp };
     next.picture.catch(() => { next = { index: -1, picture: null }; });
     post(`/api/images/${ahead}/encode`).catch(() => {}); // said when that image is opened
   }
@@ -180,7 +182,7 @@ async function ask() {
     const { index, steps, since } = state;
     let answer;
     try {
-      answer = await post(`/api/images/${index}/segment`, { steps });
+      answer = await post(`/api/images/${index}/segment`, { steps, stamp: state.stamp });
     } catch (error) {
       if (state.steps !== steps) continue;
       Object.assign(state, { answer: null, path: null, waiting: false });
@@ -203,7 +205,7 @@ const keep = guarded(async () => {
   steps.uid ??= Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   state.keeping = true;
   try {
-    const { mask } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid });
+    const { mask } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid, stamp: state.stamp });
     if (state.index !== index) return;
     state.kept.push({ ...mask, path: tracePath(mask.mask) });
     state.undo = [async () => { await removeNow(mask.id); if (state.index === index) setSteps([...steps]); }];
