@@ -62,7 +62,7 @@ CONFIGS = {
     "hexadecimal": ("seed: 0x" + "f" * 5000, "bits"),
     "object": ("seed: !!python/object/apply:os.system ['true']", "config.yaml"),
     "twice": ("seed: 1\nseed: 2", "seed"),
-    "another shape": ("data: [1, 2]", "data"),
+    "another shape": ("data: [1, 2]", "must hold keys"),
     "a key that is a list": ("? [1, 2]\n: 3", "config.yaml"),
     "date": ("seed: !!timestamp 2020-01-01", "config.yaml"),
     "set": ("seed: !!set {a, b}", "config.yaml"),

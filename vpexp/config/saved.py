@@ -95,7 +95,11 @@ def _measure_yaml(events: Iterator[Any], source: Path | str) -> None:
             anchor, before = opened.pop()
             sizes[anchor] = count - before
         elif isinstance(event, yaml.NodeEvent):
-            count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+            if isinstance(event, yaml.AliasEvent):  # one to what it is inside of has no end
+                count += sizes.get(event.anchor, MAX_VALUES)
+            count += 1
+            if isinstance(event, yaml.ScalarEvent):
+                sizes[event.anchor] = 0
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, count))
         if len(opened) > MAX_DEPTH or count > MAX_VALUES:

@@ -25,7 +25,7 @@ RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)  # ${oc.env:NAME} reads what the us
 # Hydra's own settings are taken from a file where they start nothing: names, places and numbers.
 HYDRA_GROUPS = ("sweep", "hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 HYDRA_SETTINGS = re.compile(
-    r"hydra\.(runtime|overrides|run|sweep)\..*|hydra\.job\.(name|config_name|override_dirname|id|num)=.*"
+    r"hydra\.(runtime|overrides|run|sweep)\..*|hydra\.searchpath\.\d+=file://.*|hydra\.job\.(name|config_name|override_dirname|id|num)=.*"
     r"|hydra\.sweeper\.(params\.|storage=|study_name=|direction=).*"
     r"|hydra\.launcher\.ray\.init\.address=(auto|[\w.-]+:\d+)",  # of a cluster that this machine belongs to
     re.DOTALL,
