@@ -1,6 +1,5 @@
 """``stage=train``: measure the model, fine-tune it, measure it again."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from vpexp.inference.checkpoint import apply_checkpoint, read_checkpoint
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
-from vpexp.runfolder import write_json
+from vpexp.runfolder import read_json, write_json
 from vpexp.stages.assessment import (
     assess,
     choose_device,
@@ -111,7 +110,7 @@ def _read_start(context: RunContext) -> Start:
         for split, numbers in recorded.items()
     }
     sums = context.folder.images_before
-    return Start(metrics, json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else {})
+    return Start(metrics, read_json(sums) if sums.is_file() else {})
 
 
 def _keep_better(
