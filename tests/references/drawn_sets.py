@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 SPLITS = ("train", "val")
 NAMES = ("a.png", "a.bmp", "A2.PNG", "a.b.png", "s/a.png", "t/a.png", "ü.png", "e\u0301.tiff", "two words.png", "two.png", "1 1.png",
-         "#x.png", "%20.png", "train/a.png", "1.png", "01.png", "10.png", "a_mask.png", "val.png")  # fmt: skip
+         "#x.png", "%20.png", "train/a.png", "images/a.png", "1.png", "01.png", "10.png", "a_mask.png", "val.png")  # fmt: skip
 CLASSES = ("cell", "a, b", "0", "1", "00", "x/y", "\u0663", "q\"'", "Cell", "class 7")
 IDS = (
     0,

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
@@ -114,12 +114,21 @@ class ImageFinder:
         return []
 
     def _find_in_places(self, name: str) -> str | None:
-        """Find a file where the subset's images are expected."""
+        """Find a file where the subset's images are expected; below its own folder none that a longer name means."""
+        depth = name.count("/")
+        for place, found in self._list_in_places(name):
+            if not self._own or place in self._own or self._claimed.get(found, 0) <= depth:
+                return found
+        return None
+
+    def _list_in_places(self, name: str) -> Iterator[tuple[str, str]]:
+        """List the places where the subset's images are expected that have a file of this name, and the file."""
         if name.startswith("/"):
-            return None
-        places = self._places if "/" in name or not self._own else self._own_places
-        candidates = (os.path.normpath(f"{place}/{name}") for place in places)
-        return next((found for candidate in candidates if (found := self._folder.find(candidate))), None)
+            return
+        for place in self._places if "/" in name or not self._own else self._own_places:
+            found = self._folder.find(os.path.normpath(f"{place}/{name}"))
+            if found:
+                yield place, found
 
     def _find_directly(self, name: str) -> str | None:
         """Find a file of the folder by its whole path, hidden ones too."""
@@ -178,10 +187,13 @@ class ImageFinder:
         return not (is_of_another and find_split(self._subset) and is_elsewhere)
 
     @cached_property
-    def _claimed(self) -> frozenset[str]:
-        """Files where they are expected under one of the names: no other name means them."""
-        meanings = (name for given in self._file_names for name in list_meanings(given))
-        return frozenset(found for name in meanings if (found := self._find_in_places(name)))
+    def _claimed(self) -> dict[str, int]:
+        """Files where they are expected under one of the names, and how many folders the longest of these has."""
+        claimed: dict[str, int] = {}
+        for name in (name for given in self._file_names for name in list_meanings(given)):
+            for _, found in islice(self._list_in_places(name), 1):
+                claimed[found] = max(claimed.get(found, 0), name.count("/"))
+        return claimed
 
 
 def list_meanings(file_name: str) -> Iterator[str]:

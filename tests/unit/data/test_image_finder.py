@@ -204,6 +204,12 @@ def test_image_finder__a_missing_file_is_not_what_another_name_means(tmp_path):
     assert finder.find("left/a.png") == tmp_path / "images/train/left/a.png"
     assert finder.find("a.png") is None
     assert finder.find("b.png") == tmp_path / "images/train/old/b.png"
-    touch(tmp_path, "images/val/d.png")
+    touch(tmp_path, "images/val/d.png", "images/val/images/e.png", "images/val/images/f.png")
     other = ImageFinder(Folder(tmp_path), "annotations/val.json", ["val"], ["d.png", "train/c.png"])
     assert other.find("train/c.png") is None
+    names = ["e.png", "images/e.png", "f.png"]
+    assert [ImageFinder(Folder(tmp_path), "annotations/val.json", ["val"], names).find(name) for name in names] == [
+        None,
+        tmp_path / "images/val/images/e.png",
+        tmp_path / "images/val/images/f.png",
+    ]
