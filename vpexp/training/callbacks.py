@@ -42,10 +42,6 @@ class EarlyStoppingAfter(EarlyStopping):
         if self.has_stopped and trainer.current_epoch >= self.min_epochs:
             trainer.should_stop = True
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting, with the patience of the configuration, which may be another one than it was."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
-
     def _validate_condition_metric(self, logs: dict[str, torch.Tensor]) -> bool:
         """Check that the metric is there; a wrong name is the user's to mend."""
         if self.monitor not in logs:
