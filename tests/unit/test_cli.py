@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from vpexp.cli import main
-from vpexp.config import INHERITED, compose_config, save_config
+from vpexp.config import compose_config, save_config
 from vpexp.config.folders import find_conf_folder
 from vpexp.errors import DataError
 
@@ -167,7 +167,7 @@ def test_main__runs_a_saved_configuration_again(runs, saved, folder):
     [(cfg, overrides)] = runs
     asked = ["model=sam_debug", "optimizer=sgd", "seed=3", "data.batch_size=1"]
     assert OmegaConf.to_container(cfg, resolve=True) == OmegaConf.to_container(compose_config(asked), resolve=True)
-    assert overrides == [*INHERITED, "data.batch_size=1"]
+    assert overrides == [*cfg, "data.batch_size=1"]
     assert [entry.name for entry in saved.iterdir()] == ["config.yaml"]
 
 

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vpexp import Engine
-from vpexp.config import INHERITED, compose_config, save_config
+from vpexp.config import compose_config, save_config
 from vpexp.errors import ConfigError
 
 
@@ -106,7 +106,7 @@ def test_from_config__same_stage_is_the_same_configuration(runs, saved):
     ((cfg, overrides),) = runs
     expected = compose_config(["model=sam_debug", "data=coco", "data.root=grapes", "seed=3"])
     assert OmegaConf.to_container(cfg, resolve=True) == OmegaConf.to_container(expected, resolve=True)
-    assert overrides == list(INHERITED)
+    assert overrides == list(cfg)  # complete: nothing is inherited
 
 
 def test_from_config__other_stage(runs, saved):
