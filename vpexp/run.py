@@ -197,8 +197,8 @@ def _close_failed(context: RunContext, error: BaseException, parent: Parent | No
     stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     status = "KILLED" if stopped else "FAILED"
     line = _describe(error)
-    log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
     context.folder.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
+    log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
     if stopped and parent is None and context.folder.last_checkpoint.is_file():
         say(f"stopped; go on with: {format_resume(context.folder.path)}")
     context.tracker.close(status, line)

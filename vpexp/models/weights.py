@@ -157,7 +157,8 @@ def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | No
             contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
             safetensors.torch.save_file(contiguous, aside, metadata={"format": "pt"})
         else:
-            torch.save(state, aside)
+            with aside.open("wb") as file:  # one that torch opens stays open after an error, and a full disk full
+                torch.save(state, file)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

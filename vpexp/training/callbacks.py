@@ -67,7 +67,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f".{place.name}.part")
         try:
-            torch.save(checkpoint, draft)
+            # A file that torch opens stays open after an error, and a full disk full.
+            with draft.open("wb") as file:
+                torch.save(checkpoint, file)
             draft.replace(place)
         finally:
             draft.unlink(missing_ok=True)
