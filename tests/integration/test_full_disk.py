@@ -57,7 +57,7 @@ def command(disk: Path, cache_dir: Path, *asked: str) -> tuple[int, list[str]]:
 
 
 def read_records(disk: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in disk.glob("outputs/*/*/run.json")]
+    return [json.loads(path.read_text()) for path in disk.glob("outputs/[a-z]*/*/run.json")]
 
 
 def assert_told_in_a_line(disk: Path, cache_dir: Path, *asked: str) -> str:
