@@ -166,8 +166,9 @@ def write_sweep(folder, overrides, flags=()):
 
 
 def resume(folder, *typed):
-    overrides = [*BASE, f"resume={folder}", *typed]
-    return complete(compose(tuple(word for word in overrides if not word.startswith("--"))), overrides)
+    asked = ["stage=pipeline", f"resume={folder}", *typed]
+    overrides = [*BASE, *asked]
+    return complete(compose(tuple(word for word in overrides if not word.startswith("--"))), asked)
 
 
 def use_checkpoint(path, *typed):
@@ -302,13 +303,11 @@ SWEEP_ATTACKS = [
     (["hydra.launcher._target_=their_code.start"], []),
     (["hydra.sweeper._target_=their_code.start"], []),
     (["+hydra.callbacks.mine._target_=their_code.start"], []),
-    (["hydra.sweeper.params={optimizer._target_:'their_code.start,os.system'}"], []),
-    (["+hydra.sweeper.params={hydra.launcher._target_:'their_code.start,os.system'}"], []),
     (["sweep=optuna", "hydra.sweeper.custom_search_space=their_code.start"], []),
     (["sweep=optuna", "hydra.sweeper.sampler._target_=their_code.start"], []),
     (["hydra.searchpath=[pkg://their_code]"], []),
-    (["hydra.job.env_set={LD_PRELOAD:theirs.so}"], []),
-    (["hydra/job_logging=default", "+hydra.job_logging.handlers.x={'()':their_code.start}"], []),
+    (["+hydra.job.env_set.LD_PRELOAD=theirs.so"], []),
+    (["hydra/job_logging=default", "+hydra.job_logging.handlers.x.class=their_code.start"], []),
     (["hydra/launcher=joblib", "hydra.launcher.temp_folder=/"], []),
     (["hydra/launcher=submitit_local", "+hydra.launcher.setup=['touch started_here']"], []),
     (["tracking.run_name='${oc.env:HOME}'"], []),
@@ -339,6 +338,25 @@ def test_run_sweep__the_record_of_a_sweep_starts_nothing_of_others(tmp_path, ove
 
     assert not message.startswith("cannot read")
     assert not (folder / "0").exists()
+
+
+@pytest.mark.parametrize("key", ["optimizer._target_", "hydra.launcher._target_", "+callbacks.mine._target_"])
+def test_run_sweep__values_in_another_main_configuration_start_nothing_of_others(tmp_path, key):
+    folder = write_folder(tmp_path / "theirs", {"stage.name": "data"})
+    text = (folder / "config.yaml").read_text()
+    params = f"hydra:\n  sweeper:\n    params:\n      {key}: torch.optim.SGD,{MINE}\n"
+    (folder / "config.yaml").write_text(text.replace("hydra:\n", params, 1))
+
+    message = assert_refused(
+        f"{key.lstrip(chr(43))}=", run_sweep, read_command_line(["-m", "-cp", str(folder), "-cn", "config"])
+    )
+
+    assert message.startswith(str(folder / "config.yaml"))
+
+
+def test_run_sweep__a_record_that_cannot_be_composed_is_one_line(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", ["hydra.sweeper.params={a:b}"])
+    assert_refused("hydra.sweeper.params", run_sweep, read_command_line(["-m", f"sweep.resume={folder}"]))
 
 
 def test_run_sweep__what_the_record_names_is_repeated(tmp_path, monkeypatch):
