@@ -40,9 +40,10 @@ def test_make_printable__what_people_write_stays(text):
     assert make_printable(text) == text
 
 
-def test_say_table_and_progress__names_are_text(capsys, tmp_path):
+def test_say_table_and_progress__names_are_text(monkeypatch, capsys, tmp_path):
     name = "".join(PLAIN) + "".join(ACTING)
     shown = make_printable(name)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest would report text that has no encoding
 
     with _log_to(tmp_path / "a.log"):
         say(name)
