@@ -1,6 +1,7 @@
 """``stage=demo``: a local page on which clicks become masks, and kept masks a data set that ``stage=train`` takes."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 from vpexp.config.quoting import quote_value, quote_word
@@ -96,6 +97,6 @@ def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
     context.folder.update_run_json(demo={"folder": str(store.folder), "masks": masks, "added": masks - before})
     artifacts = {}
     if store.annotations.is_file():
-        context.tracker.log_artifact(store.annotations)
+        context.tracker.log_artifact(Path(shutil.copy(store.annotations, context.folder.path)))
         artifacts["annotations"] = store.annotations
     return StageResult(metrics, artifacts, context.folder.path)

@@ -33,8 +33,8 @@ class ParentNotOpenError(Exception):
     """The run that this one belongs to is not in the store yet."""
 
 
-class FileGoneError(Exception):
-    """A file that was to be uploaded is not there any more."""
+class ArtifactError(Exception):
+    """A file that was to be uploaded is not there any more, or is none of the run's."""
 
 
 class Trouble(Enum):
@@ -108,7 +108,7 @@ class Courier:
         reason, code = describe_error(error), getattr(error, "error_code", None)
         if isinstance(error, ParentNotOpenError):
             trouble = Trouble.PARENT
-        elif isinstance(error, FileGoneError | PackageMissingError | VpexpError):  # of files, no better the next time
+        elif isinstance(error, ArtifactError | PackageMissingError | VpexpError):  # of files, no better the next time
             trouble = Trouble.REFUSED
         elif code == BUSY:
             trouble = Trouble.BUSY
@@ -214,12 +214,18 @@ class Courier:
 
     def _log_artifact(self, entry: Entry) -> None:
         path, folder, run_id = self.journal.folder / entry.content["path"], entry.content["folder"], self._run_id
+        self._check_own(path)
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), folder or path.name)
         elif path.is_file():
             self.client.log_artifact(run_id, str(path), folder)
         else:
-            raise FileGoneError(f"{path} is not there any more")
+            raise ArtifactError(f"{path} is not there any more")
+
+    def _check_own(self, path: Path) -> None:
+        """Refuse to upload what is not the run's: its folder may have been made elsewhere, to name files of the user."""
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.journal.folder)):
+            raise ArtifactError(f"{path} is outside of the run's folder")
 
     def _log_dataset(self, entry: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -247,6 +253,7 @@ class Courier:
         self.journal.save()
 
     def _register(self, entry: Entry) -> None:
+        self._check_own(Path(entry.content["package"]))
         maker = self._read_run(Path(entry.content["maker"]))
         register_version(self.client, maker if maker and maker.run_id else self.journal.state, entry.content)
 

@@ -67,13 +67,17 @@ def test_open_mlflow_run__run_json_knows_the_run_as_soon_as_it_is_open(store, tm
 def test_log_artifact__files_lie_in_the_output_folder(store, tmp_path):
     opened = store.open(tmp_path / "run")
     (tmp_path / "run" / "a.txt").write_text("a")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "b.txt").write_text("b")
+    (tmp_path / "run" / "pictures").mkdir()
+    (tmp_path / "run" / "pictures" / "b.txt").write_text("b")
 
     opened.log_artifact(tmp_path / "run" / "a.txt")
     opened.log_artifact(tmp_path / "run" / "a.txt", "model")
-    opened.log_artifact(tmp_path / "pictures")
+    opened.log_artifact(tmp_path / "run" / "pictures")
     opened.log_artifact(tmp_path / "missing.txt")
+    (tmp_path / "secret.txt").write_text("of the user")  # as a run folder made elsewhere may name it
+    (tmp_path / "run" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    opened.log_artifact(tmp_path / "secret.txt")
+    opened.log_artifact(tmp_path / "run" / "link.txt")
     opened.finish()
 
     folder = store.folder / "mlartifacts" / str(opened.run_id) / "artifacts"
