@@ -113,7 +113,12 @@ def _complete_resumed(cfg: DictConfig, overrides: Sequence[str], *, whole: bool)
     if start.is_file():
         from vpexp.inference.checkpoint import read_checkpoint
 
-        read_checkpoint(start)  # a damaged file is named before anything is built, the table of epochs too
+        # A damaged file is named before anything is built, the table of epochs too.
+        if not read_checkpoint(start).can_go_on:
+            raise CheckpointError(
+                f"resume={start} holds weights alone, nothing to go on from: resume={folder.path} goes on from its "
+                f"last.ckpt, checkpoint={start} starts a new training from these weights"
+            )
     read_metrics(folder.metrics_csv)
     saved = load_config(folder.config)
     if whole:

@@ -24,9 +24,12 @@ def test_train__share_of_batches_that_is_none_is_one_line(tmp_path: Path, run_de
         run_debug(tmp_path, "trainer.limit_train_batches=0.01", "tracking=none")
 
 
-def test_resume__damaged_checkpoint_is_named(tmp_path: Path, run_debug: RunDebug) -> None:
+def test_resume__checkpoint_that_cannot_go_on_is_named(tmp_path: Path, run_debug: RunDebug) -> None:
     folder = run_debug(tmp_path, "tracking=none").folder
     assert folder is not None
+    (weights,) = (folder / "checkpoints").glob("epoch_*.ckpt")
+    with pytest.raises(CheckpointError, match=rf"holds weights alone.*resume={folder} goes on"):
+        run_debug(tmp_path, f"resume={weights}", "tracking=none")
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read"):
         run_debug(tmp_path, f"resume={folder}", "tracking=none")

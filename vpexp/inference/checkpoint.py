@@ -23,6 +23,7 @@ from vpexp.runfolder import LATEST, RunFolder, find_latest
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 PREFIX = "sam."  # the name of the model inside the LightningModule
+_TO_GO_ON = {"optimizer_states", "lr_schedulers", "loops", "callbacks"}  # what Lightning saves beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Checkpoint:
         state: tensors of the trained parts, by the model's own names.
         frozen: hash of each part that is not in it.
         categories: class names of the data it was trained on.
+        can_go_on: whether it also holds what a training needs to be resumed.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     frozen: dict[str, str]
     categories: tuple[str, ...]
+    can_go_on: bool
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -119,6 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state={name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()},
             frozen=dict(identity["frozen"]),
             categories=tuple(identity["categories"]),
+            can_go_on=content.keys() >= _TO_GO_ON,
         )
         _check(checkpoint)
     except ConfigError as error:
