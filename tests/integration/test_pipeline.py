@@ -205,7 +205,7 @@ def test_pipeline__stopped_training_goes_on_where_it_was(
     assert (folder.read_run_json()["status"], read_statuses(folder)) == ("KILLED", {"train": "KILLED"})
 
     with pytest.raises(StepError, match="step export"):
-        run_pipeline(tmp_path / "stopped", f"resume={folder.path}")
+        run_pipeline(tmp_path / "stopped", f"resume={folder.path}", *asked)
 
     whole = get_only_pipeline(tmp_path / "whole")
     rows = [

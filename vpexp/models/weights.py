@@ -221,7 +221,7 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
     mistyped = [
         f"{key} {str(state[key].dtype).removeprefix('torch.')}"
         for key, tensor in expected.items()
-        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
+        if key in state and tensor.is_floating_point() and not state[key].is_floating_point()
     ]
     complaints = []
     if mistyped:

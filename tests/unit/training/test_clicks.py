@@ -46,8 +46,9 @@ def test_compute__chunks_with_clicks_equal_the_whole(monkeypatch, build_module, 
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert found.keys() == expected.keys()
     assert ("sam.prompt_encoder.mask_downscaling.0.weight" in found) == ("prompt_encoder" not in freeze)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+    whole, in_parts = (torch.cat([one[name].flatten() for name in sorted(expected)]) for one in (expected, found))
+    # Float32 sums depend on the processor: 3e-4 was seen; a chunk that is missing or counted twice is far above 1e-2.
+    assert (in_parts - whole).norm() <= 1e-3 * whole.norm()
 
 
 def test_compute__without_draws_is_a_step_without_clicks(build_module, build_data):
