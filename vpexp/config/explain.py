@@ -51,9 +51,8 @@ def explain(error: BaseException, overrides: Sequence[str], folders: Sequence[Pa
         overrides: what the user asked for, as ``data.batch_size=2``.
         folders: where groups are looked for, vpexp's own among them.
     """
-    if isinstance(error, AttributeError) and "full_key:" in str(
-        error
-    ):  # OmegaConf's, of keys for a section that is null
+    # OmegaConf's own, of keys for a section that is null.
+    if isinstance(error, AttributeError) and "full_key:" in str(error):
         error = AssertionError(str(error))
     for kind, explain_kind in _EXPLAINERS:
         if isinstance(error, kind):

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
 from vpexp.config.folders import find_conf_folder
+from vpexp.config.saved import get_key
 from vpexp.errors import ConfigError
 
 KEPT = ("model", "optimizer", "scheduler")  # whose state the checkpoint brings, which would overrule what is typed
@@ -35,7 +36,7 @@ def lay_over_saved(
         ConfigError: something asked for would not be heeded.
     """
     merged = saved.copy()
-    asked = [(_get_key(override), override) for override in overrides]
+    asked = [(get_key(override), override) for override in overrides]
     if "stage" in dict(asked) and cfg.stage.name != saved.stage.name:
         raise ConfigError(f"stage={cfg.stage.name}: the run that goes on is of stage={saved.stage.name}")
     # Single keys first: where they change a section, its group agrees with what they made of it.
@@ -52,10 +53,6 @@ def lay_over_saved(
                 _change(merged, cfg, name, override, fixed=True)
     merged.paths = cfg.paths
     return merged
-
-
-def _get_key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _list_experiment(option: str) -> list[str]:

@@ -133,6 +133,11 @@ def walk(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(value, f"{key}.{name}" if key else str(name))
 
 
+def get_key(override: str) -> str:
+    """Return the key or group that an override is of: ``data.batch_size`` of ``+data.batch_size=1``."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Take model, data, prompt, cache and seed from the run that made a checkpoint, except what the user asked for.
 
@@ -147,7 +152,7 @@ def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) ->
         ConfigError: the checkpoint holds keys that this version does not know.
     """
     saved = _restore_types(saved_cfg)
-    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    keys = [get_key(override) for override in overrides]
     merged = cfg.copy()
     for section in INHERITED:
         if section in keys or "experiment" in keys:

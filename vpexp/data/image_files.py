@@ -49,7 +49,7 @@ NOT_A_FILE = "no regular file, so it is not opened"
 
 PIL_ERRORS = (
     *(OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, LookupError, ArithmeticError),
-    *(struct.error, zlib.error),
+    *(AttributeError, MemoryError, struct.error, zlib.error),
 )
 """What reading a damaged file raises; each of them was seen, or is raised by a plugin on purpose."""
 

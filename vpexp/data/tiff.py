@@ -7,8 +7,6 @@ Shapes: H W size in pixels, C channels.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -45,26 +43,25 @@ class TiffFile:
 
         Raises:
             UnreadKindError: The first page is of a kind that is not read.
-            OSError, ValueError: The tags are damaged.
+            One of PIL_ERRORS: The tags are damaged.
         """
         import tifffile  # takes 50 ms
 
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is raised here
         self._file = file
         file.seek(0)
-        with _explain_damage():
-            # Its series are not asked for: those may lie in further files, which the file names.
-            self.pages = [page for page in tifffile.TiffFile(file).pages if page.index == 0 or not page.is_reduced]
-            self._check_extent()
-            height, width = self._first.imagelength, self._first.imagewidth
-            self.size: tuple[int, int] = (width, height) if _read_orientation(self._first) > 4 else (height, width)
-            self._is_byte = _is_byte(self._first)
-            is_known = bool(self._count_colours())
-            is_decoded = self._first.dtype is not None and self._first.compression in tifffile.TIFF.DECOMPRESSORS
-            # What both could read is left to tifffile, which knows more compressions.
-            self._is_for_pillow = self._is_byte and not (is_known and is_decoded and _list_bits(self._first)[0] == 8)
-            if self.picture is None if self._is_for_pillow else not (is_known and is_decoded):
-                raise UnreadKindError("TIFF", _describe(self._first))
+        # Its series are not asked for: those may lie in further files, which the file names.
+        self.pages = [page for page in tifffile.TiffFile(file).pages if page.index == 0 or not page.is_reduced]
+        self._check_extent()
+        height, width = self._first.imagelength, self._first.imagewidth
+        self.size: tuple[int, int] = (width, height) if _read_orientation(self._first) > 4 else (height, width)
+        self._is_byte = _is_byte(self._first)
+        is_known = bool(self._count_colours())
+        is_decoded = self._first.dtype is not None and self._first.compression in tifffile.TIFF.DECOMPRESSORS
+        # What both could read is left to tifffile, which knows more compressions.
+        self._is_for_pillow = self._is_byte and not (is_known and is_decoded and _list_bits(self._first)[0] == 8)
+        if self.picture is None if self._is_for_pillow else not (is_known and is_decoded):
+            raise UnreadKindError("TIFF", _describe(self._first))
 
     def _check_extent(self) -> None:
         """Refuse pages without pixels, and those whose pixels lie behind the file's end: tifffile would give zeros."""
@@ -125,7 +122,7 @@ class TiffFile:
         """Read the colours, turned: [H, W, 3], or [H, W] for grey; uint8 unless they are wide.
 
         Raises:
-            OSError, ValueError: The file is damaged.
+            One of PIL_ERRORS: The file is damaged.
         """
         if self.is_joined:
             return np.stack([self.read_numbers(number) for number in range(3)], axis=2)
@@ -138,19 +135,18 @@ class TiffFile:
         """Read the numbers of a page, turned: [H, W], or [H, W, C]; the largest is white.
 
         Raises:
-            OSError, ValueError: The file is damaged.
+            One of PIL_ERRORS: The file is damaged.
         """
         page, picture = self.pages[number], self.picture
         if self._is_for_pillow and picture is not None:
             picture.seek(page.index)
             return shrink_numbers(np.asarray(picture), find_coding(picture))
-        with _explain_damage():
-            values: Pixels = page.asarray()
-            if page.planarconfig == 2 and values.ndim == 3:
-                values = np.moveaxis(values, 0, -1)
-            if page.photometric == _WHITE_IS_ZERO:
-                values = np.iinfo(values.dtype).max - values
-            return turn(values, _read_orientation(page))
+        values: Pixels = page.asarray()
+        if page.planarconfig == 2 and values.ndim == 3:
+            values = np.moveaxis(values, 0, -1)
+        if page.photometric == _WHITE_IS_ZERO:
+            values = np.iinfo(values.dtype).max - values
+        return turn(values, _read_orientation(page))
 
     def _count_colours(self) -> int:
         """Count the channels that make the colours: 1 or 3; 0 where they make none that are known.
@@ -164,15 +160,6 @@ class TiffFile:
         if (channels >= 3 and colour == _RGB) or (colour == _BLACK_IS_ZERO and channels == 3):
             return 3
         return int(colour == _BLACK_IS_ZERO and channels == 2 and tuple(page.extrasamples) in ((1,), (2,)))
-
-
-@contextmanager
-def _explain_damage() -> Iterator[None]:
-    """Turn what tifffile and its codecs raise of damaged files into `ValueError`."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _list_bits(page: Any) -> tuple[int, ...]:
