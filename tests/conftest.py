@@ -51,8 +51,8 @@ def run_debug(cache_dir: Path) -> RunDebug:
     """Run a stage on a handful of drawn images: ``run_debug(output_dir, "stage=test", "prompt=point")``."""
 
     def run_stage(output_dir: Path, *asked: str) -> StageResult:
-        stage = [word for word in asked if word.startswith("stage=")]
-        defaults = DEBUG if not stage else ("callbacks.progress=null",)
+        of_its_own = any(word.startswith(("stage=", "resume=")) for word in asked)
+        defaults = ("callbacks.progress=null",) if of_its_own else DEBUG
         overrides = [*defaults, f"paths.output_dir='{output_dir}'", f"paths.cache_dir='{cache_dir}'", *asked]
         return run(compose_config(overrides), overrides)
 

@@ -69,7 +69,7 @@ def find_folder(output_dir: Path) -> Path:
 
 def wait_for_epochs(process: subprocess.Popen[str], output_dir: Path, count: int) -> Path:
     rows: list[dict[str, str]] = []
-    while len(rows) <= count:
+    while len(rows) <= count or not list(output_dir.glob("train/*/checkpoints/last.ckpt")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
         rows = [row for path in output_dir.glob("train/*/metrics.csv") for row in read_metrics(path)]
@@ -157,7 +157,7 @@ def test_follower_lost__run_fails_within_seconds_and_says_which(tmp_path, build_
     folder = wait_for_epochs(process, tmp_path / "out", 1)
     follower = find_followers(folder)[0]
     os.kill(follower, signal.SIGKILL)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     (line,) = [line for line in output.splitlines() if line.startswith("vpexp: ")]
     assert line.startswith("vpexp: process 2 of the 2 that train was killed by SIGKILL; its log: ")
@@ -174,7 +174,7 @@ def test_rank_0_lost__followers_end_too(tmp_path, build_overrides):
     folder = wait_for_epochs(process, tmp_path / "out", 1)
     assert find_followers(folder)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     wait_until_alone(folder)
 
 

@@ -81,5 +81,5 @@ def test_resume__after_sigterm_in_mid_epoch_equals_uninterrupted_run(tmp_path: P
     assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
     done = len(read_metrics(folder / "metrics.csv"))
     assert 3 <= done < 10
-    resumed = train(tmp_path, "stopped", f"resume={folder}")
+    resumed = train(tmp_path, "stopped", f"resume={folder}", "trainer.max_epochs=9")
     assert_same_training(whole, resumed)

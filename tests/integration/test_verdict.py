@@ -96,7 +96,7 @@ def test_train__resumed_comes_to_the_same_verdict(worse: StageResult, tmp_path: 
     verdict = read_record(first)["verdict"]
     (first / "run.json").write_text(json.dumps({**read_record(first), "verdict": None, "kept": None}))
 
-    resumed = run_debug(tmp_path, f"resume='{first}'", "trainer.max_epochs=2", MIN_DELTA)
+    resumed = run_debug(tmp_path, f"resume='{first}'", "trainer.max_epochs=2")
 
     assert read_record(first)["verdict"] == read_record(get_folder(worse))["verdict"] == verdict
     assert get_numbers(resumed, "") == get_numbers(worse, "")
