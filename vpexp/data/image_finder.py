@@ -204,7 +204,7 @@ def list_meanings(file_name: str) -> Iterator[str]:
     """
     plain = compose(file_name.replace("\\", "/"))
     seen = [""]
-    for name in chain([plain], _read_address(plain)):
+    for name in chain([compose(file_name), plain], _read_address(plain)):
         path = os.path.normpath(name) if name and not name.endswith("/") else ""
         for meaning in (path, _strip_upload(path)):
             if meaning not in seen:

@@ -25,7 +25,7 @@ from vpexp.data.ledger import MISSING_IMAGE, OUTSIDE
 from vpexp.data.packed import Arrays, ImageTable, PackedImages
 from vpexp.data.types import AnnotatedDataset, Split
 
-READER_VERSION = 4
+READER_VERSION = 5
 """To be raised whenever the same files are read in another way than before."""
 FOLDER = "annotations"
 """Below the cache folder."""

@@ -170,6 +170,7 @@ def test_image_finder__dates_are_no_prefixes_of_uploads(tmp_path):
 
 def test_list_meanings__as_it_stands_first():
     assert list(list_meanings("a/../my%20b.png")) == ["my%20b.png", "my b.png"]
+    assert list(list_meanings("s\\a.png")) == ["s\\a.png", "s/a.png"]  # an archive of Windows, unpacked elsewhere
     assert list(list_meanings("/")) == list(list_meanings("")) == []
 
 

@@ -1,6 +1,6 @@
 """What every reader offers, and the steps that all of them share: placing an image, gathering its objects."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -141,6 +141,12 @@ def make_unique(names: Iterable[str]) -> tuple[str, ...]:
             own = f"{name}#{number}"
         unique[own] = None
     return tuple(unique)
+
+
+def describe_repeated(file_name: str, images: Sequence[AnnotatedImage]) -> list[str]:
+    """Say how many images of an annotation file are files that it names more than once; nothing if there are none."""
+    repeated = len(images) - len({image.path for image in images})
+    return [f"{file_name}: {repeated} of the images are files that another image names too"] if repeated else []
 
 
 def skip_unannotated(image_name: str, ledger: SkipLedger) -> None:

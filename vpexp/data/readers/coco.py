@@ -37,6 +37,7 @@ from vpexp.data.readers.base import (
     ObjectMask,
     PlacedImage,
     Subset,
+    describe_repeated,
     gather_objects,
     keep_box,
     make_unique,
@@ -180,9 +181,7 @@ class _CocoFile:
             if key is not None:
                 seen.add(key)
         usable = tuple(image for image in images if image is not None)
-        repeated = len(usable) - len({image.path for image in usable})
-        if repeated:
-            self._notes.append(f"{self._path.name}: {repeated} of the images are files that another image names too")
+        self._notes += describe_repeated(self._path.name, usable)
         return Subset(self._categories, usable)
 
     def _read_categories(self, entries: Any) -> tuple[dict[Key, int], tuple[str, ...]]:

@@ -20,13 +20,14 @@ from vpexp.data.ledger import (
     VOID_REGION,
     SkipLedger,
 )
-from vpexp.data.masks import MaskError, check_rle, compute_box, merge_rles, polygons_to_rle
+from vpexp.data.masks import MaskError, check_rle, compute_box, merge_rles, polygons_to_rle, rle_to_json
 from vpexp.data.numbers import read_whole
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
     PlacedImage,
     Subset,
+    describe_repeated,
     gather_objects,
     keep_box,
     make_unique,
@@ -34,7 +35,7 @@ from vpexp.data.readers.base import (
     skip_unannotated,
 )
 from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
-from vpexp.data.readers.coco_entries import read_key
+from vpexp.data.readers.coco_entries import is_true, list_entries, read_key
 from vpexp.data.readers.groups import Group, group_annotations, to_xyxy
 from vpexp.data.readers.json_files import (
     describe_unreadable,
@@ -49,7 +50,9 @@ from vpexp.errors import DataError
 
 _ONLY_CATEGORY = "object"
 _NO_LABEL = -1
-"""In the place of a label that is no whole number; it is counted as undeclared."""
+"""In the place of a label that is not declared."""
+_ANY_MEDIA = 1
+"""Datumaro's number of media of all types, so that it reads the images among them."""
 _SILENT_TYPES = frozenset({"label", "caption"})
 """Annotations of the whole image: no objects, so nothing is lost with them."""
 
@@ -103,40 +106,76 @@ def _build_context(on_error: Callable[[str, Exception], None]) -> Any:
     return ImportContext(error_policy=SkippingPolicy())
 
 
-def _import_items(path: Path, subset: str, on_error: Callable[[str, Exception], None]) -> Any:
-    """Import a file by Datumaro, which would take the group "1_12" for 112, the label "1_0" for 10 and True for 1."""
+def _import_items(
+    content: dict[str, Any], path: Path, subset: str, on_error: Callable[[str, Exception], None]
+) -> list[Any]:
+    """Import the content of a file by Datumaro."""
     from datumaro.plugins.data_formats.datumaro.base import DatumaroBase, JsonReader
-
-    content = load_json(path)
 
     class ContentReader(JsonReader):  # type: ignore[misc]
         def _init_reader(self, path: str) -> dict[str, Any]:
             del path
-            return _make_ids_plain(content)
+            return content
 
     class ContentBase(DatumaroBase):  # type: ignore[misc]
         def _load_impl(self, path: str) -> None:
             folders = self._rootpath, self._images_dir, self._pcd_dir, self._video_dir
             self._reader = ContentReader(path, self._subset, *folders, self._ctx, self._allow_external_media)
 
-    return ContentBase(str(path), subset=subset, allow_external_media=True, ctx=_build_context(on_error))
+    return list(ContentBase(str(path), subset=subset, allow_external_media=True, ctx=_build_context(on_error)))
 
 
-def _make_ids_plain(content: dict[str, Any]) -> dict[str, Any]:
-    """Put whole numbers in the place of ids and groups of other types, different ones for different ids."""
+def _read_labels(content: Mapping[str, Any]) -> list[str | None]:
+    """Read the names of the labels by their number, None for one without a name; nothing where none are declared.
+
+    Names may repeat: labels of two parents, as the points of skeletons, can have one name, which Datumaro refuses.
+    """
+    entries: Any = content
+    for key in ("categories", "label", "labels"):
+        entries = entries.get(key) if isinstance(entries, dict) else None
+    names = [one.get("name") if isinstance(one, dict) else one for one in entries] if isinstance(entries, list) else []
+    return [None if name is None else str(name) for name in names]
+
+
+def _make_plain(content: dict[str, Any], path: Path, labels: Mapping[int, int]) -> dict[str, Any]:
+    """Make a file's content such that Datumaro misunderstands nothing of it, and a bad entry does not end the import.
+
+    Datumaro takes the group "1_12" for 112, the label "1_0" for 10 and True for 1. Groups are numbered anew, ids that are no
+    whole numbers get negative ones.
+
+    Args:
+        content: Changed in place, and returned.
+        path: The file, for errors.
+        labels: Number of a label in the file -> index of its category.
+    """
+    content |= {"media_type": _ANY_MEDIA, "categories": {}, "items": list_entries(content, "items", path)}
     for item in content["items"]:
-        numbers: dict[Any, int] = {}
-        for entry in item.get("annotations", []):
-            for name in ("id", "group"):
-                key = read_key(entry.get(name))
-                number = read_whole(key)
-                if number is None and key is not None:
-                    number = numbers.setdefault(key, -1 - len(numbers))
-                entry[name] = number
+        if not item.get("image") and isinstance(item.get("media"), dict):
+            item["image"] = item.pop("media")
+        item["annotations"] = list_entries({"annotations": item.get("annotations") or []}, "annotations", path)
+        ids: dict[Any, int] = {}
+        groups: dict[Any, int] = {None: 0, 0: 0}  # 0 means no group
+        for entry in item["annotations"]:
+            own, group = read_key(entry.get("id")), read_key(entry.get("group"))
+            number = read_whole(own)
+            entry["id"] = ids.setdefault(own, -1 - len(ids)) if number is None else number
+            number = read_whole(group)
+            entry["group"] = groups.setdefault(group if number is None else number, len(groups))
             if entry.get("label_id") is not None:
                 label = read_whole(entry["label_id"])
-                entry["label_id"] = _NO_LABEL if label is None else label
+                entry["label_id"] = _NO_LABEL if label is None else labels.get(label, _NO_LABEL)
+            if "rle" in entry:
+                entry["rle"] = _compress_counts(entry["rle"])
     return content
+
+
+def _compress_counts(rle: Any) -> Any:
+    """Compress an encoding that is a list of counts, which Datumaro does not read; others stay, damaged ones too."""
+    try:
+        height, width = (read_whole(side) or 0 for side in rle["size"])
+        return rle_to_json(check_rle(rle, height, width)) if isinstance(rle["counts"], list) else rle
+    except (KeyError, TypeError, ValueError):  # counted when Datumaro meets it
+        return rle
 
 
 class _DatumaroFile:
@@ -152,26 +191,24 @@ class _DatumaroFile:
 
     def read(self, notes: list[str]) -> Subset:
         """Read all items and their objects."""
-        from datumaro.components.annotation import AnnotationType
-
+        content = load_json(self._path)
+        labels = _read_labels(content)
+        self._categories = tuple(dict.fromkeys(name for name in labels if name is not None))
+        places = {number: self._categories.index(name) for number, name in enumerate(labels) if name is not None}
+        if not self._categories:
+            notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
+        content = _make_plain(content, self._path, places)
         try:
-            base = _import_items(self._path, self._subset, self._skip_error)
-        except DataError:
-            raise
+            items = _import_items(content, self._path, self._subset, self._skip_error)
         except Exception as error:
             raise DataError(f"{self._path}: Datumaro cannot read it ({type(error).__name__}: {error})") from error
-        labels = base.categories().get(AnnotationType.label)
-        categories = tuple(label.name for label in labels.items) if labels is not None else ()
-        if not categories:
-            categories = (_ONLY_CATEGORY,)
-            notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
-        items = list(base)
         named = list(zip(make_unique(_name_item(item) for item in items), items, strict=True))
         files = [self._get_file_name(item.media) for item in items if getattr(item.media, "path", None)]
         self._finder = ImageFinder(self._folder, self._file, [self._subset, self._path.stem], files)
-        self._categories = categories if labels else ()
         read = (self._read_item(name, item) for name, item in show_progress(named, f"Reading {self._path.name}"))
-        return Subset(categories, tuple(image for image in read if image is not None))
+        images = tuple(image for image in read if image is not None)
+        notes += describe_repeated(self._path.name, images)
+        return Subset(self._categories or (_ONLY_CATEGORY,), images)
 
     def _skip_error(self, what: str, error: Exception) -> None:
         """Count what Datumaro refused."""
@@ -222,7 +259,7 @@ class _DatumaroFile:
         """Read the parts of one object as one mask; None if it was skipped."""
         first = group.parts[0]
         example = f"{placed.path}, annotation {first.id} of {self._path.name}"
-        if any(part.attributes.get("is_crowd") for part in group.parts) and not self._ledger.keep_crowds:
+        if any(is_true(part.attributes.get("is_crowd")) for part in group.parts) and not self._ledger.keep_crowds:
             self._ledger.skip(CROWD, example)
             return None
         label = self._find_label(first, example)
@@ -239,7 +276,7 @@ class _DatumaroFile:
         """Find the category's index; a file without categories has the one that all objects are of."""
         label: int | None = annotation.label if self._categories else 0
         if label is None or not 0 <= label < max(len(self._categories), 1):
-            self._ledger.skip(UNDECLARED, f"{example}: label {label}")
+            self._ledger.skip(UNDECLARED, example)
             return None
         if self._categories and is_background_name(self._categories[label]):
             self._ledger.skip(VOID_REGION, example)

@@ -69,17 +69,18 @@ def build_voc_colors(count: int = 256) -> dict[Color, int]:
     return colors
 
 
-def read_index_mask(path: Path, colors: Mapping[Color, int]) -> IndexMask:
+def read_index_mask(path: Path, colors: Mapping[Color, int], *, of_instances: bool = False) -> IndexMask:
     """Read a mask image as numbers.
 
     Grey and bilevel images hold the numbers themselves, whatever their type, as long as all are whole. A palette image
-    holds them too, unless all its colours are in the table: then the table decides, because tools that compress images
-    renumber palettes. A colour image is looked up in the table; if it is grey all over and the table does not have its
+    holds them too, unless all its colours are in the table and tell its numbers apart: then the table decides, because tools
+    that compress images renumber palettes. A colour image is looked up in the table; if it is grey all over and the table does not have its
     colours, its grey values are the numbers.
 
     Args:
         path: The mask image.
         colors: Colour -> number.
+        of_instances: Each number is a thing of its own, whatever else has its colour; classes may have several numbers.
 
     Returns:
         int64 [H, W]; negative numbers are kept. A colour that is not in the table becomes `UNKNOWN_COLOR` + 0xRRGGBB.
@@ -91,16 +92,16 @@ def read_index_mask(path: Path, colors: Mapping[Color, int]) -> IndexMask:
         with open_image(path) as file:
             if file.pages_left_out or file.is_joined:
                 raise MaskFileError(path, SEVERAL_PAGES)
-            return _read_values(path, file, colors)
+            return _read_values(path, file, colors, of_instances=of_instances)
     except ImageFileError as error:
         raise MaskFileError(path, _REASONS.get(error.reason, f"mask: {error.reason}")) from error
 
 
-def _read_values(path: Path, file: ImageFile, colors: Mapping[Color, int]) -> IndexMask:
+def _read_values(path: Path, file: ImageFile, colors: Mapping[Color, int], *, of_instances: bool) -> IndexMask:
     """Read the numbers of an open mask image."""
     picture = file.picture
     if picture is not None and picture.mode == "P":
-        return _read_palette(picture, colors)
+        return _read_palette(picture, colors, of_instances=of_instances)
     values = file.read_numbers()
     if values.ndim > 2 and (values.shape[2] == 2 or (file.is_wide and (values[:, :, :3] == values[:, :, :1]).all())):
         values = values[:, :, 0]  # grey with alpha
@@ -132,8 +133,8 @@ def _look_up(pixels_HW3: NDArray[np.int64], colors: Mapping[Color, int]) -> Inde
     return table[np.searchsorted(np.array(used), packed_HW)]
 
 
-def _read_palette(image: Image.Image, colors: Mapping[Color, int]) -> IndexMask:
-    """Read a palette image: its indices, or what the colours stand for if all of them are known."""
+def _read_palette(image: Image.Image, colors: Mapping[Color, int], *, of_instances: bool) -> IndexMask:
+    """Read a palette image: its indices, or what the colours stand for if all of them are known and tell indices apart."""
     indices_HW = np.asarray(image).astype(np.int64)
     palette = image.getpalette("RGB") or []
     used = find_values(indices_HW)
@@ -142,7 +143,9 @@ def _read_palette(image: Image.Image, colors: Mapping[Color, int]) -> IndexMask:
         for index in used
         if 3 * index + 2 < len(palette)
     }
-    if len(own) < len(used) or not set(own.values()) <= set(colors):
+    told = set(own.values())
+    is_telling = len(told) == len(used) if of_instances else len(told) > 1 or len(used) == 1
+    if len(own) < len(used) or not told <= set(colors) or not is_telling:
         return indices_HW
     table = np.arange(256)
     for index, color in own.items():

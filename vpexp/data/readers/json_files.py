@@ -130,6 +130,8 @@ def _explain_unreadable(path: Path) -> str:
         return f"it cannot be read ({error.strerror})"
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")
+    if wrong := [key for key in ("images", "items") if key in keys]:
+        return f"its '{wrong[0]}' is no list"
     return f"it holds neither 'images' nor 'items', but {', '.join(keys[:4]) or 'nothing'}"
 
 
@@ -159,7 +161,7 @@ def load_json(path: Path, on_object: Callable[[dict[str, Any]], dict[str, Any]] 
     """
     try:
         with _without_collector(), show_wait(f"Reading {path.name}", path):
-            content = json.loads(_read_text(path), object_hook=on_object)
+            content = json.loads(read_text(path), object_hook=on_object)
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5000 digits
         raise DataError(f"{path}: no readable JSON ({error})") from error
     if not isinstance(content, dict):
@@ -167,10 +169,10 @@ def load_json(path: Path, on_object: Callable[[dict[str, Any]], dict[str, Any]] 
     return content
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, errors: str = "surrogatepass") -> str:
     """Read text in UTF-8, UTF-16 or UTF-32, as ``json.loads`` does of bytes, but without holding on to the bytes."""
     content = path.read_bytes()
-    return content.decode(json.detect_encoding(content), "surrogatepass")
+    return content.decode(json.detect_encoding(content), errors)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from typing import Any
 
 from vpexp.data.numbers import read_whole
 from vpexp.data.readers.index_masks import VOID, VOID_COLOR, Color, build_voc_colors, find_void
-from vpexp.data.readers.json_files import load_json
+from vpexp.data.readers.json_files import load_json, read_text
 from vpexp.errors import DataError
 
 META_FILE = "dataset_meta.json"
 LABEL_MAP_FILE = "labelmap.txt"
 _CLASS_NAMES_FILE = "class_names.txt"
+_BLACK = -1
+"""What black means where the colours that are declared do not have it: background, whatever the number 0 is."""
 VOC_LABEL_FILES = (META_FILE, LABEL_MAP_FILE, _CLASS_NAMES_FILE)
 """Files that say what the masks of a Pascal VOC folder mean, likeliest first."""
 _BACKGROUND_NAMES = frozenset(
@@ -137,9 +139,9 @@ def read_voc_label_map(root: Path) -> LabelMap:
     else:
         declared = LabelMap(dict(enumerate(_VOC_CLASSES)), is_declared=False)
     colors = dict(declared.colors) or {color: i for color, i in build_voc_colors().items() if i in declared.names}
-    colors.setdefault((0, 0, 0), 0)
+    colors.setdefault((0, 0, 0), _BLACK)
     colors.setdefault(VOID_COLOR, VOID)
-    return LabelMap({VOID: "void", **declared.names}, colors, declared.background, declared.is_declared)
+    return LabelMap({VOID: "void", **declared.names}, colors, declared.background | {_BLACK}, declared.is_declared)
 
 
 def _read_labelmap_file(path: Path) -> LabelMap:
@@ -159,5 +161,5 @@ def _read_labelmap_file(path: Path) -> LabelMap:
 
 def _read_lines(path: Path) -> list[str]:
     """Read the lines of a text file, without empty ones and comments."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_text(path, errors="replace").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -2,6 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from vpexp.data.image_files import prefer_read
 
 Files = Mapping[str, list[str]]
 """Name without folder of its kind and ending -> files that have it."""
@@ -9,6 +12,13 @@ Files = Mapping[str, list[str]]
 _MASK_WORDS = ("mask", "seg", "label", "gt", "truth", "annot", "inst", "class")
 _SAMPLE = 20
 """Masks that are looked at for what is added to their names."""
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+
+
+def prefer_masks(names: list[str]) -> list[str]:
+    """Pass over files that are no masks where others of them are: types that are not read, and JPEGs, which show masks."""
+    read = prefer_read(names)
+    return [name for name in read if PurePosixPath(name).suffix.lower() not in JPEG_SUFFIXES] or read
 
 
 def align_names(images: Files, masks: Files) -> tuple[Files, Files, str]:
@@ -19,6 +29,7 @@ def align_names(images: Files, masks: Files) -> tuple[Files, Files, str]:
     Returns:
         Images and masks by their common names, and a note about what was done; an empty one where names are alike.
     """
+    images = _name_whole(images, masks)
     alike = set(images) & set(masks)
     before, after = _find_addition([name for name in masks if name not in alike], set(images) - alike)
     shortened: dict[str, list[str]] = {}
@@ -36,6 +47,16 @@ def align_names(images: Files, masks: Files) -> tuple[Files, Files, str]:
         (_trim_common(images, start=False), _trim_common(masks, start=False), trimmed),
     ]
     return max(ways, key=lambda way: len(set(way[0]) & set(way[1])))  # the first of equals
+
+
+def _name_whole(images: Files, masks: Files) -> Files:
+    """Name images by their names with ending where masks are called so: ``a.jpg.png`` is of ``a.jpg``, not of ``a.png``."""
+    named: dict[str, list[str]] = {}
+    for name, files in images.items():
+        for file in files:
+            whole = f"{name}{PurePosixPath(file).suffix}"
+            named.setdefault(whole if whole in masks else name, []).append(file)
+    return named
 
 
 def _find_addition(masks: list[str], images: set[str]) -> tuple[str, str]:

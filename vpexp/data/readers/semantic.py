@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import prefer_read
-from vpexp.data.ledger import AMBIGUOUS_IMAGE, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
+from vpexp.data.ledger import AMBIGUOUS_IMAGE, AMBIGUOUS_MASK, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import PlacedImage, Subset, gather_objects, place_image, skip_unannotated
 from vpexp.data.readers.class_maps import extract_objects, has_only_background
@@ -19,14 +19,13 @@ from vpexp.data.readers.index_masks import (
     read_index_mask,
 )
 from vpexp.data.readers.label_maps import META_FILE, LabelMap, read_meta_file
-from vpexp.data.readers.mask_names import align_names, find_common_start
+from vpexp.data.readers.mask_names import JPEG_SUFFIXES, align_names, find_common_start, prefer_masks
 from vpexp.data.readers.mask_values import BLURRED_MASKS, ValueSurvey
 from vpexp.data.splits import says_split
 from vpexp.data.types import SPLIT_NAMES, AnnotatedImage
 from vpexp.errors import DataError
 
 _IMAGES, _MASKS = "images", "masks"
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def find_semantic_folders(folder: Folder) -> list[str]:
@@ -128,11 +127,13 @@ class SemanticReader:
         if note:
             self._note(note)
         pairs = []
-        for stem, mask_names in masks.items():
+        for stem, mask_names in ((stem, prefer_masks(names)) for stem, names in masks.items()):
             image_names = images.get(stem, [])
             barred = next((name for name in (*image_names, mask_names[0]) if name in self._folder.barred), None)
             if barred is not None:
                 ledger.skip(self._folder.barred[barred], str(self._folder.path(barred)))
+            elif len(mask_names) > 1:
+                ledger.skip(AMBIGUOUS_MASK, " and ".join(mask_names[:2]))
             elif len(image_names) == 1:
                 pairs.append((image_names[0], mask_names[0]))
             elif image_names:
@@ -160,7 +161,7 @@ class SemanticReader:
                 return read_meta_file(path)
         survey = ValueSurvey()
         for mask in show_progress(masks, "Looking at mask values"):
-            if PurePosixPath(mask).suffix.lower() in _JPEG_SUFFIXES:
+            if PurePosixPath(mask).suffix.lower() in JPEG_SUFFIXES:
                 raise DataError(f"{self._folder.path(mask)}: {BLURRED_MASKS}")
             with suppress(MaskFileError):  # counted when its objects are read
                 survey.add(read_index_mask(self._folder.path(mask), {}))

@@ -6,7 +6,7 @@ SegmentationClass is missing, and turns void borders into objects.
 Shapes: H W size of the image in pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from vpexp.data.ledger import (
     DAMAGED_XML,
     MASK_SIZE_DIFFERS,
     MISSING_IMAGE,
+    NO_SHAPE,
+    NOTHING_USABLE,
     UNDECLARED,
     VOID_REGION,
     SkipLedger,
@@ -45,11 +47,12 @@ from vpexp.data.readers.index_masks import (
     read_index_mask,
 )
 from vpexp.data.readers.label_maps import VOC_LABEL_FILES, LabelMap, read_voc_label_map
-from vpexp.data.readers.voc_files import VocFolder, XmlObject, find_voc_folders, read_xml_objects
+from vpexp.data.readers.voc_files import VocFolder, XmlFile, XmlObject, find_voc_folders, read_xml_file
 from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
 
 _ONLY_CATEGORY = "object"
+_UNNAMED = f"{{total}} of the objects have no class mask and no XML box that fits: called '{_ONLY_CATEGORY}' (such as {{example}})"
 
 
 class VocReader:
@@ -93,7 +96,7 @@ class VocReader:
         images = []
         for image_id in show_progress(ids, f"Reading masks of {name}"):
             if barred := home.find_barred(image_id):
-                ledger.skip(barred[0], str(barred[1]))
+                ledger.skip(*barred)
             elif image := subset.read_image(image_id):
                 images.append(image)
         return Subset(tuple(subset.categories), tuple(images))
@@ -115,15 +118,16 @@ class _VocSubset:
     def read_image(self, image_id: str) -> AnnotatedImage | None:
         """Read one image's masks; None if nothing is left of it."""
         try:
-            instances_HW = self._read_mask(self._home.instance_masks.get(image_id), self._instance_colors)
-            classes_HW = self._read_mask(self._home.class_masks.get(image_id), self._label_map.colors)
+            instances, classes = self._home.instance_masks.get(image_id), self._home.class_masks.get(image_id)
+            instances_HW = read_index_mask(instances, self._instance_colors, of_instances=True) if instances else None
+            classes_HW = read_index_mask(classes, self._label_map.colors) if classes else None
         except MaskFileError as error:
             self._ledger.skip(error.reason, str(error.path))
             return None
-        boxes = self._read_boxes(image_id)
+        xml = self._read_xml(image_id)
         map_HW = instances_HW if instances_HW is not None else classes_HW
         if map_HW is None:
-            return self._read_unmasked(image_id, boxes)
+            return self._read_unmasked(image_id, xml)
         if classes_HW is not None and classes_HW.shape != map_HW.shape:
             self._ledger.skip(MASK_SIZE_DIFFERS, f"{image_id}: instance and class mask are of different sizes")
             return None
@@ -134,42 +138,42 @@ class _VocSubset:
         if instances_HW is None:
             objects = self._read_classes(image_id, map_HW)
         else:
-            objects = self._read_instances(placed, instances_HW, classes_HW, boxes)
+            objects = self._read_instances(placed, instances_HW, classes_HW, xml.objects)
         if objects is None:
             skip_unannotated(image_id, self._ledger)
             return None
         return gather_objects(placed, objects, self._ledger)
 
-    def _read_mask(self, path: Path | None, colors: Mapping[tuple[int, int, int], int]) -> IndexMask | None:
-        return None if path is None else read_index_mask(path, colors)
-
-    def _read_boxes(self, image_id: str) -> list[XmlObject]:
+    def _read_xml(self, image_id: str) -> XmlFile:
         path = self._home.xml_files.get(image_id)
         if path is None:
-            return []
+            return XmlFile()
         try:
-            objects, bad = read_xml_objects(path)
+            xml = read_xml_file(path)
         except DataError as error:
             self._ledger.skip(DAMAGED_XML, str(error))
-            return []
-        self._ledger.skip(BAD_ENTRY, f"{path}: an object without a name, or with a box of no numbers", count=bad)
-        return objects
+            return XmlFile()
+        self._ledger.skip(BAD_ENTRY, f"{path}: an object without a name, or with a box of no numbers", count=xml.bad)
+        return xml
 
-    def _read_unmasked(self, image_id: str, boxes: list[XmlObject]) -> AnnotatedImage | None:
+    def _read_unmasked(self, image_id: str, xml: XmlFile) -> AnnotatedImage | None:
         """Read or count the boxes of an image without masks."""
-        if boxes and self._ledger.keep_boxes:
+        self._ledger.skip(NO_SHAPE, f"{image_id}: no mask and no box in {self._home.path}", count=xml.boxless)
+        if xml.objects and self._ledger.keep_boxes:
             path = self._find_image(image_id)
-            placed = path and place_image(image_id, path, None, self._ledger)
-            return gather_objects(placed, self._keep_boxes(boxes, placed), self._ledger) if placed else None
-        if boxes:
-            self._ledger.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(boxes))
+            placed = path and place_image(image_id, path, xml.size, self._ledger)
+            return gather_objects(placed, self._keep_boxes(xml.objects, placed), self._ledger) if placed else None
+        if xml.objects:
+            self._ledger.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(xml.objects))
+        elif xml.boxless:
+            self._ledger.skip(NOTHING_USABLE, image_id)
         elif image_id not in self._home.images and image_id not in self._home.xml_files:
             self._ledger.skip(MISSING_IMAGE, f"{image_id} in {self._home.path}")
         else:
             skip_unannotated(image_id, self._ledger)
         return None
 
-    def _keep_boxes(self, boxes: list[XmlObject], placed: PlacedImage) -> list[ObjectMask]:
+    def _keep_boxes(self, boxes: Sequence[XmlObject], placed: PlacedImage) -> list[ObjectMask]:
         return [
             keep_box(f"box {number}", box.box, self._index(box.name), placed)
             for number, box in enumerate(boxes, start=1)
@@ -193,7 +197,7 @@ class _VocSubset:
         return extract_objects(classes_HW, self._label_map, path, self._ledger, by_component=self._by_component)
 
     def _read_instances(
-        self, placed: PlacedImage, instances_HW: IndexMask, classes_HW: IndexMask | None, boxes: list[XmlObject]
+        self, placed: PlacedImage, instances_HW: IndexMask, classes_HW: IndexMask | None, boxes: Sequence[XmlObject]
     ) -> list[ObjectMask] | None:
         """Take objects out of an instance map; None if it holds only background."""
         masks = encode_label_map(instances_HW)
@@ -214,12 +218,15 @@ class _VocSubset:
         self._ledger.skip(BOX_ONLY, f"{placed.image_id}: boxes without an instance", count=len(boxes) - len(masks))
         return objects
 
-    def _name_object(self, example: str, value: int | None, mask: Rle, boxes: list[XmlObject]) -> str | None:
+    def _name_object(self, example: str, value: int | None, mask: Rle, boxes: Sequence[XmlObject]) -> str | None:
         """Name the class of an instance: by its class mask, or by the XML box that fits it; None if it was skipped."""
         if value is None or not self._label_map.is_declared:
             by_box = _find_name(mask, boxes)
-            if by_box is not None or value is None:
-                return by_box or _ONLY_CATEGORY
+            if by_box is not None:
+                return by_box
+        if value is None:
+            self._ledger.remark({_UNNAMED: 1}, example)
+            return _ONLY_CATEGORY
         if self._label_map.is_object(value):
             return self._label_map.names[value]
         reason = VOID_REGION if self._label_map.is_background(value) else UNDECLARED
@@ -252,7 +259,7 @@ def _find_classes(
     return {instance: values[column] for instance, column in zip(instances, table.argmax(axis=1), strict=True)}
 
 
-def _find_name(mask: Rle, boxes: list[XmlObject]) -> str | None:
+def _find_name(mask: Rle, boxes: Sequence[XmlObject]) -> str | None:
     """Find the name of the XML box that fits a mask best; None if none overlaps it by half."""
     if not boxes:
         return None

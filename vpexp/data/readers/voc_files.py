@@ -7,7 +7,10 @@ from xml.etree import ElementTree as ET
 
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, prefer_read
-from vpexp.data.numbers import read_number
+from vpexp.data.ledger import AMBIGUOUS_MASK
+from vpexp.data.numbers import read_number, read_whole
+from vpexp.data.readers.json_files import read_text
+from vpexp.data.readers.mask_names import prefer_masks
 from vpexp.errors import DataError
 
 _IMAGES, _OBJECTS, _CLASSES = "JPEGImages", "SegmentationObject", "SegmentationClass"
@@ -24,6 +27,23 @@ class XmlObject:
 
     name: str
     box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class XmlFile:
+    """What an XML file says of its image.
+
+    Attributes:
+        objects: Those with a name and a box.
+        bad: How many have a box and no name, or a box of no numbers.
+        boxless: How many have a name and no box.
+        size: (height, width) of the image, None if it says none.
+    """
+
+    objects: tuple[XmlObject, ...] = ()
+    bad: int = 0
+    boxless: int = 0
+    size: tuple[int, int] | None = None
 
 
 def describe_voc_folders(folder: Folder) -> list[str]:
@@ -62,6 +82,7 @@ class VocFolder:
         self.path = folder.path(name) if name else folder.root
         self._folder = folder
         self.images = {stem: [folder.path(file) for file in files] for stem, files in self._list(_IMAGES).items()}
+        self._ambiguous: dict[str, str] = {}
         self.instance_masks = self._list_masks(_OBJECTS)
         self.class_masks = self._list_masks(_CLASSES)
         self.xml_files = {
@@ -79,11 +100,13 @@ class VocFolder:
         """Find a file of the folder that is about to be opened; errors as of `Folder.find_to_read`."""
         return self._folder.find_to_read(f"{self.name}/{name}".lstrip("/"))
 
-    def find_barred(self, image_id: str) -> tuple[str, Path] | None:
-        """Find a file of an image that is not to be opened, and why; None if all of them may be."""
+    def find_barred(self, image_id: str) -> tuple[str, str] | None:
+        """Find why an image's files are not to be used, and which: they are barred, or several masks; None if they may be."""
+        if image_id in self._ambiguous:
+            return AMBIGUOUS_MASK, self._ambiguous[image_id]
         single = (part.get(image_id) for part in (self.instance_masks, self.class_masks, self.xml_files))
         files = [*self.images.get(image_id, []), *filter(None, single)]
-        return next(((self._barred[file], file) for file in files if file in self._barred), None)
+        return next(((self._barred[file], str(file)) for file in files if file in self._barred), None)
 
     def _find(self, part: str) -> str | None:
         """Find the folder of one part, in any case."""
@@ -104,7 +127,10 @@ class VocFolder:
         """List the mask files of one part; old versions of labelme keep arrays there, and images beside it."""
         found = self._list(part)
         for stem, files in self._list(f"{part}PNG").items():
-            found[stem] = prefer_read([*found.get(stem, []), *files])
+            read = prefer_read([*found.get(stem, []), *files])
+            found[stem] = [name for name in read if name not in files] or read
+        found = {stem: prefer_masks(files) for stem, files in found.items()}
+        self._ambiguous |= {stem: " and ".join(files[:2]) for stem, files in found.items() if len(files) > 1}
         return {stem: self._folder.path(files[0]) for stem, files in found.items()}
 
     def list_sets(self) -> dict[str, list[str]]:
@@ -126,7 +152,7 @@ class VocFolder:
         for name in self._folder.files_in(directory):
             if name.lower().endswith(".txt"):
                 path = self._folder.find_to_read(name) or self._folder.path(name)
-                text = compose(path.read_text(encoding="utf-8-sig", errors="replace"))
+                text = compose(read_text(path, errors="replace"))
                 lines = list(filter(None, map(self._clean, text.split("\n"))))
                 stem = PurePosixPath(name).stem
                 has_flags = all(_CLASS_LIST_LINE.search(line) for line in lines)
@@ -146,8 +172,9 @@ class VocFolder:
         """
         if self._is_known(line):
             return line
-        first = line.split(maxsplit=1)[0] if has_flags or _MORE_FILES.search(line) else line
-        path = PurePosixPath(first.strip("\"'").lstrip("/"))
+        first = line.rsplit(maxsplit=1)[0] if has_flags else line
+        first = first.split(maxsplit=1)[0] if _MORE_FILES.search(first) else first
+        path = PurePosixPath(first.strip("\"'").replace("\\", "/").lstrip("/"))
         inside = PurePosixPath(*path.parts[1:]) if path.parts[:1] == (_IMAGES,) else path
         if not inside.name:
             return line
@@ -159,11 +186,8 @@ class VocFolder:
         return image_id in self._known
 
 
-def read_xml_objects(path: Path) -> tuple[list[XmlObject], int]:
-    """Read the objects of an XML file.
-
-    Returns:
-        (objects, number of those whose name is missing or whose box is none). An object without any box is no object.
+def read_xml_file(path: Path) -> XmlFile:
+    """Read an XML file.
 
     Raises:
         DataError: The file is damaged.
@@ -173,7 +197,7 @@ def read_xml_objects(path: Path) -> tuple[list[XmlObject], int]:
     except (OSError, ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding nobody knows
         raise DataError(f"{path}: {error}") from error
     objects = []
-    bad = 0
+    bad = boxless = 0
     for element in root.iterfind("object"):
         name = (element.findtext("name") or "").strip()
         sides = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
@@ -182,5 +206,9 @@ def read_xml_objects(path: Path) -> tuple[list[XmlObject], int]:
             x0, y0, x1, y1 = box
             objects.append(XmlObject(name, (x0 - 1, y0 - 1, x1, y1)))  # pixels count from 1, both ends included
         else:
-            bad += element.find("bndbox") is not None
-    return objects, bad
+            has_box = element.find("bndbox") is not None
+            bad += has_box
+            boxless += bool(name) and not has_box
+    height, width = (read_whole((root.findtext(f"size/{side}") or "").strip()) for side in ("height", "width"))
+    size = (height, width) if height and width and min(height, width) > 0 else None
+    return XmlFile(tuple(objects), bad, boxless, size)

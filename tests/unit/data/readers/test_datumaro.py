@@ -247,7 +247,8 @@ def test_datumaro_reader__no_labels_declared(dm):
 
 
 def test_datumaro_reader__file_that_datumaro_cannot_read(dm, read_subset):
-    dm.content["categories"] = 7
+    dm.image(polygon())
+    dm.content["items"][0]["attr"] = 7
     with pytest.raises(DataError, match=r"train\.json: Datumaro cannot read it"):
         read_subset(DatumaroReader, dm.save())
 
@@ -279,7 +280,7 @@ def test_datumaro_reader__images_outside_of_the_folder(dm, read_subset, tmp_path
     assert ledger.counts["file outside the given folder (data.allow_outside=true uses it)"] >= 1
 
 
-GROUPS = [("1_12", "11_2"), (1.25, 1.5), ("a", "b"), ("1", "\uff11"), (True, 1), (2**40, 2**40 + 1)]
+GROUPS = [(-1, "x"), ("1_12", "11_2"), (1.25, 1.5), ("a", "b"), ("1", "\uff11"), (True, 1), (2**40, 2**40 + 1)]
 
 
 @pytest.mark.parametrize("groups", GROUPS)
@@ -303,3 +304,59 @@ def test_datumaro_reader__crowds_are_kept_where_they_are_wanted(dm, read_subset)
     assert ledger.counts == {"crowd region": 1}
     subset, ledger = read_subset(DatumaroReader, dm.root, keep_crowds=True)
     assert (len(subset.images[0]), ledger.counts) == (2, {})
+
+
+def test_datumaro_reader__a_bad_entry_does_not_end_the_file(dm, read_subset):
+    dm.image(polygon(), None, "x")
+    dm.content["items"] += [None, {"id": "b", "annotations": None, "image": {"path": "b.png"}}]
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert [len(image) for image in subset.images] == [1]
+    assert ledger.counts == {"entry that is no annotation": 3, "image without annotations": 1}
+
+
+@pytest.mark.parametrize("media_type", [None, "image", 3, 4, 99])
+def test_datumaro_reader__media_of_any_type(dm, read_subset, media_type):
+    dm.image(polygon())
+    dm.image(polygon(), item_id="b")
+    dm.content["items"][1]["media"] = dm.content["items"][1].pop("image")
+    dm.content["media_type"] = media_type
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert ([image.image_id for image in subset.images], ledger.counts) == (["a.png", "b.png"], {})
+
+
+def test_datumaro_reader__labels_of_one_name_are_one_category(dm, read_subset):
+    skeletons = [{"name": name, "parent": parent} for parent in ("hand", "foot") for name in ("1", "2")]
+    dm.content["categories"]["label"]["labels"] = [{"name": "hand"}, *skeletons, "foot", {"parent": "x"}]
+    dm.image(*(polygon(number=label, label=label) for label in range(7)))
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert subset.categories == ("hand", "1", "2", "foot")
+    assert subset.images[0].labels_N.tolist() == [0, 1, 2, 1, 2, 3]
+    assert ledger.counts == {"undeclared category": 1}
+
+
+def test_datumaro_reader__run_lengths_as_a_list(dm, read_subset):
+    dm.image(
+        annotation("mask", rle={"counts": [100, 50, 50], "size": [10, 20]}),
+        annotation("mask", number=2, rle={"counts": [100, 50, 50], "size": [20, 10]}),
+        annotation("mask", number=3, rle={"counts": [100, 5], "size": [10, 20]}),
+    )
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert [mask["counts"] for mask in subset.images[0].masks] == [
+        encode_mask(np.arange(200).reshape(20, 10).T // 50 == 2)["counts"]
+    ]
+    assert ledger.counts == {"RLE size differs from the image's": 1, "entry that is no annotation": 1}
+
+
+@pytest.mark.parametrize(("value", "is_crowd"), [("0", False), ("false", False), (0, False), ("1", True), (1, True)])
+def test_datumaro_reader__crowds_in_whatever_way_they_are_written(dm, read_subset, value, is_crowd):
+    dm.image(polygon(), polygon(number=2, crowd=value))
+    _, ledger = read_subset(DatumaroReader, dm.save())
+    assert ledger.counts == ({"crowd region": 1} if is_crowd else {})
+
+
+def test_datumaro_reader__files_that_several_items_name_are_noted(dm):
+    dm.image(polygon())
+    dm.image(polygon(), item_id="b", path="a.png")
+    reader = DatumaroReader(Folder(dm.save()))
+    assert len(reader.read_subset("train", SkipLedger()).images) == 2
+    assert reader.notes == ["train.json: 1 of the images are files that another image names too"]

@@ -204,3 +204,16 @@ def test_read_index_mask__sixteen_bit_with_alpha_or_colours(tmp_path):
 def test_find_void__as_numbers_above_255_have_it():
     assert find_void({0, 1, 255}) == find_void({0, UNKNOWN_COLOR + 5}) == 255
     assert find_void({0, 255, 256}) == 65535
+
+
+def test_read_index_mask__palettes_of_fewer_colours_than_numbers(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    colors = build_voc_colors()
+    for palette, of_instances, expected in (
+        ([0] * 768, False, [0, 1, 2]),  # no colour was ever set
+        ([0, 0, 0] + [128, 0, 0] * 255, False, [0, 1, 1]),  # parts of one class
+        ([0, 0, 0] + [128, 0, 0] * 255, True, [0, 1, 2]),
+    ):
+        picture.putpalette(palette)
+        read_HW = read_index_mask(save(tmp_path / "a.png", picture), colors, of_instances=of_instances)
+        assert read_HW.tolist() == [expected]

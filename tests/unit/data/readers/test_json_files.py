@@ -116,6 +116,7 @@ def test_find_unreadable__by_name_or_place(tmp_path):
         "annotations/instances_val.json": "",
         "annotations/list.json": "[1]",
         "annotations/meta.json": '{"label_map": {}}',
+        "annotations/none.json": '{"images": null, "annotations": []}',
         "annotations/instances_train.json": '{"images": []}',
         "train/_annotations.coco.json": "{",
         "other/notes.json": "",
@@ -127,6 +128,7 @@ def test_find_unreadable__by_name_or_place(tmp_path):
     assert unreadable == {
         "annotations/instances_val.json": "the file is empty",
         "annotations/list.json": "expected a JSON object, found a list",
+        "annotations/none.json": "its 'images' is no list",
         "annotations/meta.json": "it holds neither 'images' nor 'items', but label_map",
         "train/_annotations.coco.json": unreadable["train/_annotations.coco.json"],
     }

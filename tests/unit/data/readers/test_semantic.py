@@ -297,3 +297,22 @@ def test_semantic_reader__accents_in_either_form(tmp_path, read_subset, one, oth
     write_pair(tmp_path, "plain")
     subset, ledger = read_subset(components, tmp_path, "default")
     assert (len(subset.images), ledger.counts) == (2, {})
+
+
+def test_semantic_reader__masks_named_by_the_whole_name_of_their_image(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for image in ("a.jpg", "a.png", "b.tiff", "s/c.JPG"):
+        write_pair(tmp_path, image, image="images/{}", mask="masks/{}.png")
+    subset, ledger = read_subset(classes, tmp_path, "default")
+    assert sorted(image.image_id for image in subset.images) == ["a.jpg", "a.png", "b.tiff", "s/c.JPG"]
+    assert ledger.counts == {}
+
+
+def test_semantic_reader__several_masks_of_one_image(tmp_path, read_subset):
+    write_meta(tmp_path)
+    for name, suffix in (("a", "png"), ("a", "tif"), ("b", "png"), ("b", "jpg")):  # a JPEG is a picture of the mask
+        write_pair(tmp_path, name, mask=f"masks/{{}}.{suffix}")
+    subset, ledger = read_subset(classes, tmp_path, "default")
+    assert [image.image_id for image in subset.images] == ["b.jpg"]
+    assert ledger.counts == {"several mask files of this name": 1}
+    assert ledger.examples["several mask files of this name"] == "masks/a.png and masks/a.tif"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vpexp.data.folder import Folder
-from vpexp.data.masks import decode_rle
+from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.readers.index_masks import build_voc_colors
 from vpexp.data.readers.voc import VocReader
 from vpexp.errors import DataError
@@ -318,3 +318,65 @@ def test_voc_reader__boxes_that_are_no_numbers_are_counted(voc, read_subset):
     voc.image(objects=[("cat", 2, 2, 5, 4), ("dog", "1_1", 7, 15, 9)])
     _, ledger = read_subset(components, voc.save())
     assert ledger.counts == {"entry that is no annotation": 1}
+
+
+def test_voc_reader__the_xml_files_size_says_which_way_up(voc, read_subset):
+    size = "<size><width>{}</width><height>{}</height></size>"
+    for name, *sides in (("turned", 10, 20), ("stored", 20, 10), ("other", 40, 20), ("none", 0, 0)):
+        voc.image(name, instances=None, classes=None)
+        text = f"<annotation>{size.format(*sides)}{OBJECT.format('cat', 3, 3, 8, 8)}</annotation>"
+        voc.write(f"Annotations/{name}.xml", text)
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.new("RGB", (20, 10)).save(voc.root / f"JPEGImages/{name}.jpg", exif=exif)
+    subset, ledger = read_subset(components, voc.save(), keep_boxes=True)
+    read = {image.image_id: (image.height, image.width, image.exif_transpose) for image in subset.images}
+    assert read == {"turned": (20, 10, True), "stored": (10, 20, False), "none": (20, 10, True)}
+    assert ledger.counts == {"image size differs from annotation": 1}
+
+
+def test_voc_reader__objects_with_neither_mask_nor_box_are_counted(voc, read_subset):
+    voc.image()
+    voc.image("b", instances=None, classes=None)
+    outline = "<object><name>cat</name><polygon><x1>1</x1><y1>1</y1></polygon></object>"
+    voc.write("Annotations/b.xml", XML.format(outline))
+    voc.write("Annotations/a.xml", XML.format(outline))  # its masks are what counts
+    _, ledger = read_subset(components, voc.save())
+    assert ledger.counts == {"neither mask nor box": 1, "image left without objects": 1}
+
+
+@pytest.mark.parametrize("part", ["SegmentationObject", "SegmentationClass"])
+def test_voc_reader__several_masks_of_one_image(voc, read_subset, part):
+    voc.image()
+    voc.image("b")
+    voc.write(f"{part}/a.tif", CLASSES_HW)
+    voc.write(f"{part}/b.jpg", CLASSES_HW)  # a picture of the mask
+    subset, ledger = read_subset(components, voc.save())
+    assert [image.image_id for image in subset.images] == ["b"]
+    assert ledger.counts == {"several mask files of this name": 1}
+    assert ledger.examples["several mask files of this name"] == f"{part}/a.png and {part}/a.tif"
+
+
+def test_voc_reader__instances_of_one_colour_stay_apart(voc, read_subset):
+    voc.image(classes=None)
+    picture = Image.fromarray(INSTANCES_HW)
+    picture.putpalette([0, 0, 0] + [128, 0, 0] * 254 + [224, 224, 192])  # each in the colour of its class
+    voc.write("SegmentationObject/a.png", picture)
+    subset, ledger = read_subset(components, voc.save())
+    assert [mask["counts"] for mask in subset.images[0].masks] == [
+        encode_mask(value == INSTANCES_HW)["counts"] for value in (1, 2)
+    ]
+    assert ledger.remarks[next(iter(ledger.remarks))].total == 2  # nothing names their class
+
+
+@pytest.mark.parametrize(
+    "labels", ["cat:128,0,0::\ndog:0,128,0::\n", "dog:0,128,0::\ncat:128,0,0::\nbackground:0,0,0::\n"]
+)
+def test_voc_reader__black_is_background_whatever_label_comes_first(voc, read_subset, labels):
+    voc.image(instances=None)
+    subset, ledger = read_subset(classes, voc.save(labels=labels))
+    read = {
+        subset.categories[label]: decode_rle(mask).sum()
+        for label, mask in zip(subset.images[0].labels_N, subset.images[0].masks, strict=True)
+    }
+    assert (read, ledger.counts) == ({"cat": 12, "dog": 15}, {})

@@ -3,7 +3,7 @@ from unicodedata import normalize
 import pytest
 
 from vpexp.data.folder import Folder
-from vpexp.data.readers.voc_files import VocFolder, find_voc_folders, read_xml_objects
+from vpexp.data.readers.voc_files import VocFolder, find_voc_folders, read_xml_file
 from vpexp.errors import DataError
 
 
@@ -73,18 +73,19 @@ def test_find_voc_folders__nested(tmp_path):
     assert find_voc_folders(Folder(tmp_path)) == ["VOCdevkit/VOC2012"]
 
 
-def test_read_xml_objects__boxes_count_from_one(tmp_path):
+def test_read_xml_file__boxes_count_from_one(tmp_path):
     box = "<bndbox><xmin>1</xmin><ymin>2.0</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
     text = f"<annotation><object><name> cat </name>{box}</object><object><name>x</name></object><object>{box}</object></annotation>"
-    (only,), bad = read_xml_objects(write(tmp_path, "a.xml", text))
-    assert bad == 1
+    xml = read_xml_file(write(tmp_path, "a.xml", text))
+    (only,) = xml.objects
+    assert (xml.bad, xml.boxless, xml.size) == (1, 1, None)
     assert only.name == "cat"
     assert only.box == (0, 1, 3, 4)
 
 
-def test_read_xml_objects__damaged(tmp_path):
+def test_read_xml_file__damaged(tmp_path):
     with pytest.raises(DataError, match=r"a\.xml"):
-        read_xml_objects(write(tmp_path, "a.xml", "<annotation>"))
+        read_xml_file(write(tmp_path, "a.xml", "<annotation>"))
 
 
 @pytest.mark.parametrize("line", ['""', "/", "JPEGImages", "''  1"])
@@ -95,10 +96,10 @@ def test_list_sets__line_without_a_name(tmp_path, line):
 
 
 @pytest.mark.parametrize("encoding", ["nonsense-8", "big5-hkscs", "utf-7"])
-def test_read_xml_objects__unknown_encoding(tmp_path, encoding):
+def test_read_xml_file__unknown_encoding(tmp_path, encoding):
     path = write(tmp_path, "a.xml", f'<?xml version="1.0" encoding="{encoding}"?><annotation/>')
     with pytest.raises(DataError, match=r"a\.xml: "):
-        read_xml_objects(path)
+        read_xml_file(path)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,22 @@ def test_list_sets__a_missing_image_is_no_other_image(tmp_path, line, images, ex
     assert list_sets(tmp_path) == {"train": [expected, "x y"]}
 
 
+def test_list_sets__names_with_spaces_before_flags_and_paths_of_windows(tmp_path):
+    for name in ("two words", "b", "c"):
+        write(tmp_path, f"JPEGImages/{name}.jpg")
+    write(tmp_path, "ImageSets/Main/train.txt", "two words 1\nb -1")
+    write(tmp_path, "ImageSets/Main/val.txt", "C:\\data\\JPEGImages\\c.jpg")
+    assert list_sets(tmp_path) == {"train": ["two words", "b"], "val": ["c"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])  # PowerShell writes UTF-16
+def test_list_sets__encodings(tmp_path, encoding):
+    write(tmp_path, "JPEGImages/a.jpg")
+    write(tmp_path, "ImageSets/Main/train.txt")
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes("a\r\nno such image\r\n".encode(encoding))
+    assert list_sets(tmp_path) == {"train": ["a", "no such image"]}
+
+
 @pytest.mark.parametrize(("listed", "kept"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_list_sets__accents_in_either_form(tmp_path, listed, kept):
     write(tmp_path, normalize(kept, "JPEGImages/größe.jpg"))
@@ -130,9 +147,9 @@ def test_list_sets__accents_in_either_form(tmp_path, listed, kept):
 
 
 @pytest.mark.parametrize("side", ["1_0", "\uff11", "nan", "inf", "", "ten"])
-def test_read_xml_objects__boxes_that_are_no_numbers(tmp_path, side):
+def test_read_xml_file__boxes_that_are_no_numbers(tmp_path, side):
     box = "<bndbox><xmin>{}</xmin><ymin> 2.0\n</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
     entries = "".join(f"<object><name>cat</name>{box.format(one)}</object>" for one in (" 1 ", side))
-    objects, bad = read_xml_objects(write(tmp_path, "a.xml", f"<annotation>{entries}</annotation>"))
-    assert [one.box for one in objects] == [(0, 1, 3, 4)]
-    assert bad == 1
+    xml = read_xml_file(write(tmp_path, "a.xml", f"<annotation>{entries}</annotation>"))
+    assert [one.box for one in xml.objects] == [(0, 1, 3, 4)]
+    assert xml.bad == 1
