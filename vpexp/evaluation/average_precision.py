@@ -3,13 +3,11 @@
 Legend: N objects of one image, T IoU thresholds, R recalls, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import distributed
-from torchmetrics import Metric
 
 from vpexp.data.masks import compute_area, compute_box
 from vpexp.data.types import Rle
@@ -32,20 +30,21 @@ SUMMARY_NAMES = (
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
-class MaskAveragePrecision(Metric):
+class MaskAveragePrecision:
     """COCO mask AP (Lin et al. 2014) by ``faster-coco-eval``: the numbers of pycocotools, faster.
 
     At most 100 predictions an image and class count, as COCO defines it. Values are in [0, 1]; NaN where no annotated
     object falls into the class or size.
+
+    Args:
+        categories: class names.
+        records: of ``update``, by several processes that had taken turns. Predictions of one score rank in the order of
+            their images, so that order is made again.
     """
 
-    full_state_update = False
-
-    def __init__(self, categories: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, categories: Sequence[str], records: Iterable[dict[str, Any]] = ()) -> None:
         self.categories = tuple(categories)
-        self.records: list[dict[str, Any]]
-        self.add_state("records", default=[], dist_reduce_fx=None)
+        self.records = sorted(records, key=lambda record: record["place"])  # stable: of one place, by rank
 
     def update(
         self,
@@ -101,22 +100,6 @@ class MaskAveragePrecision(Metric):
             self.categories[label]: _mean_valid(recall_TK[:, place]) for place, label in enumerate(present)
         }
         return result
-
-    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
-        """Gather the records of all processes: they are Python objects, which torchmetrics does not gather itself.
-
-        Predictions of one score rank in the order of their images, so that order is made again: the processes had taken
-        turns.
-        """
-        del dist_sync_fn
-        gathered: list[list[dict[str, Any]] | None] = [None] * distributed.get_world_size(process_group)
-        distributed.all_gather_object(gathered, self.records, group=process_group)
-        records = [record for part in gathered if part for record in part]
-        self.records = sorted(records, key=lambda record: record["place"])  # stable: of one place, by rank
-
-    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
-        """Move to a device what is a tensor: records are not."""
-        return super()._apply(fn, exclude_state=(*exclude_state, "records"))
 
     def _build_coco(self) -> tuple[dict[str, Any], Any]:
         annotations: list[dict[str, Any]] = []

@@ -178,8 +178,8 @@ class Evaluator:
 
     def compute(self) -> EvaluationResult:
         """Compute all metrics over what was seen, by all processes."""
-        totals = self._gather()
-        precision = self.average_precision.compute()
+        totals, average_precision = self._gather()
+        precision = average_precision.compute()
         numbers = {name: value for name, value in precision.items() if isinstance(value, float)}
         per_class = {name: value for name, value in precision.items() if isinstance(value, dict)}
         metrics = totals.model.compute() | numbers | self.interaction.summarize(totals.rounds)
@@ -269,16 +269,18 @@ class Evaluator:
         self._measure(predictor, replace(own, features=other.features), sample, rounds)
         self.totals.wrong_image.merge(rounds[-1])
 
-    def _gather(self) -> _Totals:
+    def _gather(self) -> tuple[_Totals, MaskAveragePrecision]:
+        """Join what all processes counted: of this one alone where there is one."""
         if not (distributed.is_available() and distributed.is_initialized()):
-            return self.totals
-        parts: list[_Totals | None] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(parts, self.totals)
+            return self.totals, self.average_precision
+        own = (self.totals, self.average_precision.records)
+        parts = [own] * distributed.get_world_size()
+        distributed.all_gather_object(parts, own)
         merged = self._start_totals()
-        for part in parts:
-            if part is not None:
-                merged.merge(part)
-        return merged
+        for totals, _ in parts:
+            merged.merge(totals)
+        records = [record for _, part in parts for record in part]
+        return merged, MaskAveragePrecision(self.average_precision.categories, records)
 
 
 def evaluate(
