@@ -19,9 +19,10 @@ from vpexp.console import say
 from vpexp.description import Parent, describe_run
 from vpexp.environment import quiet_libraries
 from vpexp.errors import OutputError, VpexpError, make_printable
+from vpexp.files import write_json
 from vpexp.full_disk import RunLog, find_full_disk, quiet_full_disk
 from vpexp.provenance import get_git_commit, get_versions
-from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest, write_json
+from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest
 from vpexp.signals import ignore_stops, is_sigterm, repeat_lost_stops, stop_on_sigterm
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.tracking.abandoned import get_host

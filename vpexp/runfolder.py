@@ -6,14 +6,12 @@ link to the last successful one, swapped atomically.
 
 import errno
 import fcntl
-import json
 import logging
-import math
 import os
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vpexp.errors import CheckpointError, ConfigError
+from vpexp.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -240,42 +239,6 @@ def _lock_file(file: TextIO, path: Path) -> None:
             file.close()
             raise CheckpointError(f"{path.parent} is in use by another process: wait for its end") from None
         log.warning("%s cannot be locked: %s", path.parent, error.strerror)  # a file system without locks
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file cannot be read, is no JSON, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: no text, no JSON, or a number of 5000 digits
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object but a {type(content).__name__}")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside its place and move it there, so that a reader never sees half a file.
-
-    JSON has no NaN: a number without meaning is null.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(_without_nan(content), indent=2, default=str, allow_nan=False)
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def create_run_folder(output_dir: Path, stage: str, path: Path | None = None) -> RunFolder:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.runfolder import RunFolder, create_run_folder, find_latest, find_maker, mark_latest, write_json
+from vpexp.files import write_json
+from vpexp.runfolder import RunFolder, create_run_folder, find_latest, find_maker, mark_latest
 
 
 def test_create_run_folder__is_named_after_stage_and_time(tmp_path):
@@ -131,6 +132,7 @@ def hold_in_another_process(folder: RunFolder) -> int:
 import sys
 from pathlib import Path
 from vpexp.errors import CheckpointError
+from vpexp.files import write_json
 from vpexp.runfolder import RunFolder
 folder = RunFolder(Path({str(folder.path)!r}))
 held = folder.is_held()
@@ -173,6 +175,7 @@ def test_hold__goes_with_a_process_that_is_killed(tmp_path):
     script = f"""
 import time
 from pathlib import Path
+from vpexp.files import write_json
 from vpexp.runfolder import RunFolder
 with RunFolder(Path({str(tmp_path)!r})).hold():
     print("held", flush=True)
@@ -195,6 +198,7 @@ def test_is_held__asking_again_and_again_keeps_no_holder_out(tmp_path):
     folder = RunFolder(tmp_path)
     script = f"""
 from pathlib import Path
+from vpexp.files import write_json
 from vpexp.runfolder import RunFolder
 folder = RunFolder(Path({str(tmp_path)!r}))
 print("asking", flush=True)

@@ -24,6 +24,7 @@ from vpexp.data.folder import Folder
 from vpexp.data.ledger import MISSING_IMAGE, OUTSIDE
 from vpexp.data.packed import Arrays, ImageTable, PackedImages
 from vpexp.data.types import AnnotatedDataset, Split
+from vpexp.files import replacing
 
 READER_VERSION = 5
 """To be raised whenever the same files are read in another way than before."""
@@ -84,16 +85,12 @@ class KeptAnnotations:
         """Keep a data set, if its folder alone decides what it holds; a folder that cannot be written to is no error."""
         if not self._is_complete(dataset):
             return
-        draft = self.path.with_name(f".{self._key}.{os.getpid()}.draft")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
+            with replacing(self.path) as draft, draft.open("wb") as file:
                 np.savez(file, allow_pickle=False, **self._take_apart(dataset))
-            draft.replace(self.path)
         except OSError as error:
             _log.info("annotations are not kept in %s (%s)", self._directory, error)
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
             return
         _prune(self._directory, self.path)
 
@@ -191,7 +188,7 @@ def _compute_key(folder: Folder, options: Mapping[str, Any], directory: Path) ->
 def _prune(directory: Path, newest: Path) -> None:
     """Remove the files that were not used for longest, and drafts of processes that died."""
     with suppress(OSError):
-        for draft in directory.glob(".*.draft"):
+        for draft in directory.glob(".*.npz.*"):
             if time.time() - draft.stat().st_mtime > _STALE_DRAFT_SECONDS:
                 draft.unlink(missing_ok=True)
         files = [(file.stat().st_mtime_ns, file.stat().st_size, file) for file in directory.glob("*.npz")]

@@ -8,9 +8,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from vpexp.console import say
 from vpexp.data.progress import show_progress
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError, VpexpError
+from vpexp.files import write_text
 
 Coco = dict[str, Any]
 
@@ -147,15 +146,7 @@ def _write_annotations(sources: Mapping[str, Coco], out: Path) -> dict[str, int]
     folder = out / "annotations"
     folder.mkdir(parents=True, exist_ok=True)
     for split, coco in sources.items():
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing_")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(coco, file)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(folder / f"instances_{split}.json")
-        finally:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
+        write_text(folder / f"instances_{split}.json", json.dumps(coco))
     return {split: len(coco["images"]) for split, coco in sources.items()}
 
 

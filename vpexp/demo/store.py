@@ -24,6 +24,7 @@ from vpexp.data.types import SCORE_DIGITS, Rle
 from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels
 from vpexp.demo.pictures import PictureChangedError
 from vpexp.errors import CheckpointError, ConfigError, OutputError
+from vpexp.files import write_text
 from vpexp.runfolder import RunFolder
 
 ANNOTATIONS = Path("annotations", "instances_train.json")
@@ -152,7 +153,7 @@ class LabelStore:
             if image is not None:
                 _place(image.path, self.folder / IMAGES / image.name, is_labelled=image.name in self.labels.images)
             self.annotations.parent.mkdir(parents=True, exist_ok=True)
-            _replace_file(self.annotations, "".join(labels.write()))
+            write_text(self.annotations, "".join(labels.write()), durable=True)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be written, nothing was saved: {error.strerror}") from error
         self.labels = labels
@@ -220,13 +221,3 @@ def _is_same(first: Path, second: Path) -> bool:
         return first.samefile(second) or filecmp.cmp(first, second)
     except OSError:
         return False
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write beside the file, wait for the disk, and move it into place."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

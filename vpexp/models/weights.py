@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vpexp.errors import WeightsError
+from vpexp.files import replacing
 from vpexp.models.download import download_file, get_cache_dir
 from vpexp.models.registry import get_model_info, list_models
 from vpexp.models.sam import Sam
@@ -151,17 +152,13 @@ def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | No
     if dtype is not None:
         state = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as draft:
         if path.suffix == ".safetensors":
             contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
-            safetensors.torch.save_file(contiguous, aside, metadata={"format": "pt"})
+            safetensors.torch.save_file(contiguous, draft, metadata={"format": "pt"})
         else:
-            with aside.open("wb") as file:  # one that torch opens stays open after an error, and a full disk full
+            with draft.open("wb") as file:  # one that torch opens stays open after an error, and a full disk full
                 torch.save(state, file)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

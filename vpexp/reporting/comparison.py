@@ -1,10 +1,8 @@
 """One model in its several forms, side by side: as a table on the terminal, in Markdown and in JSON."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
@@ -172,10 +170,3 @@ def _format_line(cells: list[str], widths: list[int]) -> str:
     first, *numbers = cells
     padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))]
     return f"| {' | '.join(padded)} |"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text beside its place and move it there, so that a reader never sees half a file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    draft.replace(path)

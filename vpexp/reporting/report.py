@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpexp.files import write_json, write_text
 from vpexp.reporting.comparison import (
     COLUMNS,
     ROWS,
@@ -12,7 +13,6 @@ from vpexp.reporting.comparison import (
     compute_changes,
     format_markdown,
     read_column,
-    write_text,
 )
 from vpexp.reporting.notes import (
     describe_control,
@@ -24,7 +24,7 @@ from vpexp.reporting.notes import (
 )
 from vpexp.reporting.page import build_page
 from vpexp.reporting.pictures import read_pictures
-from vpexp.runfolder import RunFolder, write_json
+from vpexp.runfolder import RunFolder
 
 REPORTED_SECTIONS = ("model", "data", "prompt", "loss", "optimizer", "scheduler", "trainer", "export", "ptq")
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from vpexp.console import console, say
 from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset
 from vpexp.errors import DataError
-from vpexp.reporting.comparison import write_text
-from vpexp.runfolder import write_json
+from vpexp.files import write_json, write_text
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.stages.dataset import load_configured_dataset
 from vpexp.survey.damage import list_damaged

@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from vpexp.console import say
 from vpexp.data.types import AnnotatedDataset
 from vpexp.evaluation.evaluator import EvaluationResult
+from vpexp.files import read_json, write_json
 from vpexp.inference.checkpoint import apply_checkpoint, read_checkpoint
 from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
-from vpexp.runfolder import read_json, write_json
 from vpexp.stages.assessment import (
     assess,
     choose_device,

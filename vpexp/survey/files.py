@@ -1,10 +1,10 @@
-"""Writing the files of a survey, each whole or not at all."""
+"""The table of a survey's duplicates as a file."""
 
 import csv
 import io
-import os
 from pathlib import Path
 
+from vpexp.files import write_text
 from vpexp.survey.duplicates import Duplicates
 
 PAIR_COLUMNS = (
@@ -24,17 +24,6 @@ PAIR_COLUMNS = (
 )
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def write_duplicates(path: Path, duplicates: Duplicates) -> None:
     """Write all pairs of images that are the same picture as CSV, those of two splits first."""
     text = io.StringIO()
@@ -46,4 +35,4 @@ def write_duplicates(path: Path, duplicates: Duplicates) -> None:
         sized = (one.width, one.height, other.width, other.height)
         rest = (one.objects, other.objects, one.path, other.path)
         writer.writerow((pair.kind, "yes" if pair.is_leak else "no", *named, *sized, *rest))
-    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_text(path, text.getvalue())

@@ -1,14 +1,13 @@
 """The numbers of a data set as plots: PNG files, one colour a split."""
 
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vpexp.files import replacing
 from vpexp.survey.counts import count_objects_by_class, order_classes
-from vpexp.survey.files import write_bytes
 from vpexp.survey.sizes import COCO_MEDIUM, COCO_SMALL, FEWEST_PIXELS, compute_sides
 from vpexp.survey.types import Survey
 
@@ -39,11 +38,11 @@ def draw_plots(survey: Survey, folder: Path) -> list[Path]:
         "image_sizes": _draw_image_sizes,
     }
     paths = []
+    folder.mkdir(parents=True, exist_ok=True)
     for name, draw in plots.items():
-        file = BytesIO()
-        draw(survey).savefig(file, dpi=DPI, format="png")
         paths.append(folder / f"{name}.png")
-        write_bytes(paths[-1], file.getvalue())
+        with replacing(paths[-1]) as draft:
+            draw(survey).savefig(draft, dpi=DPI, format="png")
     return paths
 
 

@@ -4,9 +4,10 @@ MLflow makes the tables in some hundred transactions, each of which waits for th
 database is whole nothing in it is worth waiting for, so it is made beside its place without waiting, and then moved there.
 """
 
-import os
 from pathlib import Path
 from typing import Any
+
+from vpexp.files import replacing
 
 
 def create_database(file: Path) -> None:
@@ -21,20 +22,15 @@ def create_database(file: Path) -> None:
     make_tables = getattr(utils, "_safe_initialize_tables", None)
     if make_tables is None:  # another MLflow, which makes them in its own way when it is first asked
         return
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    engine = create_engine(URL.create("sqlite", database=str(draft)))
-    event.listen(engine, "connect", _wait_for_no_disk)
-    try:
-        make_tables(engine)
-        engine.dispose()
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
-        draft.replace(file)
-    finally:
-        engine.dispose()
-        for left in (draft, draft.with_name(f"{draft.name}-journal")):
-            left.unlink(missing_ok=True)
+    with replacing(file, durable=True) as draft:
+        draft.unlink(missing_ok=True)
+        engine = create_engine(URL.create("sqlite", database=str(draft)))
+        event.listen(engine, "connect", _wait_for_no_disk)
+        try:
+            make_tables(engine)
+        finally:
+            engine.dispose()
+            draft.with_name(f"{draft.name}-journal").unlink(missing_ok=True)
 
 
 def _wait_for_no_disk(connection: Any, _: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpexp.runfolder import write_json
+from vpexp.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -2,11 +2,11 @@
 
 import csv
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from vpexp.errors import CheckpointError
+from vpexp.files import replacing
 
 
 def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -19,12 +19,10 @@ def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None
     numbers = {name: repr(float(value)) if math.isfinite(value) else "" for name, value in sorted(metrics.items())}
     rows.append({"epoch": str(epoch)} | numbers)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    draft.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

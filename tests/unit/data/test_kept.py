@@ -200,7 +200,7 @@ def test_write__keeps_the_newest(coco, tmp_path, monkeypatch):
     root, cache_dir = build(coco), tmp_path / ".cache"
     monkeypatch.setattr(kept_module, "MOST_FILES", 2)
     (cache_dir / "annotations").mkdir(parents=True)
-    draft = cache_dir / "annotations/.dead.1.draft"
+    draft = cache_dir / "annotations/.dead.npz.1"
     draft.write_bytes(b"x")
     os.utime(draft, (1, 1))
     for seed in range(4):

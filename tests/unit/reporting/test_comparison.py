@@ -4,6 +4,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from vpexp.files import write_text
 from vpexp.reporting.comparison import (
     ROWS,
     Comparison,
@@ -14,7 +15,6 @@ from vpexp.reporting.comparison import (
     describe_columns,
     format_markdown,
     read_column,
-    write_text,
 )
 
 

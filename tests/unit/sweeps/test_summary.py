@@ -4,7 +4,8 @@ import math
 import pytest
 from rich.console import Console
 
-from vpexp.runfolder import RunFolder, write_json
+from vpexp.files import write_json
+from vpexp.runfolder import RunFolder
 from vpexp.sweeps.pictures import draw_pictures, sort_values
 from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job
 from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
