@@ -104,11 +104,8 @@ def fit(tmp_path, build_module, build_data, build_plain_trainer):
 @pytest.mark.parametrize(
     ("name", "options", "counts"),
     [
-        ("StepLR", {"step_size": 2, "gamma": 0.5}, "epoch"),
         ("StepLR", {"step_size": 2, "gamma": 0.5, "interval": "step"}, "step"),
         ("CosineAnnealingLR", {"T_max": 3}, "epoch"),
-        ("LinearLR", {"total_iters": 2}, "epoch"),
-        ("ExponentialLR", {"gamma": 0.9}, "epoch"),
         ("OneCycleLR", {"max_lr": 0.01}, "step"),
         ("ReduceLROnPlateau", {"patience": 0, "factor": 0.5, "threshold": 0.5}, "score"),
     ],
