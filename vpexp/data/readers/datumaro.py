@@ -92,23 +92,25 @@ class DatumaroReader:
         return _DatumaroFile(self._folder, file, name, ledger).read(self.notes)
 
 
-def _build_context(on_error: Callable[[str, Exception], None]) -> Any:
+_OnError = Callable[[str, Any, Exception], None]
+"""Called with what could not be read (item or annotation), its id, and why."""
+
+
+def _build_context(on_error: _OnError) -> Any:
     """Build the import context whose error policy reports what is bad and goes on."""
     from datumaro.components.contexts.importer import ImportContext, ImportErrorPolicy
 
     class SkippingPolicy(ImportErrorPolicy):  # type: ignore[misc]
         def report_item_error(self, error: Exception, *, item_id: tuple[str, str]) -> None:
-            on_error(f"item {item_id[0]}", error)
+            on_error("item", item_id[0], error)
 
         def report_annotation_error(self, error: Exception, *, item_id: tuple[str, str]) -> None:
-            on_error(f"annotation {item_id[0]}", error)
+            on_error("annotation", item_id[0], error)
 
     return ImportContext(error_policy=SkippingPolicy())
 
 
-def _import_items(
-    content: dict[str, Any], path: Path, subset: str, on_error: Callable[[str, Exception], None]
-) -> list[Any]:
+def _import_items(content: dict[str, Any], path: Path, subset: str, on_error: _OnError) -> list[Any]:
     """Import the content of a file by Datumaro."""
     from datumaro.plugins.data_formats.datumaro.base import DatumaroBase, JsonReader
 
@@ -140,8 +142,8 @@ def _read_labels(content: Mapping[str, Any]) -> list[str | None]:
 def _make_plain(content: dict[str, Any], path: Path, labels: Mapping[int, int]) -> dict[str, Any]:
     """Make a file's content such that Datumaro misunderstands nothing of it, and a bad entry does not end the import.
 
-    Datumaro takes the group "1_12" for 112, the label "1_0" for 10 and True for 1. Groups are numbered anew, ids that are no
-    whole numbers get negative ones.
+    Datumaro takes the group "1_12" for 112, the label "1_0" for 10 and True for 1, and refuses a file for an item that is called
+    "" or "c:x". Items and groups are numbered anew, ids of annotations that are no whole numbers get negative ones.
 
     Args:
         content: Changed in place, and returned.
@@ -149,9 +151,13 @@ def _make_plain(content: dict[str, Any], path: Path, labels: Mapping[int, int]) 
         labels: Number of a label in the file -> index of its category.
     """
     content |= {"media_type": _ANY_MEDIA, "categories": {}, "items": list_entries(content, "items", path)}
-    for item in content["items"]:
+    for place, item in enumerate(content["items"]):
         if not item.get("image") and isinstance(item.get("media"), dict):
             item["image"] = item.pop("media")
+        if "id" in item:
+            if isinstance(item.get("image"), dict):
+                item["image"]["path"] = item["image"].get("path") or f"{item['id']}.jpg"
+            item["id"] = str(place)
         item["annotations"] = list_entries({"annotations": item.get("annotations") or []}, "annotations", path)
         ids: dict[Any, int] = {}
         groups: dict[Any, int] = {None: 0, 0: 0}  # 0 means no group
@@ -197,12 +203,14 @@ class _DatumaroFile:
         places = {number: self._categories.index(name) for number, name in enumerate(labels) if name is not None}
         if not self._categories:
             notes.append(f"{self._path.name} declares no categories: every object is called '{_ONLY_CATEGORY}'")
+        entries = list_entries(content, "items", self._path)
+        self._item_ids = [str(entry.get("id")).replace("\\", "/") for entry in entries]
         content = _make_plain(content, self._path, places)
         try:
             items = _import_items(content, self._path, self._subset, self._skip_error)
         except Exception as error:
             raise DataError(f"{self._path}: Datumaro cannot read it ({type(error).__name__}: {error})") from error
-        named = list(zip(make_unique(_name_item(item) for item in items), items, strict=True))
+        named = list(zip(make_unique(map(self._name_item, items)), items, strict=True))
         files = [self._get_file_name(item.media) for item in items if getattr(item.media, "path", None)]
         self._finder = ImageFinder(self._folder, self._file, [self._subset, self._path.stem], files)
         read = (self._read_item(name, item) for name, item in show_progress(named, f"Reading {self._path.name}"))
@@ -210,10 +218,17 @@ class _DatumaroFile:
         notes += describe_repeated(self._path.name, images)
         return Subset(self._categories or (_ONLY_CATEGORY,), images)
 
-    def _skip_error(self, what: str, error: Exception) -> None:
+    def _name_item(self, item: Any) -> str:
+        """Name an item as its image file, so that a.png and a.jpg stay apart."""
+        suffix = PurePosixPath(str(getattr(item.media, "path", "") or "")).suffix
+        return f"{self._item_ids[int(item.id)]}{suffix}"
+
+    def _skip_error(self, what: str, own_id: Any, error: Exception) -> None:
         """Count what Datumaro refused."""
+        if what == "item" and own_id is not None:
+            own_id = self._item_ids[int(own_id)]
         reason = "polygon with fewer than 3 points or an odd number of values" if "polygon" in str(error) else BAD_ENTRY
-        self._ledger.skip(reason, f"{self._path.name}: {what} ({error or type(error).__name__})")
+        self._ledger.skip(reason, f"{self._path.name}: {what} {own_id} ({error or type(error).__name__})")
 
     def _read_item(self, name: str, item: Any) -> AnnotatedImage | None:
         """Read one item; None if nothing is left of it."""
@@ -296,12 +311,6 @@ class _DatumaroFile:
                 elif (label := self._find_label(annotation, example)) is not None:
                     boxes.append(keep_box(str(annotation.id), to_xyxy(annotation), label, placed))
         return boxes
-
-
-def _name_item(item: Any) -> str:
-    """Name an item as its image file, so that a.png and a.jpg stay apart."""
-    suffix = PurePosixPath(str(getattr(item.media, "path", "") or "")).suffix
-    return f"{item.id}{suffix}"
 
 
 def _read_mask(part: Any, placed: PlacedImage) -> Rle:

@@ -17,6 +17,7 @@ LAYOUT_FOLDERS = frozenset({"images", "masks", "jpegimages", "segmentationobject
 """Folders that make up a layout wherever they lie, in lower case; COCO and Datumaro have none."""
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_DRIVE = re.compile(r"^([A-Za-z]):")
 _MOST_BYTES = 255
 """Of a file's name."""
 _LONGEST_SUFFIX = len(".png")
@@ -71,6 +72,8 @@ class NameGiver:
         part = _UNPRINTABLE.sub("_", part.replace("/", "_"))
         if part.startswith(HIDDEN):  # also the folder above
             part = f"_{part.lstrip('.')}"
+        if self._format == "datumaro":  # which refuses what could be a drive of Windows
+            part = _DRIVE.sub(r"\1_", part)
         is_layout = self._format not in ("coco", "datumaro") and part.lower() in LAYOUT_FOLDERS
         return f"{part}_" if is_layout else part
 

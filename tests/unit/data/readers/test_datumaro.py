@@ -360,3 +360,16 @@ def test_datumaro_reader__files_that_several_items_name_are_noted(dm):
     reader = DatumaroReader(Folder(dm.save()))
     assert len(reader.read_subset("train", SkipLedger()).images) == 2
     assert reader.notes == ["train.json: 1 of the images are files that another image names too"]
+
+
+def test_datumaro_reader__items_of_any_name(dm, read_subset):
+    names = ["", "c:x", "/abs/b", "../up", 7, "back\\slash"]
+    for place, name in enumerate(names):
+        dm.image(polygon(), item_id=f"{place}")
+        dm.content["items"][-1]["id"] = name
+    dm.image(polygon(), item_id="bad", size=(0, 20))
+    subset, ledger = read_subset(DatumaroReader, dm.save())
+    assert [image.image_id for image in subset.images] == [f"{name}.png".replace("\\", "/") for name in names]
+    assert [image.path.name for image in subset.images] == [f"{place}.png" for place in range(len(names))]
+    assert ledger.counts == {"entry that is no annotation": 1}
+    assert "train.json: item bad (" in ledger.examples["entry that is no annotation"]
