@@ -60,6 +60,9 @@ def quiet_libraries() -> None:
     # Lightning warns of few workers and short epochs: choices that the configuration states.
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|TreeSpec).*deprecated.*")
+    # What is wrong with image files is counted; a name in a script that a plot's font does not have is no fault.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
+    warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
 
 
 def name_user() -> None:
