@@ -15,6 +15,11 @@ def make_printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def make_drawable(text: str) -> str:
+    """Write what matplotlib cannot draw, or reads as a formula, as escapes."""
+    return make_printable(text).replace("$", r"\$")
+
+
 class VpexpError(Exception):
     """Base of all errors that the user can mend; the message names the file, key or object, and what to do."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vpexp.errors import make_printable
+from vpexp.errors import make_drawable
 from vpexp.files import replacing
 from vpexp.survey.counts import count_objects_by_class, order_classes
 from vpexp.survey.sizes import COCO_MEDIUM, COCO_SMALL, FEWEST_PIXELS, compute_sides
@@ -180,7 +180,5 @@ def _draw_image_sizes(survey: Survey) -> Any:
 
 
 def _shorten(name: str) -> str:
-    """Shorten a long name, and take away what cannot be drawn, and the sign that matplotlib reads as the start of a formula."""
-    name = make_printable(name)
-    name = name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 1]}…"
-    return name.replace("$", r"\$")
+    """Shorten a long name."""
+    return make_drawable(name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 1]}…")

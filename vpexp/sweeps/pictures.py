@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vpexp.errors import make_drawable
 from vpexp.sweeps.naming import format_value, shorten
 from vpexp.sweeps.summary import JobResult, SweepSummary
 
@@ -49,10 +50,10 @@ def _draw_heat_map(summary: SweepSummary, jobs: Sequence[JobResult], path: Path)
         text = "-" if np.isnan(value) else f"{value:.4f}"
         dark = not np.isnan(value) and (value - low) > LIGHT * (high - low)
         axes.text(column, row, text, ha="center", va="center", color="black" if dark or text == "-" else "white")
-    row_label, column_label = shorten([row_key, column_key])
-    axes.set_xticks(range(len(columns)), [format_value(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [format_value(value) for value in rows])
-    axes.set(xlabel=column_label, ylabel=row_label, title=summary.metric)
+    row_label, column_label = map(make_drawable, shorten([row_key, column_key]))
+    axes.set_xticks(range(len(columns)), [_name(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [_name(value) for value in rows])
+    axes.set(xlabel=column_label, ylabel=row_label, title=make_drawable(summary.metric))
     figure.colorbar(image)
     figure.savefig(path, dpi=120)
     return path
@@ -80,15 +81,19 @@ def _draw_coordinates(summary: SweepSummary, jobs: Sequence[JobResult], path: Pa
             alpha=1 if best else 0.75,
         )
     for place, scale in enumerate(scales):
-        _label(axes, place, [(_place(value, scale), format_value(value)) for value in scale])
+        _label(axes, place, [(_place(value, scale), _name(value)) for value in scale])
     _label(axes, len(keys), [(0.0, f"{low:.4f}"), (1.0, f"{high:.4f}")] if high > low else [(0.5, f"{low:.4f}")])
-    axes.set_xticks(range(len(keys) + 1), [*shorten(keys), summary.metric])
+    axes.set_xticks(range(len(keys) + 1), [make_drawable(name) for name in (*shorten(keys), summary.metric)])
     axes.set_xlim(-0.3, len(keys) + 0.5)
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.set_title(f"{len(jobs)} jobs")
     figure.savefig(path, dpi=120)
     return path
+
+
+def _name(value: str) -> str:
+    return make_drawable(format_value(value))
 
 
 def _label(axes: Any, place: int, marks: Sequence[tuple[float, str]]) -> None:

@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -116,6 +117,15 @@ def test_draw_pictures__needs_a_number(sweep, tmp_path):
         RunFolder(sweep.path / str(number)).update_run_json(status="FAILED")
 
     assert draw_pictures(summarize_sweep(sweep), tmp_path) == []
+
+
+def test_draw_pictures__values_that_no_font_or_formula_has(sweep, tmp_path):
+    summary = summarize_sweep(sweep)
+    odd = {"1e-05": "$\\frac$", "0.0001": "\ud800"}
+    jobs = [
+        replace(job, values={key: odd.get(value, value) for key, value in job.values.items()}) for job in summary.jobs
+    ]
+    assert len(draw_pictures(replace(summary, jobs=jobs), tmp_path)) == 2
 
 
 def test_sort_values__numbers_by_size_words_by_alphabet():
