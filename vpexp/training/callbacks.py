@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 
 from vpexp.errors import ConfigError
 from vpexp.training.module import SamFineTuner
-from vpexp.training.stops import LastCheckpoint, RelocatableCheckpoint
+from vpexp.training.stops import LastCheckpoint, RelocatableCheckpoint, check_state
 
 
 class EarlyStoppingAfter(EarlyStopping):
@@ -33,8 +33,9 @@ class EarlyStoppingAfter(EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what was counted; the patience is the one asked for now."""
+        check_state(state_dict, self.state_dict())
         super().load_state_dict({**state_dict, "patience": self.patience})
-        self.has_stopped = state_dict.get("has_stopped", False) and self.patience <= state_dict["patience"]
+        self.has_stopped = state_dict["has_stopped"] and self.patience <= state_dict["patience"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Train no further where a resumed training had stopped."""

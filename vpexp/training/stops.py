@@ -1,19 +1,47 @@
 """Stops that lose nothing: a signal waits for the end of a step, and what is saved then is a state to go on from."""
 
 import os
+import re
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.console import say
 from vpexp.signals import TERMINATED
+
+NAMES = re.compile(r"epoch_\d+\.ckpt|last\.ckpt", re.ASCII)
+
+
+def check_state(saved: Any, now: Any, name: str = "") -> None:
+    """Check that a saved state is one of the object that is to take it up: the checkpoint may come from elsewhere.
+
+    Args:
+        saved: the state, plain values and tensors.
+        now: the state of the object as it is; where it holds None the saved one may hold anything.
+        name: of the part that is looked at, for the message.
+
+    Raises:
+        ValueError: a key is missing, a value is of another type or shape, or a count is negative.
+    """
+    if isinstance(now, Mapping):
+        if not isinstance(saved, Mapping) or now.keys() - saved.keys():
+            raise ValueError(f"{name or 'a state'} has not the keys {', '.join(map(str, now))}")
+        for key, value in now.items():
+            check_state(saved[key], value, f"{name}.{key}".lstrip("."))
+    elif isinstance(now, torch.Tensor):
+        if not isinstance(saved, torch.Tensor) or saved.shape != now.shape:
+            raise ValueError(f"{name} is no tensor of shape {tuple(now.shape)}")
+    elif now is not None and (type(saved) is not type(now) or (isinstance(now, int) and saved < 0 <= now)):
+        raise ValueError(f"{name}={saved!r:.50} is no {type(now).__name__}, or negative")
 
 
 class StopBetweenSteps(Callback):
@@ -23,10 +51,12 @@ class StopBetweenSteps(Callback):
 
     Attributes:
         reason: the exception by which the training is to end; None while nobody has asked for it.
+        has_trained: whether a step was done; before that, what fails in a training that goes on is what it was given.
     """
 
     def __init__(self) -> None:
         self.reason: KeyboardInterrupt | SystemExit | None = None
+        self.has_trained = False
         self._interrupt: Any = signal.getsignal(signal.SIGINT)
         self._owner = os.getpid()
 
@@ -41,6 +71,7 @@ class StopBetweenSteps(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Let Lightning stop behind this step, unless its gradients still wait for those of the next."""
         del pl_module
+        self.has_trained = True
         if self.reason and not trainer.fit_loop._should_accumulate():  # noqa: SLF001 (Lightning's own question)
             trainer._signal_connector.received_sigterm = True  # noqa: SLF001 (what it looks at between steps)
 
@@ -72,13 +103,18 @@ class RelocatableCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state with its files where they are now."""
+        check_state(state_dict, self.state_dict())
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         moved = {name: self._move(state_dict[name]) for name in paths}
-        scores = {self._move(path): score for path, score in state_dict["best_k_models"].items()}
+        scores = {self._move(path): torch.as_tensor(score) for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath})
 
     def _move(self, path: str) -> str:
-        return str(Path(self.dirpath or "", Path(path).name)) if path else path
+        if not path:
+            return path
+        if not NAMES.fullmatch(name := Path(path).name):
+            raise ValueError(f"{path} is no name of a checkpoint")
+        return str(Path(self.dirpath or "", name))
 
 
 class LastCheckpoint(RelocatableCheckpoint):
@@ -131,8 +167,9 @@ class LastCheckpoint(RelocatableCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Have Lightning do a validation that is due: it skips one that had not come to its second image."""
-        del trainer, pl_module
+        del pl_module
         loops = checkpoint["loops"]["fit_loop"]
+        check_state(loops, trainer.fit_loop.state_dict())
         epoch, batches = (loops[f"{name}_progress"]["current"] for name in ("epoch", "epoch_loop.batch"))
         is_trained = loops["epoch_loop.batch_progress"]["is_last_batch"] and batches["completed"] == batches["ready"]
         if is_trained and epoch["processed"] < epoch["started"]:

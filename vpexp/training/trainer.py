@@ -10,13 +10,17 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vpexp.errors import ConfigError
+from vpexp.errors import CheckpointError, ConfigError
+from vpexp.full_disk import find_full_disk
 from vpexp.signals import TERMINATED, keep_handlers
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
 from vpexp.training.ddp import LocalSignals, choose_strategy
 from vpexp.training.module import SamFineTuner
 from vpexp.training.stops import StopBetweenSteps
+
+# What libraries raise that are given a state of another shape, as a rule only when they come to use it.
+BROKEN_STATE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def build_trainer(
@@ -74,6 +78,7 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
     """Train; on Ctrl-C or SIGTERM finish the step, leave ``last.ckpt`` behind and stop with the signal's usual exit code.
 
     Raises:
+        CheckpointError: training cannot go on from the checkpoint: it is damaged, or somebody else's.
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM, code 143.
     """
@@ -86,10 +91,15 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
         raise stop.reason or SystemExit(TERMINATED) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
-    except RuntimeError as error:
+    except BROKEN_STATE as error:
         if stop.reason:  # other processes of this training got it too, and their end was seen first
             raise stop.reason from error
-        raise
+        if resume_from is None or stop.has_trained or find_full_disk(error):
+            raise
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{resume_from}: training cannot go on from it ({type(error).__name__}: {line}): damaged, or made by another version"
+        ) from error
     except SystemExit as error:
         if error.code == TERMINATED:
             raise

@@ -5,10 +5,11 @@ import signal
 import threading
 
 import pytest
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from vpexp.config import compose_config
-from vpexp.errors import ConfigError
+from vpexp.errors import CheckpointError, ConfigError
 from vpexp.training.callbacks import AtomicCheckpointIO, build_checkpoint_callbacks
 from vpexp.training.trainer import TERMINATED, build_trainer, fit
 
@@ -103,3 +104,44 @@ def test_fit__goes_on_from_a_checkpoint(tmp_path, build_module, build_data):
     fit(second, build_module(), build_data(), tmp_path / "ckpt" / "last.ckpt")
     assert second.current_epoch == 3
     assert second.global_step == 6
+
+
+LOOP = ("loops", "fit_loop")
+BEST = ("callbacks", "RelocatableCheckpoint")
+MADE_UP = [
+    ((*LOOP, "epoch_progress", "current", "started"), "x"),
+    ((*LOOP, "epoch_progress", "total", "completed"), {"a": 1}),
+    ((*LOOP, "epoch_loop.batch_progress", "current", "completed"), -7),
+    (("loops",), [1, 2]),
+    ((*BEST, "best_model_path"), "epoch_../x.ckpt"),
+    ((*BEST, "best_k_models"), {"epoch_000.ckpt": "x"}),
+    (("optimizer_states", 0, "state", 0, "exp_avg"), "x"),
+    (("lr_schedulers", 0), {"last_epoch": "x"}),
+    (("FineTuningData",), {}),
+    (("freeze",), 3),
+    (("epoch_sums",), 3),
+]
+
+
+def find_key(part, key):
+    return next((name for name in part if str(name).startswith(f"{key}{{")), key) if isinstance(part, dict) else key
+
+
+@pytest.mark.slow
+def test_fit__checkpoint_with_a_made_up_state_is_one_line(tmp_path, build_module, build_data):
+    def train(epochs, resume_from):
+        trainer = build(tmp_path, f"trainer.max_epochs={epochs}", callbacks=build_checkpoint_callbacks(tmp_path))
+        fit(trainer, build_module(), build_data(), resume_from)
+
+    train(1, None)
+    path = (tmp_path / "last.ckpt").rename(tmp_path / "saved.ckpt")
+    for place, value in MADE_UP:
+        content = part = torch.load(path, weights_only=True)
+        for key in place[:-1]:
+            part = part[find_key(part, key)]
+        part[find_key(part, place[-1])] = value
+        torch.save(content, tmp_path / "changed.ckpt")
+        with pytest.raises(CheckpointError, match=r"changed\.ckpt: training cannot go on from it \(") as caught:
+            train(2, tmp_path / "changed.ckpt")
+        assert "\n" not in str(caught.value)
+    train(2, path)
