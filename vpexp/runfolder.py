@@ -129,6 +129,8 @@ class RunFolder:
                 raise CheckpointError(
                     f"{self.run_json}: {name} is a {type(value).__name__}: no record of vpexp, or changed"
                 )
+        if not str(record.get("stage") or "none").isidentifier():  # the name of a folder
+            raise CheckpointError(f"{self.run_json}: stage={record['stage']} is no stage")
         for parts in (record.get("before") or {}, record.get("steps") or {}):
             if not all(isinstance(part, dict) for part in parts.values()):
                 raise CheckpointError(f"{self.run_json}: before and steps hold objects: no record of vpexp, or changed")
@@ -154,12 +156,27 @@ class RunFolder:
         with _record_lock:
             write_json(self.run_json, {**self.read_run_json(), **fields})
 
+    def refuse_links(self) -> None:
+        """Refuse a folder of a run whose files lie elsewhere: it may come from others, and a run writes into its own.
+
+        Raises:
+            CheckpointError: a link leads out of it.
+        """
+        place = self.path.resolve()
+        for folder in (place, *(place / name for name in (CHECKPOINTS, "tensorboard", "overlays"))):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.is_symlink() and not path.resolve().is_relative_to(place):
+                    raise CheckpointError(
+                        f"{path} is a link to {path.readlink()}: a run writes into its own folder alone; if it is yours, "
+                        "put there what the link names"
+                    )
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the folder for this process: the lock goes with the process, however it ends, or with its last holder.
 
         Raises:
-            CheckpointError: another process works in this folder.
+            CheckpointError: another process works in this folder, or a link leads out of it.
         """
         place = self.path.resolve()
         with _hold_lock:
@@ -215,6 +232,7 @@ def _is_locked(file: TextIO) -> bool:
 
 
 def _lock(folder: RunFolder) -> TextIO:
+    folder.refuse_links()
     file = folder.lock.open("a")
     while not _is_same(file, folder.lock):  # its last holder took it away between our opening and locking it
         file.close()

@@ -23,6 +23,7 @@ NO_JSON = ["", "{", b"\xff\xfe\xff", "[" * DEEP, '{"a":' * DEEP, '{"stage": ' + 
 NO_OBJECT = ["[]", "3", "null", '"text"', "[{}]", "1e999"]
 RECORDS = [
     {"stage": []},
+    {"stage": "../../mine"},
     {"status": 3},
     {"best_checkpoint": ["a"]},
     {"best_checkpoint": {"a": 1}},

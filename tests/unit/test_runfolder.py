@@ -221,3 +221,26 @@ while True:
 
 def test_is_held__folder_that_is_not_there(tmp_path):
     assert not RunFolder(tmp_path / "nowhere").is_held()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", ".reserved", "vpexp.log", "checkpoints", "tensorboard/events", ".lock"]
+)
+def test_hold__a_link_out_of_the_folder_is_one_line(tmp_path, name):
+    folder = create_run_folder(tmp_path, "train", tmp_path / "run")
+    place, other = folder.path / name, tmp_path / "mine"
+    other.write_text("kept")
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(other)
+
+    with pytest.raises(CheckpointError, match=f"{place} is a link to {other}"), folder.hold():
+        pass
+    assert other.read_text() == "kept"
+
+
+def test_hold__a_link_inside_the_folder_is_taken(tmp_path):
+    folder = create_run_folder(tmp_path, "train", tmp_path / "run")
+    (folder.path / "mlruns").symlink_to("overlays")
+
+    with folder.hold():
+        assert folder.is_held()

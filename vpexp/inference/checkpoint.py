@@ -85,7 +85,7 @@ def find_checkpoint(reference: str, output_dir: Path) -> Path:
 
 def _find_best(folder: RunFolder) -> Path:
     best = folder.read_run_json().get("best_checkpoint")
-    candidates: list[Path] = [folder.path / best] if best else []
+    candidates: list[Path] = [folder.checkpoints / Path(best).name] if best else []  # of this run, whatever it says
     candidates += [*sorted(folder.checkpoints.glob("epoch_*.ckpt"), reverse=True), folder.last_checkpoint]
     for candidate in candidates:
         if candidate.is_file():

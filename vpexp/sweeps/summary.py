@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from vpexp.console import PlainTable
+from vpexp.files import replacing
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.job import choose_metric
 from vpexp.sweeps.naming import format_value, shorten
@@ -147,8 +147,7 @@ def write_results(summary: SweepSummary, folder: SweepFolder) -> None:
     names = [summary.metric, *(name for name in names if name != summary.metric)]
     head = ["job", "name", *summary.record.varying, "status"]
     tail = ["seconds", "epochs", "folder", "mlflow_run_id", "error"]
-    draft = folder.results.with_name(f".{folder.results.name}.{os.getpid()}")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder.results) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*head, *names, *tail])
         for job in summary.jobs:
@@ -157,7 +156,6 @@ def write_results(summary: SweepSummary, folder: SweepFolder) -> None:
             seconds = "" if math.isnan(job.seconds) else f"{job.seconds:.1f}"
             end = [seconds, job.epochs or "", job.folder.path, job.run_id or "", job.error]
             writer.writerow([job.number, job.name, *values, job.status, *numbers, *end])
-    draft.replace(folder.results)
 
 
 def _format(value: float | None) -> str:

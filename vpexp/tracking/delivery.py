@@ -253,6 +253,7 @@ class Courier:
         self.journal.save()
 
     def _register(self, entry: Entry) -> None:
+        self._check_own(Path(entry.content["package"]))
         maker = self._read_run(Path(entry.content["maker"]))
         register_version(self.client, maker if maker and maker.run_id else self.journal.state, entry.content)
 

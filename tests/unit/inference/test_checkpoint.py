@@ -161,6 +161,17 @@ def test_find__best_of_a_run_folder(tmp_path):
     assert find_checkpoint(str(moved.path), tmp_path).name == "last.ckpt"
 
 
+@pytest.mark.parametrize("best", ["/{other}", "../other.ckpt", "checkpoints/../../other.ckpt"])
+def test_find__best_lies_in_the_run_folder(tmp_path, best):
+    folder = create_run_folder(tmp_path, "train", tmp_path / "run")
+    (tmp_path / "other.ckpt").touch()
+    folder.checkpoints.mkdir()
+    folder.last_checkpoint.touch()
+    folder.update_run_json(best_checkpoint=best.format(other=str(tmp_path / "other.ckpt").lstrip("/")))
+
+    assert find_checkpoint(str(folder.path), tmp_path) == folder.last_checkpoint
+
+
 def test_find__latest_and_file(tmp_path):
     first, second = (make_run(tmp_path, f"epoch_00{i}.ckpt") for i in range(2))
     for folder in (second, first):
