@@ -13,6 +13,7 @@ from vpexp.command_line import CommandLine, read_command_line
 from vpexp.errors import ConfigError, VpexpError, make_printable
 from vpexp.full_disk import find_full_disk
 from vpexp.hydra_app import FULL_ERROR, explain_error, set_full_error, start_hydra
+from vpexp.signals import drop_output
 
 INTERRUPTED = 130
 
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = list(sys.argv[1:] if argv is None else argv)
     try:
         _answer(asked)
+        if sys.stdout is not None:  # closed by who started this
+            sys.stdout.flush()
+    except BrokenPipeError:  # | head: who asked has read enough
+        drop_output()
     except VpexpError as error:
         if os.environ.get(FULL_ERROR) == "1":
             traceback.print_exc()
@@ -55,6 +60,10 @@ def _answer(asked: list[str]) -> None:
 
         sys.stdout.write(f"vpexp {version('vpexp')}\n")
         return
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the folder that this is run from does not exist any more: change to another") from None
     command_line = read_command_line(asked)
     if command_line.help:
         from vpexp.config.help import format_help

@@ -3,6 +3,7 @@
 Names come from files of others: here they are text, never markup, and what would act on a terminal is escaped.
 """
 
+import errno
 import logging
 from typing import Any
 
@@ -12,8 +13,28 @@ from rich.table import Table
 from rich.text import Text
 
 from vpexp.errors import make_printable
+from vpexp.signals import drop_output
 
-console = Console()
+
+class LastingConsole(Console):
+    """A console whose terminal or reader may go: what is said then goes to the run's log alone."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, as ``Console`` does."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if error.errno != errno.EIO:  # of a terminal that is gone
+                raise
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Go on: a run is not lost with who looks at it."""
+        self.quiet = True
+        drop_output()
+
+
+console = LastingConsole()
 
 
 class PlainTable(Table):

@@ -23,7 +23,7 @@ from vpexp.files import write_json
 from vpexp.full_disk import RunLog, find_full_disk, quiet_full_disk
 from vpexp.provenance import get_git_commit, get_versions
 from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest
-from vpexp.signals import ignore_stops, is_sigterm, repeat_lost_stops, stop_on_sigterm
+from vpexp.signals import describe_stop, ignore_stops, repeat_lost_stops, stop_on_sigterm
 from vpexp.stages.context import RunContext, StageResult, name_data
 from vpexp.tracking.abandoned import get_host
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
@@ -252,9 +252,7 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    if is_sigterm(error):
-        return "stopped by SIGTERM"
+    if stop := describe_stop(error):
+        return stop
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,31 +1,42 @@
-"""Orderly ends: SIGTERM becomes an exit with its usual code, so that a run is closed before the process goes."""
+"""Orderly ends: a run is closed before the process goes.
+
+SIGTERM, and SIGHUP (the terminal is gone), become an exit with their usual code; under ``nohup`` SIGHUP is nothing.
+"""
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 TERMINATED = 128 + signal.SIGTERM
-STOPS = (signal.SIGINT, signal.SIGTERM)
+EXITS = (signal.SIGTERM, signal.SIGHUP)
+STOPS = (signal.SIGINT, *EXITS)
 REPEAT_SECONDS = 0.1
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into ``SystemExit`` with code 143."""
+    """Turn SIGTERM into ``SystemExit`` with code 143, SIGHUP into one with code 129."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise SystemExit(TERMINATED)
+        del frame
+        raise SystemExit(128 + number)
 
     with keep_handlers() as are_ours:
         if are_ours:
-            signal.signal(signal.SIGTERM, stop)
+            exit_by(stop)
         yield
+
+
+def exit_by(stop: Callable[[int, FrameType | None], None]) -> None:
+    """Let ``stop`` handle the signals that end a process, but for those that its starter has it ignore."""
+    for number in EXITS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 @contextmanager
@@ -38,7 +49,7 @@ def repeat_lost_stops() -> Iterator[None]:
 
     def repeat(lost: Any) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt) or is_sigterm(lost.exc_value):
-            number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
+            number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else lost.exc_value.code - 128
             threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), number)).start()
         else:
             usual(lost)
@@ -67,7 +78,7 @@ def keep_handlers() -> Iterator[bool]:
 
 @contextmanager
 def ignore_stops() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM for the moment in which the end of a run is written down."""
+    """Ignore all stops for the moment in which the end of a run is written down."""
     with keep_handlers() as are_ours:
         if are_ours:
             for number in STOPS:
@@ -76,7 +87,7 @@ def ignore_stops() -> Iterator[None]:
 
 
 def leave_stops_to_parent(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM in a process that reads images: sent to a whole group, they are for its parent.
+    """Ignore all stops in a process that reads images: sent to a whole group, they are for its parent.
 
     It ends when the parent tells it to, or is gone.
     """
@@ -86,5 +97,19 @@ def leave_stops_to_parent(worker: int) -> None:
 
 
 def is_sigterm(error: BaseException | None) -> bool:
-    """Say whether an exit was caused by SIGTERM."""
-    return isinstance(error, SystemExit) and error.code == TERMINATED
+    """Say whether an exit was caused by SIGTERM or SIGHUP."""
+    return isinstance(error, SystemExit) and error.code in [128 + number for number in EXITS]
+
+
+def describe_stop(error: BaseException | None) -> str | None:
+    """Say in words which signal an exception was caused by; None for any other."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    return f"stopped by {signal.Signals(int(str(error)) - 128).name}" if is_sigterm(error) else None
+
+
+def drop_output() -> None:
+    """Send nowhere what is still to be said: nobody reads it any more, and the run goes on, or ends, without."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

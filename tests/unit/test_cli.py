@@ -255,6 +255,17 @@ def test_main__a_run_sees_the_environment_of_the_user(monkeypatch, value):
     assert sys.argv == arguments
 
 
+def test_command__folder_that_is_gone_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    script = "import os; os.rmdir(os.getcwd()); from vpexp.cli import main; main(['stage=models'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "does not exist any more" in done.stderr
+
+
 def test_main__version(capsys):
     from importlib.metadata import PackageNotFoundError, version
 

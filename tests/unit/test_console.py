@@ -2,6 +2,9 @@
 
 import io
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -97,3 +100,18 @@ def test_main__an_error_line_is_printable(monkeypatch, capsys):
         main([])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "vpexp: a\\x1b]0;x\\x07\\n\\u202eb [/x]: no image\n"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_say__goes_on_when_who_looks_at_it_has_gone(is_terminal):
+    script = (
+        "import sys; from vpexp.console import say\nfor _ in range(200): say('x' * 5000)\nsys.stderr.write('whole')"
+    )
+    reader, writer = os.openpty() if is_terminal else os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    os.read(reader, 10)
+    os.close(reader)
+
+    assert process.communicate()[1] == "whole"
+    assert process.returncode == 0

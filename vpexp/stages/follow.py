@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 
 from vpexp.environment import quiet_libraries
+from vpexp.signals import STOPS
 
 log = logging.getLogger("vpexp.follower")
 
@@ -27,7 +28,7 @@ def main() -> None:
     """
     rank, leader = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job, they are for rank 0 to answer
+    for number in STOPS:  # sent to all processes of a job, they are for rank 0 to answer
         signal.signal(number, signal.SIG_IGN)
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

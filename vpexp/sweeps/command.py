@@ -15,7 +15,7 @@ from vpexp.environment import quiet_libraries
 from vpexp.errors import CheckpointError, ConfigError, WorkerError
 from vpexp.hydra_app import explain_error, start_hydra
 from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
-from vpexp.signals import TERMINATED
+from vpexp.signals import describe_stop, is_sigterm
 from vpexp.sweeps.job import JobFailedError, explain_missing, run_sweep_job
 from vpexp.sweeps.pictures import draw_pictures
 from vpexp.sweeps.plan import SweepPlan, plan_sweep
@@ -273,8 +273,8 @@ def _conclude(
 
 def _judge(error: BaseException | None, unfinished: int, jobs: int) -> tuple[str, str | None, int]:
     """Judge how the sweep ended: its status, why, and the exit code."""
-    if isinstance(error, SystemExit):
-        return "KILLED", "stopped by SIGTERM", TERMINATED
+    if is_sigterm(error):
+        return "KILLED", describe_stop(error), int(str(error))
     if isinstance(error, KeyboardInterrupt | SweepStopped):
         return "KILLED", "stopped by Ctrl-C", INTERRUPTED
     if error is not None:

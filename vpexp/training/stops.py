@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.console import say
-from vpexp.signals import TERMINATED
+from vpexp.signals import exit_by
 
 NAMES = re.compile(r"epoch_\d+\.ckpt|last\.ckpt", re.ASCII)
 
@@ -45,7 +45,7 @@ def check_state(saved: Any, now: Any, name: str = "") -> None:
 
 
 class StopBetweenSteps(Callback):
-    """Heeds SIGTERM and the first Ctrl-C when a step is done, or in front of an image of the validation.
+    """Heeds SIGTERM, SIGHUP and the first Ctrl-C when a step is done, or in front of an image of the validation.
 
     A second Ctrl-C stops at once. A handler of Ctrl-C that was there before is asked first: what it lets pass is no stop.
 
@@ -64,7 +64,7 @@ class StopBetweenSteps(Callback):
         """Take the signals over from Lightning, which puts the handlers of before back at the end."""
         del pl_module
         if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note_sigterm)
+            exit_by(self._note_exit)
             if callable(self._interrupt):
                 signal.signal(signal.SIGINT, self._note_interrupt)
 
@@ -81,9 +81,9 @@ class StopBetweenSteps(Callback):
         if self.reason:
             raise SIGTERMException
 
-    def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.reason = self.reason or SystemExit(TERMINATED)
+    def _note_exit(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.reason = self.reason or SystemExit(128 + number)
 
     def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

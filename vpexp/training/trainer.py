@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.full_disk import find_full_disk
-from vpexp.signals import TERMINATED, keep_handlers
+from vpexp.signals import TERMINATED, is_sigterm, keep_handlers
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
 from vpexp.training.ddp import LocalSignals, choose_strategy
@@ -80,7 +80,7 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
     Raises:
         CheckpointError: training cannot go on from the checkpoint: it is damaged, or somebody else's.
         KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM, code 143.
+        SystemExit: SIGTERM, code 143; SIGHUP, code 129.
     """
     stop = StopBetweenSteps()
     trainer.callbacks.append(stop)  # type: ignore[attr-defined]  # Lightning's list
@@ -101,7 +101,7 @@ def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_
             f"{resume_from}: training cannot go on from it ({type(error).__name__}: {line}): damaged, or made by another version"
         ) from error
     except SystemExit as error:
-        if error.code == TERMINATED:
+        if is_sigterm(error):
             raise
         raise KeyboardInterrupt from None  # what Lightning makes an exit of
     if stop.reason:
