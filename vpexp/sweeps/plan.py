@@ -137,6 +137,8 @@ def _read_axes(overrides: Sequence[str]) -> list[_Axis]:
             axes.append(_Axis(key, (typed,), varies=False))
         elif override.is_discrete_sweep():
             values = tuple(f"{key}={value}" for value in override.sweep_string_iterator())
+            if len(set(map(repr, override.sweep_iterator()))) < len(values):  # 1e-4 and 0.0001 too
+                raise ConfigError(f"{typed}: a value stands there twice; each job of a sweep runs once")
             axes.append(_Axis(key, values, varies=True))
         else:
             start: float = getattr(override.value(), "start", 0.0)

@@ -29,6 +29,14 @@ def test_plan_sweep__lr_batch_and_values_given_over_it():
     assert planned.cfg.optimizer.lr == 3e-5
 
 
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=1e-4,0.0001", "+tracking.tags.k=x,y,x", "data.batch_size=choice(2,1,2)"]
+)
+def test_plan_sweep__the_same_job_twice_is_one_line(override):
+    with pytest.raises(ConfigError, match="a value stands there twice"):
+        plan(override)
+
+
 def test_plan_sweep__models_and_data_vary_too(tmp_path):
     planned = plan("model=sam_debug,sam_micro", "data=coco,voc", f"data.root='{tmp_path}'")
 
