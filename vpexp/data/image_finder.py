@@ -105,7 +105,7 @@ class ImageFinder:
         below = [name for name in self._folder.image_folders if PurePosixPath(name).is_relative_to(base)]
         for is_own in (
             lambda own: own == fold(self._subset),
-            lambda own: re.sub(r"[\W\d_]", "", own) in aliases,
+            lambda own: re.sub(r"images?|imgs?|[\W\d_]", "", own) in aliases,
         ):
             named = [name for name in below if is_own(fold(PurePosixPath(name).name))]
             usual = [name for name in named if PurePosixPath(name).relative_to(base).parts[:-1] in _USUAL_PARENTS]

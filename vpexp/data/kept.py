@@ -26,7 +26,7 @@ from vpexp.data.packed import Arrays, ImageTable, PackedImages
 from vpexp.data.types import AnnotatedDataset, Split
 from vpexp.files import replacing
 
-READER_VERSION = 5
+READER_VERSION = 6
 """To be raised whenever the same files are read in another way than before."""
 FOLDER = "annotations"
 """Below the cache folder."""

@@ -48,6 +48,15 @@ def test_image_finder__own_subset_first(tmp_path):
         )
 
 
+@pytest.mark.parametrize("folder", ["train_images", "images_train", "TrainImages", "trainImgs2017", "img-train"])
+def test_image_finder__own_folder_that_says_images(tmp_path, folder):
+    other = folder.lower().replace("train", "val")
+    touch(tmp_path, f"{folder}/a.png", f"{other}/a.png", f"{other}/b.png", "train.json")
+    finder = ImageFinder(Folder(tmp_path), "train.json", ["train"])
+    assert finder.find("a.png") == tmp_path / folder / "a.png"
+    assert finder.find("b.png") is None
+
+
 def test_image_finder__longest_common_end_wins(tmp_path):
     touch(tmp_path, "p/one/a.png", "p/two/a.png", "annotations/x.json")
     finder = ImageFinder(Folder(tmp_path), "annotations/x.json", ["train"])

@@ -39,7 +39,10 @@ def classify_json(path: Path) -> str | None:
     if not head.startswith("{"):
         return None
     is_datumaro, is_coco = _DATUMARO_KEYS.search(head), _COCO_KEYS.search(head)
-    if bool(is_datumaro) != bool(is_coco):
+    is_sure = (
+        not is_datumaro or is_datumaro[1] != "items" or len(head_bytes) < _HEAD_BYTES
+    )  # an attribute can be called so
+    if bool(is_datumaro) != bool(is_coco) and is_sure:
         return "datumaro" if is_datumaro else "coco"
     return _classify_by_keys(path) if is_coco or len(head_bytes) == _HEAD_BYTES else None
 

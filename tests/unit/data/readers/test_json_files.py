@@ -42,6 +42,15 @@ def test_classify_json__by_its_keys(tmp_path, content, expected):
     assert classify_json(path) == expected
 
 
+def test_classify_json__an_attribute_called_items(tmp_path):
+    annotations = [{"id": number, "attributes": {"items": 3}} for number in range(3000)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"annotations": annotations, "images": []}))
+    assert classify_json(path) == "coco"
+    path.write_text(json.dumps({"categories": {}, "items": [{"id": str(number)} for number in range(9000)]}))
+    assert classify_json(path) == "datumaro"
+
+
 def test_classify_json__link_that_leads_nowhere(tmp_path):
     (tmp_path / "a.json").symlink_to(tmp_path / "gone.json")
     assert classify_json(tmp_path / "a.json") is None
