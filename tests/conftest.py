@@ -1,7 +1,8 @@
 """What tests share: drawn images and exported models, made once, and a quiet configuration that trains in a second."""
 
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,23 @@ KEEP_EPOCH = "callbacks.early_stopping.min_delta=-1"
 DEBUG = ("experiment=debug", "callbacks.progress=null", "optimizer.lr=1e-4", "stage.overlays=1", KEEP_EPOCH)
 
 RunDebug = Callable[..., StageResult]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrate_one_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let every new MLflow database be a copy of the session's first: to make one takes some hundred migrations."""
+    from vpexp.tracking import store
+
+    create, first = store.create_database, tmp_path_factory.mktemp("mlflow") / "first.db"
+
+    def copy(file: Path) -> None:
+        if not first.exists():
+            create(first)
+        shutil.copyfile(first, file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "create_database", copy)
+        yield
 
 
 @pytest.fixture(scope="session")
