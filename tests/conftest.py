@@ -12,10 +12,10 @@ from sqlalchemy.engine import Engine
 
 from tests.references.exports import DrawnImage, build_debug_sam, draw_vineyard, export
 from vpexp.config import compose_config
-from vpexp.environment import quiet_libraries
 from vpexp.inference.exported import ExportedModel
 from vpexp.run import run
-from vpexp.stages.context import StageResult
+from vpexp.runtime import quiet_libraries
+from vpexp.stages.shared.context import StageResult
 
 # A busy machine is no reason to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -86,7 +86,7 @@ def debug_sam():
 @pytest.fixture(scope="session")
 def micro_sam():
     """The trained model of 256 px that comes with the package."""
-    from vpexp.models.load import load_model
+    from vpexp.models.weights import load_model
 
     return load_model("sam_micro")
 

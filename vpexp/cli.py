@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpexp.command_line import CommandLine, read_command_line
+from vpexp.command_line import FULL_ERROR, CommandLine, explain_error, read_command_line, set_full_error, start_hydra
 from vpexp.errors import ConfigError, VpexpError, make_printable
-from vpexp.full_disk import find_full_disk
-from vpexp.hydra_app import FULL_ERROR, explain_error, set_full_error, start_hydra
+from vpexp.files import find_full_disk
 from vpexp.signals import drop_output
 
 INTERRUPTED = 130
@@ -66,7 +65,7 @@ def _answer(asked: list[str]) -> None:
         raise ConfigError("the folder that this is run from does not exist any more: change to another") from None
     command_line = read_command_line(asked)
     if command_line.help:
-        from vpexp.config.help import format_help
+        from vpexp.config.groups import format_help
 
         sys.stdout.write(format_help(command_line.folders))
         return

@@ -1,11 +1,16 @@
 """The one console object: all that people read goes through it, to standard error or output as rich decides.
 
-Names come from files of others: here they are text, never markup, and what would act on a terminal is escaped.
+Names come from files of others: here they are text, never markup, and what would act on a terminal is escaped. Progress
+bars of reading appear only where it takes long.
 """
 
 import errno
 import logging
-from typing import Any
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
@@ -14,6 +19,10 @@ from rich.text import Text
 
 from vpexp.errors import make_printable
 from vpexp.signals import drop_output
+
+Item = TypeVar("Item")
+_PATIENCE_SECONDS = 2.0
+_LARGE_BYTES = 32 * 2**20
 
 
 class LastingConsole(Console):
@@ -83,3 +92,47 @@ def say(line: str, *, style: str | None = None) -> None:
     line = make_printable(line)
     console.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
     logging.getLogger("vpexp").info(line)
+
+
+def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
+    """Go through items, with a progress bar once that has taken two seconds.
+
+    Args:
+        items: What to go through.
+        description: What is done, before the bar.
+    """
+    start = time.monotonic()
+    remaining = iter(items)
+    done = 0
+    for item in remaining:
+        yield item
+        done += 1
+        if time.monotonic() - start > _PATIENCE_SECONDS:
+            break
+    if done == len(items):
+        return
+    with build_progress() as progress:
+        task = progress.add_task(description, total=len(items), completed=done)
+        for item in remaining:
+            yield item
+            progress.advance(task)
+
+
+@contextmanager
+def show_wait(description: str, path: Path) -> Iterator[None]:
+    """Show that something goes on while one file is read, if it is large; how far it is cannot be told.
+
+    Args:
+        description: What is done.
+        path: The file.
+
+    Raises:
+        OSError: The file is not there.
+    """
+    size = path.stat().st_size
+    if size < _LARGE_BYTES:
+        yield
+        return
+    with build_progress() as progress:
+        progress.add_task(f"{description} ({size >> 20} MiB)", total=None)
+        yield

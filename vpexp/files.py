@@ -1,14 +1,25 @@
-"""Files that are written whole or not at all, and JSON that is read with a plain word where it is damaged."""
+"""Files that are written whole or not at all, JSON that is read with a plain word where it is damaged, and full disks."""
 
+import errno
 import json
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from vpexp.errors import CheckpointError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# SQLite and safetensors say it in words; torch and OpenVINO only that a file could not be written.
+WORDS = (os.strerror(errno.ENOSPC), "disk is full", "iostream error", "PytorchStreamWriter failed writing")
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -76,3 +87,48 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def find_full_disk(error: BaseException) -> str | None:
+    """Find in an error, or in one that led to it, that a disk is full; return the system's words for it, or None."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        if isinstance(found, OSError) and found.errno in FULL:
+            return os.strerror(found.errno)
+        if any(word in str(found) for word in WORDS):
+            return os.strerror(errno.ENOSPC)
+        seen.append(found)
+        found = found.__cause__ or found.__context__
+    return None
+
+
+@cache  # installed once
+def quiet_full_disk() -> None:
+    """Log what fails on a full disk in threads and when files are closed: the run itself says it in one line."""
+    threading.excepthook = partial(_pass_over, threading.excepthook)
+    sys.unraisablehook = partial(_pass_over, sys.unraisablehook)
+
+
+def _pass_over(hook: Callable[[Any], object], failure: Any) -> None:
+    if failure.exc_value is None or find_full_disk(failure.exc_value) is None:
+        hook(failure)
+    else:
+        log.info("failed too: %s", failure.exc_value)
+
+
+class RunLog(logging.FileHandler):
+    """A log file that a full disk costs lines, not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Pass over a full disk; anything else is printed."""
+        if find_full_disk(sys.exception() or OSError()) is None:
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, whether or not it takes the last lines."""
+        try:
+            super().close()
+        except OSError as error:
+            if find_full_disk(error) is None:
+                raise

@@ -20,7 +20,7 @@ from scripts.benchmarks.duel import BenchmarkError, Comparison
 from scripts.benchmarks.results import build_table, describe, merge, read_results
 from scripts.benchmarks.works import WORKS, Workshop
 from vpexp.console import console, say
-from vpexp.environment import quiet_libraries
+from vpexp.runtime import quiet_libraries
 
 TERMINATED = 128 + signal.SIGTERM
 MODELS = ("sam_tiny_vit", "sam_vit_b", "sam_micro")

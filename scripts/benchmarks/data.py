@@ -32,7 +32,7 @@ SIZES = (1_000, 10_000, 100_000)
 READ = """
 import json, re, resource, sys, time
 root, cache_dir = sys.argv[1:3]
-from vpexp.data.load import load_dataset
+from vpexp.data.dataset import load_dataset
 started = time.perf_counter()
 split = load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache_dir).splits["train"]
 seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ from scripts.benchmarks.plain_data import PlainImages, collate
 from scripts.benchmarks.plain_model import build_plain_sam
 from scripts.benchmarks.plain_train import PlainTrainer
 from scripts.benchmarks.settings import Settings
-from vpexp.stages.embeddings import prepare_embeddings
+from vpexp.stages.shared.embeddings import prepare_embeddings
 from vpexp.training.trainer import fit
 
 EPOCH = ("trainer.max_epochs=1", "trainer.limit_val_batches=0")

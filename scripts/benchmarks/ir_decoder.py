@@ -19,7 +19,7 @@ from scripts.benchmarks.settings import Settings
 from vpexp.deploy.metadata import ExportInfo
 from vpexp.deploy.openvino_format import write_openvino
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
-from vpexp.inference.openvino_core import get_core
+from vpexp.inference.openvino_predictor import get_core
 
 PROMPTS = 12
 ORIGINAL_HW = (1365, 2048)

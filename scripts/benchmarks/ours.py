@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 from scripts.benchmarks.settings import Settings
 from vpexp.config import compose_config
 from vpexp.config.quoting import quote_value
-from vpexp.data.types import AnnotatedDataset
-from vpexp.inference.build import build_model
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.inference.torch_model import build_model
 from vpexp.models.sam import Sam
 from vpexp.runfolder import create_run_folder
-from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.dataset import load_configured_dataset
-from vpexp.stages.training_loop import build_loop
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.training_loop import build_loop
 from vpexp.tracking.mlflow_run import MlflowRun
 
 

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _set_up(settings: Settings, side: str) -> None:
-    from vpexp.environment import quiet_libraries
+    from vpexp.runtime import quiet_libraries
 
     quiet_libraries()
     import torch
@@ -50,7 +50,7 @@ def _set_up(settings: Settings, side: str) -> None:
 def _keep_freed_memory() -> None:
     """Do what ``vpexp.run.run`` does first."""
     try:
-        from vpexp.allocator import keep_freed_memory
+        from vpexp.runtime import keep_freed_memory
     except ImportError:
         return
     keep_freed_memory()

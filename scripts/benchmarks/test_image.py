@@ -13,13 +13,13 @@ from scripts.benchmarks.plain_data import PlainImages
 from scripts.benchmarks.plain_model import build_plain_sam
 from scripts.benchmarks.plain_test import PlainTester
 from scripts.benchmarks.settings import Settings
-from vpexp.data.samples import EvaluationSet
+from vpexp.data.batch import EvaluationSet
 from vpexp.evaluation.evaluator import Evaluator
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
 from vpexp.inference.load import open_exported
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.stages.dataset import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.shared.dataset import build_prompt_recipe, load_configured_dataset
 
 TOLERANCES = {"f1": 1e-3, "map": 2e-2, "images": 0.0}
 CALIBRATION_IMAGES = 2

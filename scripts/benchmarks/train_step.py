@@ -15,8 +15,8 @@ from scripts.benchmarks.plain_data import PlainImages
 from scripts.benchmarks.plain_model import build_plain_sam
 from scripts.benchmarks.plain_train import PlainTrainer
 from scripts.benchmarks.settings import Settings
-from vpexp.data.samples import Batch, collate_training
-from vpexp.stages.embeddings import prepare_embeddings
+from vpexp.data.batch import Batch, collate_training
+from vpexp.stages.shared.embeddings import prepare_embeddings
 
 # Ours stores embeddings as float16.
 TOLERANCES = {"loss": 2e-3}

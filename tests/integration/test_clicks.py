@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.conftest import RunDebug
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 CLICKS = ("prompt=clicks", "prompt.clicks=3", "tracking=none")
 NUMBERS = {

@@ -11,8 +11,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy import ndimage
 
+from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
-from vpexp.data.load import load_dataset
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.errors import DataError
 

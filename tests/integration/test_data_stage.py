@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.conftest import RunDebug
 from vpexp.cli import main
-from vpexp.data.synthetic import write_synthetic_dataset
 from vpexp.errors import DataError
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
+from vpexp.synthetic.dataset import write_synthetic_dataset
 
 DRAWN = {"scene": "shapes", "image_size": 64, "train": 12, "val": 10, "test": 10, "seed": 0}
 

@@ -85,7 +85,7 @@ def find_followers(folder: Path) -> list[int]:
             state = (place / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if b"vpexp.stages.follow" in words and os.fsencode(folder) in words and state != "Z":
+        if b"vpexp.stages.shared.follow" in words and os.fsencode(folder) in words and state != "Z":
             found.append(int(place.name))
     return sorted(found)
 

@@ -21,10 +21,10 @@ from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
 from tests.references.servers import choose_port
-from vpexp.data.load import load_dataset
+from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
 from vpexp.data.prompts import find_deepest_point
-from vpexp.data.synthetic import write_synthetic_dataset
+from vpexp.synthetic.dataset import write_synthetic_dataset
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)

@@ -15,7 +15,7 @@ from tests.integration.test_resume import assert_same_training
 from vpexp.config import compose_config
 from vpexp.errors import ConfigError
 from vpexp.run import run
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 DEBUG = ("experiment=debug", "callbacks.progress=null", "tracking=none", "trainer.threads=1", "stage.overlays=1")
 IMAGES = 8  # 4 train, 2 val, 2 test
@@ -140,7 +140,7 @@ def test_train__full_disk(tmp_path, trained, capfd):
     shutil.copytree(trained[0] / "cache" / "synthetic", tmp_path / "cache" / "synthetic")
     script = """
 import resource, sys
-from vpexp.inference import embedding_fill
+from vpexp.embeddings import fill as embedding_fill
 fill = embedding_fill._Filler.fill
 def limited(self, images):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))

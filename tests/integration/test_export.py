@@ -14,19 +14,18 @@ from tests.conftest import RunDebug
 from tests.references.exports import take_images
 from vpexp.cli import main
 from vpexp.config import compose_config, load_config
-from vpexp.data.load import load_dataset
+from vpexp.data.dataset import load_dataset
 from vpexp.deploy import onnx_format, openvino_format
 from vpexp.deploy.graph import ExportableDecoder
 from vpexp.engine import Engine
 from vpexp.errors import CheckpointError, ExportError
-from vpexp.inference.checkpoint import read_checkpoint
 from vpexp.inference.exported import find_exported, read_metadata
 from vpexp.inference.load import load_predictor, open_exported
+from vpexp.inference.torch_model import read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.models.load import load_model
-from vpexp.models.weights import compute_state_hash
+from vpexp.models.weights import compute_state_hash, load_model
 from vpexp.run import run
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NUCLEI = DATA / "nuclei" / "coco"
@@ -270,7 +269,7 @@ def test_test__files_alone_need_no_weights_and_no_configuration(
     monkeypatch.setenv("VPEXP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    for name in ("torch_predictor.TorchPredictor", "checkpoint.read_checkpoint", "build.build_model"):
+    for name in ("torch_predictor.TorchPredictor", "torch_model.read_checkpoint", "torch_model.build_model"):
         monkeypatch.setattr(f"vpexp.inference.{name}", None)  # calling one of them would fail
     overrides = [
         *("stage=test", f"checkpoint='{alone}/exported_model_decoder.xml'", "data=coco", f"data.root='{data}'"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import DEBUG, RunDebug
 from vpexp.errors import OutputError
-from vpexp.full_disk import find_full_disk
+from vpexp.files import find_full_disk
 from vpexp.inference.exported import ExportedModel
 
 TRAIN = (*DEBUG, "stage.test=false", "stage.overlays=0", "callbacks.early_stopping=null")

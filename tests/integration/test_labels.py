@@ -9,11 +9,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
-from vpexp.data.load import load_dataset
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
-from vpexp.data.types import AnnotatedDataset
 from vpexp.errors import ConfigError, DataError
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 MODEL = ("experiment=debug", "stage=predict", "checkpoint=null")
 

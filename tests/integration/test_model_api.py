@@ -7,7 +7,7 @@ import pytest
 
 from tests.references.exports import LABELS, crop, draw_vineyard
 from vpexp.inference.load import open_exported
-from vpexp.inference.openvino_core import get_core
+from vpexp.inference.openvino_predictor import get_core
 
 pytest.importorskip("model_api", reason="openvino-model-api is not installed")
 

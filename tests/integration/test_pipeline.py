@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 
 from tests.conftest import DEBUG, RunDebug
 from vpexp.config import load_config
-from vpexp.environment import quiet_libraries
 from vpexp.errors import CheckpointError, ConfigError, ExportError, StepError
 from vpexp.reporting.comparison import ROWS
 from vpexp.runfolder import RunFolder, find_latest
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.runtime import quiet_libraries
+from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 
 PIPELINE = ("stage=pipeline", *DEBUG, "stage.overlays=2", "trainer.threads=1")
@@ -194,7 +194,7 @@ def test_pipeline__stopped_training_goes_on_where_it_was(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vpexp.stages.training_loop.append_metrics", stop_in_epoch_2)
+        patch.setattr("vpexp.stages.shared.training_loop.append_metrics", stop_in_epoch_2)
         capsys.readouterr()
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(tmp_path / "stopped", *asked)

@@ -16,9 +16,9 @@ from tests.conftest import RunDebug
 from vpexp.data.images import read_image
 from vpexp.errors import ConfigError, DataError
 from vpexp.inference.predictor import Predictor
-from vpexp.models.load import load_model
+from vpexp.models.weights import load_model
 from vpexp.stages import predict
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 COMMON = ("stage=predict", "model=sam_debug", "checkpoint=null", "tracking=none")
 BOXES = [[2, 3, 30, 28], [10, 5, 38, 25]]

@@ -14,7 +14,7 @@ from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import find_exported, read_metadata
 from vpexp.inference.load import load_predictor
 from vpexp.runfolder import RunFolder
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 FILES = {f"optimized_model_{part}{suffix}" for part in ("image_encoder", "decoder") for suffix in (".xml", ".bin")}
 FOUR_IMAGES = "4 images to calibrate on; 32 or more are better"

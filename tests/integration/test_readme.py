@@ -14,7 +14,7 @@ from tests.conftest import RunDebug
 from tests.references.exports import draw_vineyard, export
 from tests.references.servers import BIN, choose_port, start_mlflow
 from vpexp.inference.load import load_predictor
-from vpexp.models.load import load_model
+from vpexp.models.weights import load_model
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 BOXES_N4 = np.array([[30, 40, 120, 160], [200, 80, 250, 130]], np.float32)  # those of the examples

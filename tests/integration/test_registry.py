@@ -18,9 +18,9 @@ from pycocotools import mask as coco_mask
 from tests.conftest import RunDebug
 from tests.references.servers import choose_port, start_mlflow
 from vpexp.data.images import read_image
-from vpexp.environment import quiet_libraries
 from vpexp.inference.load import load_predictor
-from vpexp.stages.context import StageResult
+from vpexp.runtime import quiet_libraries
+from vpexp.stages.shared.context import StageResult
 
 pytestmark = pytest.mark.slow
 

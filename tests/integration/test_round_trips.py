@@ -12,14 +12,14 @@ from pycocotools import mask as coco_mask
 
 from tests.conftest import RunDebug
 from vpexp.config import compose_config
-from vpexp.data.load import load_dataset
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
-from vpexp.data.readers.index_masks import build_voc_colors
-from vpexp.data.types import AnnotatedDataset
+from vpexp.data.readers.label_images import build_voc_colors
 from vpexp.data.writers.images import name_file
+from vpexp.inference.predict_plan import plan_dataset
 from vpexp.inference.segment import FoundMask
-from vpexp.inference.tasks import plan_dataset
-from vpexp.stages.labelling import LabelCollector
+from vpexp.stages.shared.predicted_dataset import LabelCollector
 
 FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation")
 CLASSES = ("grape, red", "leaf/stalk")

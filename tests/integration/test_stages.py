@@ -22,7 +22,7 @@ from vpexp.config import load_config
 from vpexp.data.masks import encode_mask
 from vpexp.engine import Engine
 from vpexp.errors import CheckpointError, ConfigError, DataError, VpexpError, WeightsError
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 from vpexp.tracking.metrics_csv import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -16,7 +16,8 @@ import torch
 from vpexp.config import compose_config
 from vpexp.run import run
 from vpexp.runfolder import RunFolder
-from vpexp.stages import train, training_loop
+from vpexp.stages import train
+from vpexp.stages.shared import training_loop
 from vpexp.tracking.metrics_csv import read_metrics
 from vpexp.training.callbacks import AtomicCheckpointIO, EarlyStoppingAfter
 from vpexp.training.module import SamFineTuner

@@ -15,11 +15,11 @@ from mlflow.entities import Run
 
 from tests.conftest import DEBUG, RunDebug
 from vpexp.config import compose_config
-from vpexp.environment import quiet_libraries
 from vpexp.errors import DataError
-from vpexp.stages.context import StageResult
+from vpexp.runtime import quiet_libraries
+from vpexp.stages.shared.context import StageResult
 from vpexp.tracking.metrics_csv import read_metrics
-from vpexp.tracking.names import flatten
+from vpexp.tracking.store import flatten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

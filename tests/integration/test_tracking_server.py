@@ -22,9 +22,9 @@ from tests.references.mlflow_server import BadWay, MlflowServer
 from vpexp.cli import main
 from vpexp.errors import ExportError, StepError
 from vpexp.runfolder import RunFolder
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.tracking import mlflow_run
-from vpexp.tracking.abandoned import ERROR
+from vpexp.tracking.journal import ERROR
 from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -125,7 +125,7 @@ def at_epoch(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Any]) -> None:
         if epoch in actions:
             actions[epoch]()
 
-    monkeypatch.setattr("vpexp.stages.training_loop.append_metrics", act)
+    monkeypatch.setattr("vpexp.stages.shared.training_loop.append_metrics", act)
 
 
 def list_said(capsys: pytest.CaptureFixture[str]) -> list[str]:

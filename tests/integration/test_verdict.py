@@ -10,8 +10,8 @@ import torch
 from tests.conftest import RunDebug
 from vpexp.config import load_config
 from vpexp.inference.load import load_predictor
-from vpexp.models.load import load_model
-from vpexp.stages.context import StageResult
+from vpexp.models.weights import load_model
+from vpexp.stages.shared.context import StageResult
 
 MIN_DELTA = "callbacks.early_stopping.min_delta=1e-3"  # the default
 WORSE = ("experiment=debug", "optimizer.lr=1e-2", "stage.overlays=1", "tracking=none", "trainer.threads=1", MIN_DELTA)

@@ -52,8 +52,8 @@ def export(sam, name, folder, format_, *, precisions=FULL, labels=LABELS) -> Exp
 
 def draw_vineyard(root: Path, *, image_size=256, count=2, seed=5) -> list[DrawnImage]:
     """Draw bunches of grapes."""
-    from vpexp.data.load import load_dataset
-    from vpexp.data.synthetic import write_synthetic_dataset
+    from vpexp.data.dataset import load_dataset
+    from vpexp.synthetic.dataset import write_synthetic_dataset
 
     root = write_synthetic_dataset(root, scene="vineyard", image_size=image_size, train=1, val=1, test=count, seed=seed)
     return take_images(load_dataset(format="coco", root=root, splits=("test",)).splits["test"].images)
@@ -61,7 +61,7 @@ def draw_vineyard(root: Path, *, image_size=256, count=2, seed=5) -> list[DrawnI
 
 def take_images(images) -> list[DrawnImage]:
     """Read annotated images, and build a box and a point for each object."""
-    from vpexp.data.samples import EvaluationSet
+    from vpexp.data.batch import EvaluationSet
 
     read = EvaluationSet(images, PromptRecipe())
     return [

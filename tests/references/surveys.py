@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vpexp.data.annotations import AnnotatedImage, Split
 from vpexp.data.masks import compute_box, encode_mask
-from vpexp.data.types import AnnotatedImage, Split
-from vpexp.survey.measure import SplitMeasures, measure_split
-from vpexp.survey.sizes import summarize_objects
-from vpexp.survey.types import Survey
+from vpexp.survey.measure import SplitMeasures, measure_split, summarize_objects
+from vpexp.survey.survey import Survey
 
 Box = tuple[int, int, int, int]
 """xyxy: an object that fills its box."""

@@ -6,7 +6,7 @@ import pytest
 MEASURE = """
 import resource, sys
 import torch
-from vpexp.allocator import keep_freed_memory
+from vpexp.runtime import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 for _ in range(10):

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from vpexp.cli import main
 from vpexp.config import compose_config, save_config
-from vpexp.config.folders import find_conf_folder
+from vpexp.config.groups import find_conf_folder
 from vpexp.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from vpexp.completion import complete
 from vpexp.config import compose_config, load_config, save_config
 from vpexp.errors import CheckpointError, VpexpError
-from vpexp.inference.checkpoint import apply_checkpoint, find_checkpoint, read_checkpoint
 from vpexp.inference.exported import find_exported, read_metadata
+from vpexp.inference.torch_model import apply_checkpoint, find_checkpoint, read_checkpoint
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import load_weights
+from vpexp.resolve import complete
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.record import SweepFolder
 from vpexp.tracking.journal import ENTRIES, STATE, open_journal, read_begin, read_state

@@ -12,7 +12,7 @@ from vpexp.config import compose_config, load_config
 from vpexp.errors import ConfigError, DataError
 from vpexp.run import run
 from vpexp.runfolder import RunFolder, find_latest
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.tracking.mlflow_run import MlflowRun
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vpexp.config.explain import explain
-from vpexp.config.folders import find_conf_folder
+from vpexp.config.groups import find_conf_folder
 from vpexp.config.schema import SCHEMA_NAME, Config
 from vpexp.errors import ConfigError
 

@@ -1,19 +1,16 @@
-"""One clear line for everything that can be wrong with a configuration, instead of a traceback."""
+"""One clear line for everything that can be wrong with a configuration, with the closest right name."""
 
 import dataclasses
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -23,13 +20,11 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from vpexp.config.folders import find_file, list_groups
-from vpexp.config.suggest import find_closest, format_suggestion, list_keys
+from vpexp.config.groups import find_file, list_groups
 
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 UNKNOWN_KEY_ERRORS = (ConfigAttributeError, ConfigKeyError)
 FREE_SECTIONS = ("optimizer", "scheduler", "callbacks")
-
 # What Hydra says, and what vpexp says instead.
 _COMPOSITION_LINES = (
     (
@@ -41,6 +36,9 @@ _COMPOSITION_LINES = (
     (r"Could not append to config. An item is already at '(.+)'", "{0} is there already: write it without '+'"),
     (r"Multiple values for (\S+)\. ", "{0} is chosen twice: write {0}=... once, without '+'"),
 )
+_Explainer = Callable[[Any, Sequence[str], Sequence[Path]], str]
+LOWEST_LIKENESS = 0.55
+LEAF_WEIGHT = 0.75
 
 
 def explain(error: BaseException, overrides: Sequence[str], folders: Sequence[Path]) -> str | None:
@@ -211,7 +209,6 @@ def _first_sentences(text: str) -> str:
     return re.split(r"\n?(Config search path|Search path|See https?):", text)[0].strip() or "cannot be read"
 
 
-_Explainer = Callable[[Any, Sequence[str], Sequence[Path]], str]
 _EXPLAINERS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], _Explainer], ...] = (
     (MissingConfigException, _explain_missing_config),
     (OverrideParseException, _explain_syntax),
@@ -220,3 +217,40 @@ _EXPLAINERS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
     (yaml.YAMLError, _explain_yaml),
     ((HydraException, ValueError, AssertionError, OSError), _explain_plain),
 )
+
+
+def list_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """List all dotted keys of a configuration, sections included, in their order."""
+    if not isinstance(cfg, DictConfig) or cfg._is_none() or cfg._is_missing() or cfg._is_interpolation():  # noqa: SLF001
+        return
+    for key in map(str, cfg):
+        full_key = f"{prefix}{key}"
+        yield full_key
+        if not (OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key)):
+            yield from list_keys(cfg[key], f"{full_key}.")
+
+
+def find_closest(wrong: str, right: Iterable[str]) -> str | None:
+    """Find the dotted name that is most like ``wrong``, as a whole or in its last part; None where none is like it."""
+    candidates = [name for name in right if not wrong.startswith(f"{name}.")]
+    if not wrong.startswith("hydra"):
+        candidates = [name for name in candidates if not name.startswith("hydra")]
+    # Of equals, the one that lies less deep.
+    ranked = [(_compute_likeness(wrong, name), -name.count("."), name) for name in candidates]
+    likeness, _, closest = max(ranked, key=lambda rank: rank[:2], default=(0.0, 0, ""))
+    return closest if likeness >= LOWEST_LIKENESS else None
+
+
+def _compute_likeness(wrong: str, name: str) -> float:
+    """From 0 (nothing in common) to 1 (equal); the last part counts most, where it lies a little."""
+    (wrong_section, _, wrong_leaf), (section, _, leaf) = wrong.rpartition("."), name.rpartition(".")
+    likeness = SequenceMatcher(a=wrong_leaf, b=leaf).ratio()
+    if not (wrong_section or section):
+        return likeness
+    return LEAF_WEIGHT * likeness + (1 - LEAF_WEIGHT) * SequenceMatcher(a=wrong_section, b=section).ratio()
+
+
+def format_suggestion(wrong: str, right: Iterable[str]) -> str:
+    """Format the end of an error line: ``; did you mean 'data.root'?``, or nothing."""
+    closest = find_closest(wrong, right)
+    return f"; did you mean '{closest}'?" if closest else ""

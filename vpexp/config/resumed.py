@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
-from vpexp.config.folders import find_conf_folder
+from vpexp.config.groups import find_conf_folder
 from vpexp.config.saved import get_key
 from vpexp.errors import ConfigError
 

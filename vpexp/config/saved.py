@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -10,20 +10,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain
-from vpexp.config.folders import find_conf_folder
+from vpexp.config.groups import find_conf_folder
 from vpexp.config.schema import SCHEMA_NAME, Config
 from vpexp.errors import ConfigError
 
 # The seed is among them because it decides which images are set aside for val where a data set has no such split.
 # The cache is, because a test reads the embeddings that the training made: those of the same precision.
 INHERITED = ("model", "data", "prompt", "cache", "seed")
-
 MAX_DEPTH, MAX_VALUES, MAX_BITS = 60, 200_000, 64  # of YAML that somebody else may have written
-
 HEADER = """\
 # The whole configuration of a run. The same run again:
 #   python -m vpexp -cp "{folder}" -cn {name}
 """
+
+FROM_SOURCE = ("predict", "demo")
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:
@@ -178,3 +178,15 @@ def _lay_over(cfg: DictConfig, key: str, value: Any) -> DictConfig:
     for part in reversed(key.split(".")):
         value = {part: value}
     return OmegaConf.merge(cfg, value)  # type: ignore[return-value]
+
+
+def name_data(cfg: DictConfig) -> str:
+    """Name for people what a run works on.
+
+    A source by its last part; a data set by its own name, or that of its folder where the name only says the format.
+    """
+    if cfg.source is not None and cfg.stage.name in FROM_SOURCE:
+        return PurePath(cfg.source).name or str(cfg.source)
+    if cfg.data.name == cfg.data.format and cfg.data.root:
+        return Path(cfg.data.root).expanduser().resolve().name
+    return str(cfg.data.name)

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vpexp.config.compose import compose_from
-from vpexp.config.folders import find_conf_folder, list_groups
+from vpexp.config.groups import find_conf_folder, list_groups
 from vpexp.config.saved import read_yaml, walk
 from vpexp.errors import ConfigError
 

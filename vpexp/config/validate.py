@@ -8,9 +8,8 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vpexp.config.explain import explain
+from vpexp.config.explain import explain, format_suggestion
 from vpexp.config.schema import Config
-from vpexp.config.suggest import format_suggestion
 from vpexp.errors import ConfigError
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from vpexp.data.image_files import NOT_A_FILE, is_image_file
-from vpexp.data.ledger import OUTSIDE
+from vpexp.data.skipped import OUTSIDE
 from vpexp.errors import DataError
 
 HIDDEN = (".", "__MACOSX")

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from vpexp.data.ledger import MISSING_IMAGE
+from vpexp.data.skipped import MISSING_IMAGE
 from vpexp.errors import DataError
 
 FORMATS = (

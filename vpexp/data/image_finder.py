@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
 from vpexp.data.folder import Folder, compose, fold, is_annotation_folder, is_file
-from vpexp.data.ledger import AMBIGUOUS_IMAGE, OUTSIDE
+from vpexp.data.skipped import AMBIGUOUS_IMAGE, OUTSIDE
 from vpexp.data.splits import ALIASES, find_split
 from vpexp.errors import DataError
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vpexp.console import say
-from vpexp.data.progress import show_progress
+from vpexp.console import say, show_progress
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError, VpexpError
 from vpexp.files import write_text

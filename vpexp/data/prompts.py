@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.clicks import Click, find_deepest_pixel
 from vpexp.data.masks import decode_rle
-from vpexp.data.types import AnnotatedImage, Rle
 
 POINT_OUT = 0.0
 POINT_IN = 1.0

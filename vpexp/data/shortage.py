@@ -2,7 +2,7 @@
 
 from vpexp.data.folder import Folder
 from vpexp.data.image_files import UNREAD_KIND, UNREAD_TYPE
-from vpexp.data.ledger import (
+from vpexp.data.skipped import (
     BOX_ONLY,
     CROWD,
     EMPTY_MASK,

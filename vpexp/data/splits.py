@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from vpexp.data.types import SPLIT_NAMES
+from vpexp.data.annotations import SPLIT_NAMES
 from vpexp.errors import DataError
 
 Item = TypeVar("Item")

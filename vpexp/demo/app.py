@@ -19,13 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vpexp.data.image_files import ImageFileError
-from vpexp.data.sources import SourceImage
-from vpexp.demo.guard import Guard
+from vpexp.data.image_source import SourceImage
+from vpexp.demo.guard import Guard, Reply, RequestError, build_error
 from vpexp.demo.labels import Entry, read_mask
 from vpexp.demo.pictures import PictureChangedError, build_picture, read_size
-from vpexp.demo.replies import Reply, RequestError, build_error
-from vpexp.demo.session import Answer, LabelSession
-from vpexp.demo.steps import StepError, Steps, describe_steps, parse_steps
+from vpexp.demo.session import Answer, LabelSession, StepError, Steps, describe_steps, parse_steps
 from vpexp.demo.store import LabelStore, UnknownMaskError
 from vpexp.errors import OutputError
 

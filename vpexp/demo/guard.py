@@ -2,19 +2,19 @@
 
 Three doors are shut: a foreign name that was made to lead here (DNS rebinding: its name stands in the ``Host`` header),
 requests that another site's page sends (it stands in ``Origin``), and frames or embedded pictures of other sites (headers
-of every answer).
+of every answer). Answers are JSON in plain ASCII, whatever names files have; an error is one line.
 """
 
 import ipaddress
+import json
 import socket
 from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from vpexp.demo.replies import build_error
 
 HEADERS = {
     "Cache-Control": "no-store",  # another source may be served at this address tomorrow
@@ -79,3 +79,28 @@ def _find_host(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return None
+
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Reply(JSONResponse):
+    """JSON; names of files may hold what no encoding can print, and are escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """Write the content."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def build_error(status: int, message: str) -> Reply:
+    """Build the answer to a request that went wrong."""
+    return Reply({"error": " ".join(message.split())}, status_code=status)

@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpexp.data.sources import SourceImage
-from vpexp.data.types import SCORE_DIGITS, Rle
+from vpexp.data.annotations import SCORE_DIGITS, Rle
+from vpexp.data.image_source import SourceImage
 from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels
 from vpexp.demo.pictures import PictureChangedError
 from vpexp.errors import CheckpointError, ConfigError, OutputError

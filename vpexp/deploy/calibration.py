@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.console import build_progress
+from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
 from vpexp.data.prompts import PromptRecipe, Prompts, draw_training_prompts
-from vpexp.data.types import AnnotatedImage
 from vpexp.errors import DataError
 
 MAX_PROMPTS = 12  # of one decoder call: more of the same image add time, hardly another value

@@ -1,19 +1,23 @@
-"""Both parts of a model as OpenVINO IR, straight from torch."""
+"""Both parts of a model as OpenVINO IR, straight from torch; the encoder also without files, to fill the embedding cache."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from vpexp.deploy.fit_image import accept_any_size
 from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder
 from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.deploy.preprocessing import accept_any_size
 from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
 from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+from vpexp.inference.openvino_predictor import get_core
 from vpexp.models.sam import Sam
+from vpexp.runtime import find_thread_limit
 
 MODEL_API_MASK_SIZE = 256  # the side of the empty mask that Model API sends, whatever the model's own
 
@@ -110,3 +114,25 @@ def _accept_any_mask(graph: Any, low: int) -> Any:
         target.replace_source_output(resized.output(0))
     parameters[place] = masks
     return openvino.Model(graph.get_results(), parameters, "decoder")
+
+
+def build_openvino_encoder(sam: Sam, *, threads: int | None = None) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """Convert and compile the encoder for the CPU, in float32: takes some ten seconds.
+
+    Args:
+        sam: in eval mode, float32, on the CPU.
+        threads: CPU threads; None: OMP_NUM_THREADS, else OpenVINO's own choice.
+
+    Returns:
+        From float32 images [1, 3, S, S] to float32 embeddings [1, C, S/16, S/16].
+    """
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    threads = threads or find_thread_limit()
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = get_core().compile_model(convert_encoder(sam), "CPU", settings)
+
+    def encode(images_13SS: NDArray[np.float32]) -> NDArray[Any]:
+        return np.array(compiled({0: images_13SS})[0])  # OpenVINO uses its output's memory again
+
+    return encode

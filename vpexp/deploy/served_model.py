@@ -10,9 +10,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from vpexp.deploy.serving import answer
-from vpexp.environment import quiet_libraries
 from vpexp.errors import DataError
 from vpexp.inference.load import load_predictor
+from vpexp.runtime import quiet_libraries
 
 
 class MaskServer(PythonModel):  # type: ignore[misc]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.annotations import SCORE_DIGITS
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image
 from vpexp.data.masks import compute_box, rle_to_json
-from vpexp.data.types import SCORE_DIGITS
 from vpexp.errors import DataError
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.prompt_file import ImagePrompts, fit_prompts, parse_prompts

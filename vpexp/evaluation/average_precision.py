@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.annotations import Rle
 from vpexp.data.masks import compute_area, compute_box
-from vpexp.data.types import Rle
 
 # COCOeval's summary, in its order: areas are pixels of the original image, small < 32^2 <= medium < 96^2 <= large.
 SUMMARY_NAMES = (

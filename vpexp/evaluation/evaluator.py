@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from vpexp.console import build_progress
+from vpexp.data.annotations import Rle
+from vpexp.data.batch import EvaluationSample, UnreadableImage
+from vpexp.data.masks import Region, encode_region
 from vpexp.data.prompts import Prompts
-from vpexp.data.run_lengths import Region, encode_region
-from vpexp.data.samples import EvaluationSample, UnreadableImage
-from vpexp.data.types import Rle
 from vpexp.evaluation.average_precision import MaskAveragePrecision
+from vpexp.evaluation.click_protocol import Answers, Interaction, OnePrompt, PromptRow
 from vpexp.evaluation.gain import ImageSums
-from vpexp.evaluation.interaction import Answers, Interaction, OnePrompt, PromptRow
 from vpexp.evaluation.pixel_counts import PixelCounts
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vpexp.data.annotations import Rle
 from vpexp.data.masks import compute_area, compute_overlap
-from vpexp.data.types import Rle
 
 
 @dataclass(slots=True)

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from vpexp.data.annotations import SCORE_DIGITS, Rle
 from vpexp.data.masks import compute_box, rle_to_json
 from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts
-from vpexp.data.types import SCORE_DIGITS, Rle
 from vpexp.files import write_lines
 
 PREDICTIONS = "predictions.json"

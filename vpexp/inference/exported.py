@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 from vpexp.errors import CheckpointError
+from vpexp.runtime import find_thread_limit
 
 EXPORTED_NAME = "exported_model"
 OPTIMIZED_NAME = "optimized_model"
@@ -19,6 +21,7 @@ ENCODER, DECODER = "image_encoder", "decoder"
 FORMATS = {".xml": "openvino", ".onnx": "onnx"}
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 4096  # of any model, pixels
 MODEL_TYPES = {ENCODER: "sam_image_encoder", DECODER: "sam_decoder"}
+ERRORS_ONLY = 3  # onnxruntime's level of severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,6 @@ def _read_ir_info(file: Path) -> dict[str, str]:
 
 
 def _read_onnx_info(file: Path) -> dict[str, str]:
-    from vpexp.inference.onnx_predictor import read_onnx_properties
 
     prefix = "model_info "  # as Model API writes nested keys
     return {
@@ -208,3 +210,27 @@ def _parse(info: Mapping[str, str], folder: Path) -> ModelMetadata:
     if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
         raise CheckpointError(f"the exported model in {folder} changed since vpexp wrote it: image_size is {size}")
     return metadata
+
+
+def read_onnx_properties(file: Path) -> dict[str, str]:
+    """Read the metadata of an ONNX file."""
+    return dict(_open_session(file, 1, optimize=False).get_modelmeta().custom_metadata_map)
+
+
+def _open_session(file: Path, threads: int | None, *, optimize: bool = True) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CheckpointError(f"{file} needs onnxruntime: pip install 'vpexp[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    threads = threads or find_thread_limit()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{file} cannot be read by onnxruntime: {line}") from error

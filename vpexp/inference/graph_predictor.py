@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
+from vpexp.data.masks import Region
 from vpexp.data.prompts import Prompts
-from vpexp.data.run_lengths import Region
 from vpexp.inference.exported import ExportedModel, ModelMetadata
 from vpexp.inference.predictor import (
     ImageEmbedding,

@@ -4,10 +4,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpexp.environment import find_cache_dir
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference
 from vpexp.inference.predictor import Predictor
+from vpexp.runtime import find_cache_dir
 
 if TYPE_CHECKING:
     from vpexp.models.sam import Sam
@@ -59,11 +59,11 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
     import torch
 
     from vpexp.config.trust import refuse_foreign
-    from vpexp.inference.checkpoint import find_checkpoint, load_checkpoint_model, read_checkpoint
+    from vpexp.inference.torch_model import find_checkpoint, load_checkpoint_model, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
-    from vpexp.models.load import load_model
     from vpexp.models.registry import list_models
     from vpexp.models.sam import Sam
+    from vpexp.models.weights import load_model
 
     if isinstance(source, Sam):
         sam = source.eval()

@@ -1,15 +1,10 @@
 """The ONNX form of the predictor, run by onnxruntime."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from vpexp.environment import find_thread_limit
-from vpexp.errors import CheckpointError
-from vpexp.inference.exported import ExportedModel, read_metadata
+from vpexp.inference.exported import ExportedModel, _open_session, read_metadata
 from vpexp.inference.graph_predictor import DECODER_OUTPUTS, ENCODER_OUTPUTS, Arrays, GraphPredictor
-
-ERRORS_ONLY = 3  # onnxruntime's level of severity
 
 
 class OnnxPredictor(GraphPredictor):
@@ -31,30 +26,6 @@ class OnnxPredictor(GraphPredictor):
             partial(_run, _open_session(model.encoder, threads), ENCODER_OUTPUTS),
             partial(_run, _open_session(model.decoder, threads), DECODER_OUTPUTS),
         )
-
-
-def read_onnx_properties(file: Path) -> dict[str, str]:
-    """Read the metadata of an ONNX file."""
-    return dict(_open_session(file, 1, optimize=False).get_modelmeta().custom_metadata_map)
-
-
-def _open_session(file: Path, threads: int | None, *, optimize: bool = True) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise CheckpointError(f"{file} needs onnxruntime: pip install 'vpexp[onnx]'") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    threads = threads or find_thread_limit()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common base
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{file} cannot be read by onnxruntime: {line}") from error
 
 
 def _run(session: Any, outputs: tuple[str, ...], inputs: Arrays) -> Arrays:

@@ -1,10 +1,16 @@
-"""The OpenVINO form of the predictor: IRs in full or half precision, and INT8."""
+"""The OpenVINO form of the predictor: IRs in full or half precision, and INT8; and the process's one ``openvino.Core``.
 
-from functools import partial
+Each Core gives the thread that uses its CPU plugin a stack for signal handlers, and takes it away when it goes. Where
+two of them do not go in the reverse order of their coming, the stack that is put back is one that is gone, and the
+next signal (a data worker that ends, Ctrl-C) kills the process. So there is one Core, and it stays.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from vpexp.environment import find_thread_limit
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import ExportedModel, read_metadata
 from vpexp.inference.graph_predictor import (
@@ -15,7 +21,7 @@ from vpexp.inference.graph_predictor import (
     Arrays,
     GraphPredictor,
 )
-from vpexp.inference.openvino_core import get_core
+from vpexp.runtime import find_thread_limit
 
 
 class OpenvinoPredictor(GraphPredictor):
@@ -82,3 +88,29 @@ def _run(graph: Any, outputs: tuple[str, ...], inputs: Arrays, *, in_place: bool
     """Run a graph; ``in_place`` gives outputs that hold until it runs again, and saves copying full-size logits."""
     results = graph(inputs, share_outputs=in_place)
     return {name: results[name] for name in outputs}
+
+
+@cache
+def get_core() -> Any:
+    """Get the process's ``openvino.Core``; its CPU plugin is loaded."""
+    import openvino
+
+    core = openvino.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin before anybody else's
+    return core
+
+
+@contextmanager
+def lend_core() -> Iterator[Any]:
+    """Let a library that makes Cores of its own (NNCF: one for each model it compiles) get this one meanwhile."""
+    import openvino
+
+    core, usual = get_core(), (openvino.Core, openvino.compile_model)
+    openvino.Core = lambda *_: core
+    openvino.compile_model = lambda model, device_name="CPU", config=None: core.compile_model(
+        model, device_name, config or {}
+    )
+    try:
+        yield core
+    finally:
+        openvino.Core, openvino.compile_model = usual

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.masks import encode_mask
+from vpexp.data.annotations import Rle
+from vpexp.data.masks import Region, encode_mask
 from vpexp.data.prompts import Prompts, prompts_from_boxes
-from vpexp.data.run_lengths import Region
-from vpexp.data.types import Rle
 
 # What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
 CHUNK_PIXELS = 32 * 1024 * 1024

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.run_lengths import NOWHERE, Region
+from vpexp.data.masks import NOWHERE, Region
 
 _SLACK = 0.01
 """Libraries compute places in float32, each in its own way; in pixels of the smaller size."""

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from vpexp.console import DescriptionColumn, console, say
-from vpexp.environment import find_cache_dir
 from vpexp.errors import WeightsError
+from vpexp.runtime import find_cache_dir
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0

@@ -1,6 +1,6 @@
-"""Layers that several parts of SAM share.
+"""Layers that several parts of SAM share, and square windows of a feature map, cut and put together again.
 
-Shapes: B images or prompts, C channels, H W rows and columns of a feature map.
+Shapes: B images or prompts, C channels, H W rows and columns of a feature map, V windows of all images, K side of a window.
 """
 
 import torch
@@ -69,3 +69,34 @@ def build_neck(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
         LayerNorm2d(out_channels),
     )
+
+
+def partition_windows(features_BHWC: Tensor, window_size: int) -> Tensor:
+    """Cut feature maps into windows that do not overlap; zeros fill up the right and bottom edge.
+
+    Returns [V, K, K, C], the windows of an image row by row, image after image.
+    """
+    _, height, width, channels = features_BHWC.shape
+    # No remainders of negative numbers: converters of traced graphs disagree on their sign.
+    rows, columns = _count_windows(height, window_size), _count_windows(width, window_size)
+    pad_bottom, pad_right = rows * window_size - height, columns * window_size - width
+    if pad_bottom or pad_right:
+        features_BHWC = F.pad(features_BHWC, (0, 0, 0, pad_right, 0, pad_bottom))
+    windows = features_BHWC.reshape(-1, rows, window_size, columns, window_size, channels)
+    return windows.transpose(2, 3).reshape(-1, window_size, window_size, channels)
+
+
+def merge_windows(windows_VKKC: Tensor, height: int, width: int) -> Tensor:
+    """Put windows of ``partition_windows`` together again, without the filling.
+
+    Returns [B, H, W, C].
+    """
+    window_size, channels = windows_VKKC.shape[1], windows_VKKC.shape[3]
+    rows, columns = _count_windows(height, window_size), _count_windows(width, window_size)
+    features = windows_VKKC.reshape(-1, rows, columns, window_size, window_size, channels)
+    features = features.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, channels)
+    return features[:, :height, :width]
+
+
+def _count_windows(length: int, window_size: int) -> int:
+    return (length + window_size - 1) // window_size

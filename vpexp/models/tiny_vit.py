@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpexp.models.layers import build_neck
-from vpexp.models.windows import merge_windows, partition_windows
+from vpexp.models.layers import build_neck, merge_windows, partition_windows
 
 
 class TinyViT(nn.Module):

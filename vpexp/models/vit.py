@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpexp.models.layers import MLPBlock, build_neck
-from vpexp.models.windows import merge_windows, partition_windows
+from vpexp.models.layers import MLPBlock, build_neck, merge_windows, partition_windows
 
 PATCH_SIZE = 16
 

@@ -1,4 +1,4 @@
-"""Files of trained weights: finding, reading, writing and naming them.
+"""Files of trained weights: finding, reading, writing and naming them, and models built with them.
 
 Files hold a flat state dict under the names of the official packages (segment_anything, MobileSAM), as ``.pth`` or
 ``.pt`` (a pickle of tensors only) or ``.safetensors``, in any floating-point type.
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vpexp.errors import WeightsError
+from vpexp.errors import ExportError, WeightsError
 from vpexp.files import replacing
 from vpexp.models.download import download_file, get_cache_dir
 from vpexp.models.registry import get_model_info, list_models
@@ -41,6 +41,7 @@ _FOREIGN_LAYOUTS = {
     "sam_mask_decoder.iou_token.weight": "SAM 2",
     "image_encoder.trunk.pos_embed": "SAM 2",
 }
+FILE_NAME = "exported_model.pth"
 
 _logger = logging.getLogger(__name__)
 
@@ -235,3 +236,57 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
 def _shorten(items: Iterable[object]) -> str:
     texts = [str(item) for item in items]
     return ", ".join(texts[:_SHOWN_KEYS]) + (", …" if len(texts) > _SHOWN_KEYS else "")
+
+
+def write_official(sam: Sam, folder: Path, *, halve: bool) -> Path:
+    """Write a model's weights as ``segment-anything`` or MobileSAM take them.
+
+    Args:
+        sam: the model; it is left as it is.
+        folder: where ``exported_model.pth`` goes.
+        halve: store float16 instead of float32.
+
+    Raises:
+        ExportError: what was written does not read back as the same weights.
+    """
+    import torch
+
+    path = save_weights(sam, folder / FILE_NAME, torch.float16 if halve else None)
+    written = {name: tensor.clone() for name, tensor in sam.state_dict().items()}
+    before = compute_state_hash(sam)
+    try:
+        load_weights(sam, path)
+        if not halve and compute_state_hash(sam) != before:
+            raise ExportError(f"{path} does not read back as the weights that were written")
+    finally:
+        sam.load_state_dict(written)
+    return path
+
+
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] = "auto",
+    image_size: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Sam:
+    """Build a model by its name and load its weights; in eval mode, on the CPU, float32.
+
+    ``weights`` is ``auto`` (the official or packaged file), ``random`` (drawn from torch's current seed; each
+    module says from what distribution) or a path. A model without a file, sam_debug, always draws the same random
+    weights with ``auto``. ``image_size`` is the side of the square model input, a multiple of 16.
+
+    Raises:
+        ConfigError: The name is unknown or the image size does not fit.
+        WeightsError: The weights are missing, damaged, or of another model.
+    """
+    info = get_model_info(name)
+    size = info.image_size if image_size is None else image_size
+    path = resolve_weights(name, weights, cache_dir)
+    if path is None and weights == "auto":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return info.build(size)
+    sam = info.build(size)
+    if path is not None:
+        load_weights(sam, path)
+    return sam

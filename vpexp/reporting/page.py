@@ -1,11 +1,16 @@
 """The report as one page that needs nothing but itself: the table, the text, and the same images side by side."""
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
 
 from vpexp.reporting.comparison import COLUMNS, FIRST_COST, Comparison, Section, describe_columns, list_cells
-from vpexp.reporting.pictures import ANNOTATED, Picture, PictureRow
+from vpexp.visuals import split_comparison
 
 STYLE = """\
 :root { color-scheme: light dark; --text: #1b1b1f; --soft: #62626b; --line: #d9d9de; --ground: #ffffff; --shade: #f5f5f7; }
@@ -34,6 +39,63 @@ figure img { display: block; width: 100%; height: auto; background: var(--shade)
 figcaption { padding-top: 4px; color: var(--soft); font-size: 13px; line-height: 1.35; }
 figcaption b { color: var(--text); font-weight: 600; }
 """
+
+ANNOTATED = "annotated"
+LONGEST_SIDE = 400
+QUALITY = 82
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A small JPEG and the line below it."""
+
+    jpeg: bytes
+    size: tuple[int, int]
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """One image: as annotated, and as predicted by each form of the model.
+
+    Attributes:
+        name: the image's name.
+        pictures: by column, ``annotated`` first.
+    """
+
+    name: str
+    pictures: Mapping[str, Picture]
+
+
+def read_pictures(overlays: Mapping[str, Path], prefix: str = "") -> list[PictureRow]:
+    """Read the overlays that several tests left, image by image.
+
+    Args:
+        overlays: the folder of overlays by column; one that is not there is passed over.
+        prefix: what the file names begin with, and the names shown do not.
+    """
+    folders = {column: folder for column, folder in overlays.items() if folder.is_dir()}
+    names = dict.fromkeys(path.name for folder in folders.values() for path in sorted(folder.glob("*.png")))
+    rows = []
+    for name in names:
+        pictures: dict[str, Picture] = {}
+        for column, folder in folders.items():
+            if not (folder / name).is_file():
+                continue
+            annotated, predicted = split_comparison(folder / name)
+            pictures.setdefault(ANNOTATED, shrink(*annotated))
+            pictures[column] = shrink(*predicted)
+        rows.append(PictureRow(name.removesuffix(".png").removeprefix(prefix), pictures))
+    return rows
+
+
+def shrink(picture: Image.Image, caption: str) -> Picture:
+    """Make a picture small: as JPEG, its longest side no longer than ``LONGEST_SIDE``."""
+    small = picture.copy()
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
+    file = BytesIO()
+    small.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return Picture(file.getvalue(), small.size, caption)
 
 
 def start_page(title: str, style: str) -> list[str]:

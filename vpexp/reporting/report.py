@@ -1,5 +1,6 @@
 """The report of a pipeline: gathered from the run folders of its steps, written as Markdown, JSON and a page."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +11,19 @@ from vpexp.reporting.comparison import (
     COLUMNS,
     ROWS,
     Comparison,
+    Section,
     compute_changes,
+    describe_changes,
     format_markdown,
     read_column,
 )
-from vpexp.reporting.notes import (
-    describe_control,
-    describe_differences,
-    describe_steps,
-    describe_training,
-    describe_verdict,
-    read_control,
-)
-from vpexp.reporting.page import build_page
-from vpexp.reporting.pictures import read_pictures
+from vpexp.reporting.page import build_page, read_pictures
 from vpexp.runfolder import RunFolder
 
 REPORTED_SECTIONS = ("model", "data", "prompt", "loss", "optimizer", "scheduler", "trainer", "export", "ptq")
+Columns = Mapping[str, Mapping[str, float]]
+Metrics = Mapping[str, float | None]
+"""Numbers by name as ``metrics.json`` holds them: null where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +134,138 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
 
 def _read_metrics(folder: RunFolder) -> dict[str, Any]:
     return folder.read_metrics_json()
+
+
+def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> Section:
+    """Say what was trained, and on what.
+
+    Args:
+        cfg: the configuration, as plain containers.
+        records: ``run.json`` by step.
+    """
+    lines = []
+    data = next((record["data"] for record in records.values() if "data" in record), None)
+    splits: dict[str, Any] = {}
+    for record in records.values():
+        splits = record.get("splits", {}) | splits
+    if data is not None:
+        named = "; ".join(_describe_split(name, splits[name]) for name in ("train", "val", "test") if name in splits)
+        lines.append(f"data: {data['root']} ({data['format']}): {named}")
+        if "test" in splits and splits["test"]["source"] == splits.get("val", {}).get("source"):
+            lines.append("there is no test split: val was tested, by which the best epoch was chosen too")
+    model, prompt, optimizer = cfg["model"], cfg["prompt"], cfg["optimizer"]
+    parts = [part for part in ("image_encoder", "prompt_encoder", "mask_decoder") if part not in model["freeze"]]
+    start = cfg["checkpoint"] or f"model.weights={model['weights']}"
+    lines.append(f"model: {model['name']} at {model['image_size']} px, from {start}; learns: {', '.join(parts)}")
+    lines.append(
+        f"prompt: {prompt['type']}, jitter {prompt['jitter']} in training and {prompt['test_jitter']} in the test"
+    )
+    optimizer_name = str(optimizer["_target_"]).rpartition(".")[2]
+    lines.append(
+        f"training: {optimizer_name}, lr {optimizer['lr']}, batch size {cfg['data']['batch_size']}, seed {cfg['seed']}"
+    )
+    train = records.get("train", {})
+    if "kept" in train:
+        best = f"{train['best_epoch']} of {train['epochs']}"
+        lines.append(f"best epoch: {best}; kept: {train['kept']}, train/{train['best_checkpoint']}")
+    return Section("What was trained", tuple(lines))
+
+
+def describe_verdict(train: Mapping[str, Any]) -> Section | None:
+    """Say whether the training helped, as its ``run.json`` does; None where it says nothing."""
+    return Section("Did fine-tuning help?", (train["verdict"],), finding=True) if "verdict" in train else None
+
+
+def _describe_split(name: str, split: Mapping[str, Any]) -> str:
+    skipped = sum(split["skipped"].values())
+    source = split["source"]
+    words = f"{name if source == name else f'{name} ({source})'} {split['images']} images, {split['objects']} objects"
+    return f"{words}, {skipped} skipped" if skipped else words
+
+
+def describe_control(control: Mapping[str, float], blind_drop: float) -> Section | None:
+    """Say whether the masks depend on the image, or the prompt says it all; None where it was not measured.
+
+    Args:
+        control: from ``read_control``.
+        blind_drop: a smaller loss of F1 with another image's embedding means that the image is hardly looked at.
+    """
+    lines = []
+    drop, gain = control.get("wrong_image_drop", math.nan), control.get("gain_over_box_filled", math.nan)
+    if math.isfinite(drop):
+        verdict = "masks depend on the image" if drop >= blind_drop else "masks hardly depend on the image"
+        lines.append(
+            f"{verdict}: wrong-image drop {drop:.2f} (f1-score {control['f1-score']:.4f}, and {control['wrong_image']:.4f} "
+            "with the embedding of another image)"
+        )
+    if math.isfinite(gain):
+        lines.append(f"box filled: f1-score {control['box_filled']:.4f}; the model is {_compare(gain)} it")
+    return Section("Does the model look at the image? (torch)", tuple(lines), finding=True) if lines else None
+
+
+def _compare(gain: float) -> str:
+    return f"{gain:.4f} above" if gain >= 0 else f"{-gain:.4f} below"
+
+
+def read_control(metrics: Metrics, split: str) -> dict[str, float]:
+    """Take the baselines of a test from its metrics; empty where they were not measured."""
+    names = {"f1-score": "f1-score", "wrong_image": "wrong_image/f1-score", "box_filled": "box_filled/f1-score"}
+    values = {name: metrics.get(f"{split}/{key}") for name, key in names.items()}
+    found = {name: float(value) for name, value in values.items() if value is not None}
+    for difference, baseline in (("wrong_image_drop", "wrong_image"), ("gain_over_box_filled", "box_filled")):
+        if baseline in found:
+            found[difference] = found["f1-score"] - found[baseline]
+    return found if len(found) > 1 else {}
+
+
+def describe_steps(steps: Mapping[str, Mapping[str, Any]]) -> Section:
+    """Say how each step ended and how long it took.
+
+    Args:
+        steps: by name, ``status`` and ``seconds``.
+    """
+    lines = [f"{name}: {step['status'].lower()}, {_format_seconds(step['seconds'])}" for name, step in steps.items()]
+    return Section("Steps", tuple(lines))
+
+
+def _format_seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def describe_differences(
+    columns: Columns, exports: Mapping[str, Metrics], quantization: Metrics | None = None
+) -> Section | None:
+    """Say what each step changed, how many mask pixels of an exported model differ from torch, what INT8 gained.
+
+    Args:
+        columns: the comparison's columns.
+        exports: by column, the metrics of the export that made it.
+        quantization: the metrics of the quantization, which times both models in turns.
+    """
+    lines = describe_changes(columns)
+    lines += _describe_gain(quantization or {})
+    for column, metrics in exports.items():
+        flipped = metrics.get("export/flipped_per_10000")
+        if flipped is not None:
+            lines.append(f"{column} against torch on a trial image: of 10,000 mask pixels {flipped:.2f} flip")
+    return Section("What each step changed", tuple(lines), finding=True) if lines else None
+
+
+def _describe_gain(quantization: Metrics) -> list[str]:
+    words = []
+    pairs = {
+        name: (quantization.get(f"fp32/{name}"), quantization.get(f"int8/{name}"))
+        for name in ("size_mb", "encoder_ms", "decoder_ms")
+    }
+    for name, (ir, int8) in pairs.items():
+        if not ir or not int8:
+            continue
+        if name == "size_mb":
+            words.append(f"{int8 / ir:.2f} of the size")
+        else:
+            part = name.removesuffix("_ms")
+            words.append(f"{part} {ir / int8:.2f} times as fast ({ir:.1f} ms, {int8:.1f} ms)")
+    return [f"int8 against ir, timed in turns: {', '.join(words)}"] if words else []

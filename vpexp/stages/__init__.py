@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.shared.context import RunContext, StageResult
 
 __all__ = ["RunContext", "StageResult", "get_stage"]
 

@@ -3,26 +3,28 @@
 from dataclasses import replace
 from pathlib import Path
 
+from vpexp.config.saved import name_data
 from vpexp.console import console, say
-from vpexp.data.types import SPLIT_NAMES, AnnotatedDataset
+from vpexp.data.annotations import SPLIT_NAMES, AnnotatedDataset
 from vpexp.errors import DataError
 from vpexp.files import write_json, write_text
-from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.dataset import load_configured_dataset
-from vpexp.survey.damage import list_damaged
-from vpexp.survey.duplicates import find_duplicates
-from vpexp.survey.files import write_duplicates
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.survey.duplicates import Signature, find_duplicates, read_signatures
 from vpexp.survey.findings import find_findings
-from vpexp.survey.folder import build_folder_table
-from vpexp.survey.measure import SplitMeasures, measure_dataset
-from vpexp.survey.numbers import describe_survey, list_metrics
-from vpexp.survey.page import build_page
-from vpexp.survey.pictures import choose_images, draw_images
+from vpexp.survey.measure import SplitMeasures, measure_dataset, summarize_objects
+from vpexp.survey.page import build_page, choose_images, draw_images
 from vpexp.survey.plots import draw_plots
-from vpexp.survey.signatures import Signature, read_signatures
-from vpexp.survey.sizes import summarize_objects
-from vpexp.survey.tables import build_tables, render
-from vpexp.survey.types import Finding, Survey
+from vpexp.survey.survey import Finding, Survey
+from vpexp.survey.tables import (
+    build_folder_table,
+    build_tables,
+    describe_survey,
+    list_damaged,
+    list_metrics,
+    render,
+    write_duplicates,
+)
 
 CLASSES_ON_TERMINAL = 15
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import say
-from vpexp.data.ledger import SkipLedger, order_by_count
-from vpexp.data.sources import SourceImage, find_images, find_source_folder
+from vpexp.data.image_source import SourceImage, find_images, find_source_folder
+from vpexp.data.skipped import SkipLedger, order_by_count
 from vpexp.demo.store import LabelStore, hold_folder
 from vpexp.errors import ConfigError
-from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.predictor import load_stage_predictor
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.model import load_stage_predictor
 
 
 def run(context: RunContext) -> StageResult:

@@ -6,17 +6,16 @@ from pathlib import Path
 
 from vpexp.console import say
 from vpexp.deploy.metadata import ExportInfo
-from vpexp.deploy.official_format import write_official
 from vpexp.deploy.parity import Parity, check_parity, measure_parity
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
 from vpexp.inference.load import open_exported
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
-from vpexp.models.weights import compute_state_hash
-from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.registry import log_exported, log_weights, read_trained_scores, register_exported
-from vpexp.stages.trial_image import find_trial_image
-from vpexp.stages.weights import load_configured_model
+from vpexp.models.weights import compute_state_hash, write_official
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.model import load_configured_model
+from vpexp.stages.shared.registry import log_exported, log_weights, read_trained_scores, register_exported
+from vpexp.stages.shared.sample_image import find_trial_image
 
 NAMES = {"openvino": "OpenVINO IR", "onnx": "ONNX model"}
 

@@ -3,7 +3,7 @@
 from vpexp.console import PlainTable, console
 from vpexp.models.complexity import compute_complexity
 from vpexp.models.registry import get_model_info, list_models
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 
 
 def run() -> StageResult:

@@ -10,17 +10,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vpexp.config.quoting import format_resume
+from vpexp.config.saved import name_data
 from vpexp.config.schema import StageConfig
 from vpexp.console import console, say
 from vpexp.errors import ConfigError, StepError, VpexpError
-from vpexp.inference.checkpoint import find_checkpoint
 from vpexp.inference.exported import find_exported
+from vpexp.inference.torch_model import find_checkpoint
 from vpexp.reporting.comparison import build_table
 from vpexp.reporting.report import Report, StepRecord, gather_report, write_report
 from vpexp.runfolder import RunFolder
-from vpexp.stages.assessment import BLIND_DROP
-from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.registry import SCORES, register_exported
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.evaluate import BLIND_DROP
+from vpexp.stages.shared.registry import SCORES, register_exported
 
 log = logging.getLogger(__name__)
 

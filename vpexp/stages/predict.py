@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from vpexp import visuals
+from vpexp.config.saved import name_data
 from vpexp.console import PlainTable, build_progress, console, say
+from vpexp.data.annotations import SPLIT_NAMES
 from vpexp.data.image_files import ImageFileError
+from vpexp.data.image_source import find_images
 from vpexp.data.images import read_image, read_image_header
-from vpexp.data.ledger import SkipLedger, describe_remarks, order_by_count
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.prompts import Prompts
-from vpexp.data.sources import find_images
-from vpexp.data.types import SPLIT_NAMES
+from vpexp.data.skipped import SkipLedger, describe_remarks, order_by_count
 from vpexp.errors import DataError
 from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
-from vpexp.inference.grid import build_grid, keep_best
+from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
 from vpexp.inference.predictor import Predictor
-from vpexp.inference.segment import FoundMask, Segmentation, segment
-from vpexp.inference.tasks import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
-from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.dataset import load_configured_dataset
-from vpexp.stages.labelling import LabelCollector
-from vpexp.stages.predictor import load_stage_predictor
+from vpexp.inference.segment import FoundMask, Segmentation, build_grid, keep_best, segment
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.model import load_stage_predictor
+from vpexp.stages.shared.predicted_dataset import LabelCollector
 
 GRID, DATASET = "grid", "dataset"
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.console import console, say
-from vpexp.data.types import AnnotatedDataset
+from vpexp.data.annotations import AnnotatedDataset
 from vpexp.deploy.accuracy_control import ControlledModel, Trial, quantize_within
+from vpexp.deploy.benchmark import Cost, build_gain_table, measure_costs
 from vpexp.deploy.calibration import CalibrationSet, read_calibration_set
-from vpexp.deploy.gain import Cost, build_gain_table, measure_costs
 from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, QuantizationRecipe, quantize_model
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel, ModelMetadata, find_exported, read_metadata
 from vpexp.inference.load import open_exported
-from vpexp.stages.assessment import assess, tell_unreadable
-from vpexp.stages.context import RunContext, StageResult
-from vpexp.stages.dataset import build_prompt_recipe, load_configured_dataset
-from vpexp.stages.registry import log_exported, read_trained_scores, register_exported
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.shared.evaluate import assess, tell_unreadable
+from vpexp.stages.shared.registry import log_exported, read_trained_scores, register_exported
 
 FEW_IMAGES, ENOUGH_IMAGES = 10, 32
 WORDS = {INT8: "INT8", WEIGHTS: "INT8, weights only", KEEP: "as it was exported"}

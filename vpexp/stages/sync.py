@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from vpexp.console import say
 from vpexp.errors import CheckpointError, TrackingError
 from vpexp.runfolder import RunFolder
-from vpexp.stages.context import StageResult
+from vpexp.stages.shared.context import StageResult
 from vpexp.tracking.upload import find_parent_folders, find_tracked_folders, upload_waiting
 
 

@@ -3,16 +3,17 @@
 import time
 from pathlib import Path
 
+from vpexp.config.saved import name_data
 from vpexp.console import say
 from vpexp.inference.exported import find_exported, is_exported_reference
 from vpexp.inference.load import open_exported
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.stages.assessment import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
-from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.dataset import load_configured_dataset
-from vpexp.stages.embeddings import prepare_embeddings
-from vpexp.stages.weights import load_configured_model
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.embeddings import prepare_embeddings
+from vpexp.stages.shared.evaluate import assess, choose_device, record_unreadable, save_overlays, summarize, tell_result
+from vpexp.stages.shared.model import load_configured_model
 
 FLOAT_BYTES = 4
 TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is a number of this test

@@ -7,15 +7,20 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vpexp.config.saved import name_data
 from vpexp.console import say
-from vpexp.data.types import AnnotatedDataset
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.files import read_json, write_json
-from vpexp.inference.checkpoint import apply_checkpoint, read_checkpoint
-from vpexp.inference.embedding_cache import EmbeddingCache
+from vpexp.inference.torch_model import apply_checkpoint, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
-from vpexp.stages.assessment import (
+from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.distributed import fit_on_devices
+from vpexp.stages.shared.embeddings import prepare_embeddings
+from vpexp.stages.shared.evaluate import (
     assess,
     choose_device,
     record_unreadable,
@@ -24,13 +29,9 @@ from vpexp.stages.assessment import (
     tell_result,
     tell_unreadable,
 )
-from vpexp.stages.context import RunContext, StageResult, name_data
-from vpexp.stages.dataset import load_configured_dataset
-from vpexp.stages.embeddings import prepare_embeddings
-from vpexp.stages.many_devices import fit_on_devices
-from vpexp.stages.registry import log_checkpoint
-from vpexp.stages.training_loop import TrainingLoop, build_loop, build_start_model
-from vpexp.stages.verdict import Start, Verdict, judge, record_verdict
+from vpexp.stages.shared.registry import log_checkpoint
+from vpexp.stages.shared.training_loop import TrainingLoop, build_loop, build_start_model
+from vpexp.stages.shared.verdict import Start, Verdict, judge, record_verdict
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.callbacks import save_weights
 

@@ -5,41 +5,112 @@ steps, each of which looks closer at fewer pairs: neighbours among all thumbnail
 more in more detail. Frames of a video differ where something has moved, and images without contrast are compared by their
 content alone, so that neither are taken for copies.
 
+Each image file is read for a signature, which finds damaged files too. Reading goes in threads: decoding, hashing and
+waiting for the disk all happen outside of Python's lock, and threads need no start of their own and end with the program.
+
 Legend: I images, T side of a thumbnail, C values of its coarse form, D side of a square in detail.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.console import build_progress, show_progress
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_thumbnail
-from vpexp.data.progress import show_progress
 from vpexp.survey.measure import SplitMeasures
-from vpexp.survey.signatures import SIDE, Signature
 
 COARSE = 4
 NEIGHBOURS = 8
 LOOKED_AT = 2
 """So many neighbours of a picture are compared by thumbnail, and so many of these in detail: in a video all are alike."""
+
 LEAST_CONTRAST = 1.5
 """Standard deviation of the grey levels (0..255) below which a picture has nothing to be told by."""
+
 MOST_UNLIKE = 0.04
 """One minus the correlation of two thumbnails of one picture; measured on copies 0.0001 to 0.036, on others from 0.25."""
+
 DETAIL = 128
 """Side of the squares in which the last step compares two files."""
+
 MOST_CHANGED = 0.4
 """How far a place may differ there, as a share of the picture's contrast: more has moved."""
+
 LEAST_CHANGED = 6.0
 """Grey levels that saving as JPEG changes anyway."""
+
 KEPT_IN_DETAIL = 2000
 """Files kept in memory while they are compared."""
 
 SAME_FILE = "same file"
 SAME_PICTURE = "same picture, saved again"
+SIDE = 32
+DIGEST_BYTES = 16
+MOST_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signature:
+    """What is remembered of an image file.
+
+    Attributes:
+        path: the file.
+        turned: whether its EXIF orientation counts.
+        digest: a hash of its content; empty where it cannot be read.
+        thumbnail_TT: uint8, the picture as a small grey square; None where it cannot be decoded.
+        damage: why it cannot be decoded; None where it can.
+    """
+
+    path: Path
+    turned: bool
+    digest: bytes
+    thumbnail_TT: NDArray[np.uint8] | None
+    damage: str | None = None
+
+
+def read_signatures(paths: Sequence[Path], turned: Sequence[bool]) -> list[Signature]:
+    """Read the signatures of image files, with a progress bar.
+
+    Args:
+        paths: the files.
+        turned: for each, whether its EXIF orientation counts.
+
+    Returns:
+        One a file, in their order; a file that cannot be read has one that says so.
+    """
+    executor = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
+    try:
+        with build_progress() as progress:
+            read = executor.map(_read_signature, paths, turned)
+            return list(_track(progress, read, len(paths)))
+    finally:
+        executor.shutdown(cancel_futures=True)  # after Ctrl-C nothing is read any more
+
+
+def _track(progress: Any, items: Iterator[Signature], total: int) -> Iterator[Signature]:
+    tracked: Iterator[Signature] = progress.track(items, total=total, description="reading images")
+    return tracked
+
+
+def _read_signature(path: Path, turned: bool) -> Signature:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Signature(path, turned, b"", None, f"image file cannot be read ({error.strerror})")
+    digest = blake2b(content, digest_size=DIGEST_BYTES).digest()
+    try:
+        return Signature(path, turned, digest, read_thumbnail(path, SIDE, turned, content=content))
+    except ImageFileError as error:
+        return Signature(path, turned, digest, None, error.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.config.quoting import quote_value, quote_word
-from vpexp.data.ledger import BOX_ONLY, CROWD, VOID_REGION, order_by_count
-from vpexp.data.readers.label_maps import is_background_name
+from vpexp.data.readers.label_images import is_background_name
 from vpexp.data.shortage import advise
-from vpexp.survey.counts import WITHOUT_OBJECTS, count_images_without_objects, count_objects_by_class
+from vpexp.data.skipped import BOX_ONLY, CROWD, VOID_REGION, order_by_count
 from vpexp.survey.duplicates import Pair
-from vpexp.survey.measure import SplitMeasures
-from vpexp.survey.sizes import FEWEST_PIXELS, SPECK_PIXELS, WHOLE_IMAGE, compute_sides
+from vpexp.survey.measure import (
+    FEWEST_PIXELS,
+    SPECK_PIXELS,
+    WHOLE_IMAGE,
+    WITHOUT_OBJECTS,
+    SplitMeasures,
+    compute_sides,
+    count_images_without_objects,
+    count_objects_by_class,
+)
+from vpexp.survey.survey import Finding, Survey
 from vpexp.survey.tables import format_share
-from vpexp.survey.types import Finding, Survey
 
 MANY = 0.1
 """From this share of objects on something is said about them."""

@@ -1,14 +1,29 @@
-"""A survey as one page that needs nothing but itself: findings, tables, plots, and images with their masks."""
+"""A survey as one page that needs nothing but itself: findings, tables, plots, and images with their masks.
 
+The images are chosen evenly, so that every split and class is seen.
+"""
+
+import logging
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from vpexp.reporting.page import STYLE, start_page
-from vpexp.survey.pictures import DrawnImage
+import numpy as np
+
+from vpexp import visuals
+from vpexp.console import build_progress
+from vpexp.data.annotations import AnnotatedImage
+from vpexp.data.image_files import ImageFileError
+from vpexp.data.images import read_image
+from vpexp.data.masks import compute_area, decode_rle
+from vpexp.reporting.page import STYLE, Picture, shrink, start_page
+from vpexp.survey.measure import SplitMeasures
+from vpexp.survey.survey import DataTable, Finding, Survey
 from vpexp.survey.tables import build_skipped, build_tables
-from vpexp.survey.types import DataTable, Finding, Survey
 
 MOST_CLASSES = 200
 LEVEL_NAMES = {"error": "mend this", "warning": "look at this", "note": "note"}
@@ -29,6 +44,106 @@ OWN_STYLE = """\
 .gallery figure img { height: 240px; object-fit: contain; }
 .gallery figcaption { overflow-wrap: anywhere; }
 """
+
+THREADS = 2
+NAMED_CLASSES = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnImage:
+    """An image with its masks, small enough for a page; the whole picture lies in a file."""
+
+    split: str
+    name: str
+    picture: Picture
+
+
+def choose_images(splits: Sequence[SplitMeasures], count: int) -> list[tuple[SplitMeasures, int]]:
+    """Choose images evenly by split and class: the splits take turns, and in each the classes, the rarest first.
+
+    Args:
+        splits: all splits.
+        count: so many images at most.
+
+    Returns:
+        Splits and rows of images, split after split.
+    """
+    queues = [(split, _order_rows(split)) for split in splits]
+    chosen: list[tuple[SplitMeasures, int]] = []
+    while queues and len(chosen) < count:
+        for queue in list(queues):
+            row = next(queue[1], None)
+            if row is None:
+                queues.remove(queue)
+            elif len(chosen) < count:
+                chosen.append((queue[0], row))
+    order = {id(split): place for place, split in enumerate(splits)}
+    return sorted(chosen, key=lambda one: (order[id(one[0])], one[1]))
+
+
+def _order_rows(split: SplitMeasures) -> Iterator[int]:
+    """Order a split's images: one of each class in turn, of each class in an order without pattern."""
+    labels, counts = np.unique(split.labels_M, return_counts=True)
+    generator = np.random.default_rng(0)  # the same data set shows the same images
+    rows_by_class = [
+        generator.permutation(np.unique(split.image_of_M[split.labels_M == label])).tolist()
+        for label in labels[np.argsort(counts, kind="stable")]
+    ]
+    taken: set[int] = set()
+    while rows_by_class:
+        for rows in list(rows_by_class):
+            while rows and rows[-1] in taken:
+                rows.pop()
+            if rows:
+                taken.add(rows[-1])
+                yield rows.pop()
+            else:
+                rows_by_class.remove(rows)
+
+
+def draw_images(
+    chosen: Sequence[tuple[SplitMeasures, int]], categories: Sequence[str], folder: Path
+) -> list[DrawnImage]:
+    """Draw images with their masks into PNG files of a folder, and keep small ones for the page."""
+    taken: set[str] = set()
+    jobs = []
+    for split, row in chosen:
+        image = split.images[row]
+        name = visuals.name_picture(f"{split.name}_{image.image_id.removesuffix(image.path.suffix)}", taken)
+        jobs.append((split.name, image, folder / f"{name}.png"))
+    executor = ThreadPoolExecutor(THREADS)
+    try:
+        with build_progress() as progress:
+            drawn = executor.map(lambda job: _draw(job[0], job[1], job[2], categories), jobs)
+            tracked = progress.track(drawn, total=len(jobs), description="drawing")
+            return [one for one in tracked if one is not None]
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _draw(split: str, image: AnnotatedImage, path: Path, categories: Sequence[str]) -> DrawnImage | None:
+    """Draw one image, the largest objects first, so that what lies inside of them is seen; None if it is damaged."""
+    try:
+        image_HW3 = read_image(image.path, image.exif_transpose)
+    except ImageFileError as error:
+        log.warning("not drawn: %s", error)
+        return None
+    masks = sorted(image.masks, key=compute_area, reverse=True)
+    caption = _describe(image, categories)
+    sheet = visuals.draw_prediction(image_HW3, map(decode_rle, masks), (), f"{split} {image.image_id}: {caption}")
+    visuals.save_picture(sheet, path)
+    bare = sheet.crop((0, visuals.CAPTION_HEIGHT, sheet.width, sheet.height))
+    return DrawnImage(split, image.image_id, shrink(bare, f"{caption}, {image.width}x{image.height}"))
+
+
+def _describe(image: AnnotatedImage, categories: Sequence[str]) -> str:
+    """Say how many objects of which classes an image has."""
+    counts = Counter(categories[label] for label in image.labels_N.tolist()).most_common()
+    named = ", ".join(f"{count} {name}" for name, count in counts[:NAMED_CLASSES])
+    more = f", {len(counts) - NAMED_CLASSES} more classes" if len(counts) > NAMED_CLASSES else ""
+    return f"{named}{more}"
 
 
 def build_page(survey: Survey, findings: Sequence[Finding], plots: Sequence[Path], images: Sequence[DrawnImage]) -> str:

@@ -8,9 +8,15 @@ import numpy as np
 
 from vpexp.errors import make_drawable
 from vpexp.files import replacing
-from vpexp.survey.counts import count_objects_by_class, order_classes
-from vpexp.survey.sizes import COCO_MEDIUM, COCO_SMALL, FEWEST_PIXELS, compute_sides
-from vpexp.survey.types import Survey
+from vpexp.survey.measure import (
+    COCO_MEDIUM,
+    COCO_SMALL,
+    FEWEST_PIXELS,
+    compute_sides,
+    count_objects_by_class,
+    order_classes,
+)
+from vpexp.survey.survey import Survey
 
 COLORS = {"train": "#3b6fb6", "val": "#e08a1e", "test": "#3c9d5d"}
 MOST_CLASSES = 25

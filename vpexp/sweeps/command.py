@@ -1,42 +1,46 @@
-"""``python -m vpexp -m``: order the jobs, keep the record of the whole, and tell what came of it."""
+"""``python -m vpexp -m``: order the jobs, keep the record of the whole, also in MLflow, and report what came of it."""
 
 import logging
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from vpexp.command_line import CommandLine, read_command_line
-from vpexp.config.quoting import quote_value, quote_word
+from vpexp.command_line import CommandLine, explain_error, read_command_line, start_hydra
+from vpexp.config.quoting import format_sync, quote_value, quote_word
+from vpexp.config.saved import name_data
 from vpexp.console import console, say
-from vpexp.environment import quiet_libraries
 from vpexp.errors import CheckpointError, ConfigError, WorkerError
-from vpexp.hydra_app import explain_error, start_hydra
 from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
+from vpexp.runtime import quiet_libraries
 from vpexp.signals import describe_stop, is_sigterm
 from vpexp.sweeps.job import JobFailedError, explain_missing, run_sweep_job
-from vpexp.sweeps.pictures import draw_pictures
 from vpexp.sweeps.plan import SweepPlan, plan_sweep
-from vpexp.sweeps.record import SweepFolder, SweepRecord
+from vpexp.sweeps.processes import (
+    DeathWatch,
+    SweepStopped,
+    can_start_again,
+    end_ray_workers,
+    is_lost_worker,
+    stop_in_two_steps,
+)
+from vpexp.sweeps.record import STAGE, SweepFolder, SweepRecord
 from vpexp.sweeps.search import Search
-from vpexp.sweeps.stop import SweepStopped, stop_in_two_steps
-from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
-from vpexp.sweeps.tracker import log_sweep_end, open_sweep_run
-from vpexp.sweeps.watch import DeathWatch
-from vpexp.sweeps.workers import can_start_again, end_ray_workers, is_lost_worker
-from vpexp.tracking.abandoned import get_host, mark_killed
-from vpexp.tracking.journal import open_journal
-from vpexp.tracking.mlflow_run import MlflowRun
-
-log = logging.getLogger("vpexp")
+from vpexp.sweeps.summary import SweepSummary, build_sweep_table, draw_pictures, summarize_sweep, write_results
+from vpexp.tracking.description import get_git_commit, list_common_tags
+from vpexp.tracking.journal import get_host, mark_killed, open_journal
+from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, open_mlflow_run
 
 RESUME = "sweep.resume="
 CONFIG_FLAGS = ("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 FAILED, INTERRUPTED = 1, 130
 ENDING_SECONDS, LOOK = 30.0, 0.2  # that workers of a lost process are waited for
 IDLE_LOSSES = 3  # workers lost one after another while no job ran in them; then the machine is to blame
+
+log = logging.getLogger("vpexp")
 
 
 def run_sweep(command_line: CommandLine) -> int:
@@ -290,3 +294,44 @@ def _mark_latest(best: RunFolder, output_dir: Path) -> None:
         record = folder.read_run_json()
         if record.get("status") == "FINISHED":
             mark_latest(output_dir, record["stage"], folder)
+
+
+def open_sweep_run(plan: SweepPlan, sweep: SweepFolder) -> MlflowRun:
+    """Open the parent, or that of a sweep that goes on; a new database is made here, before any job asks for it."""
+    cfg = plan.cfg
+    if not cfg.tracking.enabled:
+        return MlflowRun()
+    command = " ".join(["python -m vpexp -m", *plan.overrides])
+    tags = {"stage": STAGE, "command": command, **list_common_tags(cfg, sweep, get_git_commit())}
+    name = cfg.tracking.run_name or f"sweep {cfg.stage.name} {cfg.model.name} {name_data(cfg)} {sweep.path.name[:15]}"
+    params = dict(override.lstrip("+").partition("=")[::2] for override in plan.overrides)
+    description = RunDescription(
+        uri=cfg.tracking.uri,
+        experiment=cfg.tracking.experiment,
+        name=name,
+        tags=tags,
+        params=params | {"varying": ", ".join(plan.varying), "jobs": plan.jobs},
+        artifact_folder=Path(cfg.paths.output_dir) / "mlartifacts",
+        upload_command=format_sync(sweep.path),
+    )
+    tracker = open_mlflow_run(description, sweep.path)
+    tracker.start()
+    return tracker
+
+
+def log_sweep_end(tracker: MlflowRun, sweep: SweepFolder, summary: SweepSummary, pictures: Sequence[Path]) -> None:
+    """Log how many jobs ended how, the best of them, the table and the pictures."""
+    tracker.log_metrics(
+        {
+            "jobs/finished": summary.count("FINISHED"),
+            "jobs/failed": summary.count("FAILED"),
+            "jobs/killed": summary.count("KILLED"),
+        }
+    )
+    best = summary.best
+    if best is not None:
+        numbers = {name: value for name, value in best.metrics.items() if value is not None}
+        tracker.log_metrics({f"best/{name}": value for name, value in numbers.items() if name.count("/") == 1})
+        tracker.set_tags({"best_job": best.name, "best_run": best.run_id or "", "best_folder": str(best.folder.path)})
+    for path in (sweep.results, *pictures, sweep.run_json):
+        tracker.log_artifact(path)

@@ -13,15 +13,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vpexp.console import console, say
-from vpexp.description import Parent
-from vpexp.environment import quiet_libraries
 from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
-from vpexp.sweeps.naming import name_job, read_values
-from vpexp.sweeps.parent import ParentWatch
+from vpexp.runtime import quiet_libraries
 from vpexp.sweeps.plan import refuse_many_devices
-from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job
-from vpexp.sweeps.stop import SweepStopped, ignore_first_interrupt, is_sweeps_process
+from vpexp.sweeps.processes import ParentWatch, SweepStopped, ignore_first_interrupt, is_sweeps_process
+from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job, name_job, read_values
+from vpexp.tracking.description import Parent
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from vpexp.config.quoting import quote_value
 from vpexp.sweeps.plan import STUDY, SweepPlan
+from vpexp.sweeps.processes import SweepStopped
 from vpexp.sweeps.record import SweepFolder
-from vpexp.sweeps.stop import SweepStopped
 from vpexp.tracking.store import write_sqlite_uri
 
 FIXED_PARAMS = "fixed_params"  # Optuna's name for the parameters of a trial that waits in its queue

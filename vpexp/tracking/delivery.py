@@ -12,11 +12,18 @@ from typing import Any
 
 from vpexp.errors import CheckpointError, VpexpError
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.abandoned import FOLDER_TAG, close_abandoned_runs
-from vpexp.tracking.journal import Entry, Journal, State, open_journal, read_state
+from vpexp.tracking.journal import FOLDER_TAG, Entry, Journal, State, close_abandoned_runs, open_journal, read_state
 from vpexp.tracking.models import PackageMissingError, log_made_model, log_taken_model, register_version
-from vpexp.tracking.names import clean_name, clean_params, clean_tags, clean_text, describe_error, is_unreachable
-from vpexp.tracking.store import connect, find_experiment
+from vpexp.tracking.store import (
+    clean_name,
+    clean_params,
+    clean_tags,
+    clean_text,
+    connect,
+    describe_error,
+    find_experiment,
+    is_unreachable,
+)
 
 log = logging.getLogger(__name__)
 

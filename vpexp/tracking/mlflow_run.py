@@ -12,8 +12,7 @@ from typing import Any
 
 from vpexp.console import console, say
 from vpexp.tracking.journal import Journal, open_journal
-from vpexp.tracking.notices import forget
-from vpexp.tracking.sender import Sender, find_senders_below, is_at_work
+from vpexp.tracking.sender import Sender, find_senders_below, forget, is_at_work
 from vpexp.tracking.store import normalize_uri
 from vpexp.tracking.upload import count_missing, find_tracked_folders, upload_waiting
 

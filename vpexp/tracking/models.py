@@ -11,7 +11,7 @@ from typing import Any
 
 from vpexp.console import say
 from vpexp.tracking.journal import State
-from vpexp.tracking.names import clean_model_name, clean_tags
+from vpexp.tracking.store import clean_model_name, clean_tags
 
 log = logging.getLogger(__name__)
 

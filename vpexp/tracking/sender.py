@@ -1,4 +1,7 @@
-"""A thread that delivers a run's journal while the run goes on: a store that is slow or down never holds a run up."""
+"""A thread that delivers a run's journal while the run goes on: a store that is slow or down never holds a run up.
+
+People read of a store once when it goes away, and once when it is back, however many runs of a process use it.
+"""
 
 import logging
 import threading
@@ -10,9 +13,6 @@ from vpexp.console import say
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.delivery import METRICS_A_CALL, Courier, Judgement, Trouble
 from vpexp.tracking.journal import Entry, Journal
-from vpexp.tracking.notices import tell_away, tell_back
-
-log = logging.getLogger(__name__)
 
 SHORTEST_PAUSE = 2.0  # seconds until a store that failed is asked again; twice as long each time
 LONGEST_PAUSE = 60.0
@@ -21,6 +21,10 @@ LAST_TRIES = 3
 ENTRY_TRIES = 3  # of an entry that fails while the store is there; then those behind it have their turn
 BUSY_TRIES = 3  # of a database that others write to, until people are told
 _at_work: dict[Path, "Sender"] = {}  # by run folder
+_lock = threading.Lock()
+_away: set[str] = set()
+
+log = logging.getLogger(__name__)
 
 
 class Sender:
@@ -232,3 +236,30 @@ def find_senders_below(folder: Path) -> list[Sender]:
 def is_at_work(folder: Path) -> bool:
     """Say whether a sender is at work in this process for the run in a folder."""
     return folder.resolve() in _at_work
+
+
+def tell_away(uri: str, reason: str) -> None:
+    """Tell that a store cannot be used, unless people know."""
+    with _lock:
+        known = uri in _away
+        _away.add(uri)
+    if not known:
+        say(
+            f"tracking: {uri} cannot be used ({reason}); going on without it, what it misses is kept in the run's folder",
+            style="yellow",
+        )
+
+
+def tell_back(uri: str) -> None:
+    """Tell that a store is back, if people were told that it was away."""
+    with _lock:
+        known = uri in _away
+        _away.discard(uri)
+    if known:
+        say(f"tracking: {uri} is back")
+
+
+def forget(uri: str) -> None:
+    """The run is over: the next one tells anew."""
+    with _lock:
+        _away.discard(uri)

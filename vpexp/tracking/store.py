@@ -1,9 +1,20 @@
-"""The MLflow store: reach it, and find the experiment in it."""
+"""The MLflow store: reach it, make a new SQLite database, find the experiment in it, and name things as it allows.
 
+MLflow makes the tables in some hundred transactions, each of which waits for the disk: half a minute on a slow one. Until the
+database is whole nothing in it is worth waiting for, so it is made beside its place without waiting, and then moved there.
+
+MLflow allows letters, digits, ``_ - . : /`` and spaces in a name, 250 of them, and reads a name as a path. Any other character,
+and a ``/`` or ``.`` that a path would lose, is written as ``_x<its code point in hex>_``: ``ripe 50%`` is ``ripe 50_x25_``. What looks
+like such an escape already has its first ``_`` escaped (``_x5f_x25_``), so that two names never become one.
+"""
+
+import hashlib
 import logging
 import os
 import re
+import socket
 import sqlite3
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,13 +24,24 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from vpexp.errors import ConfigError
-from vpexp.tracking.database import create_database
+from vpexp.files import replacing
 
 SQLITE = "sqlite:///"
 QUERY = re.compile(r"\?(\w+=[^/?]*)$")  # options of a database, as ?timeout=30
 URL_CHARACTERS = "?%"  # of a path, which an address has to escape
 LONGEST_PATH = 490  # bytes of a database's path: SQLite takes 512, with the names of its drafts
 LOCK_SECONDS = 60.0
+NAME_LENGTH = 250
+VALUE_LENGTH = 6000
+TAG_LENGTH = 5000
+DESCRIPTION_LENGTH = 200
+HASH_LENGTH = 16
+ESCAPED = re.compile(
+    r"[^\w\-./ :]"  # what MLflow does not allow
+    r"|_(?=x[0-9a-f]++[^a-zA-Z0-9 :\-])"  # what looks like an escape, or would beside one
+    r"|(?<![^/])/|/$"  # slashes around nothing
+    r"|(?<![^/])\.(?=\.?(/|$))|^\.(?=\.)"  # the first point of . and .., and of a name that begins with ..
+)
 
 
 def normalize_uri(uri: str) -> str:
@@ -126,3 +148,103 @@ def find_experiment(client: Any, uri: str, name: str, artifact_folder: Path) -> 
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
+
+
+def create_database(file: Path) -> None:
+    """Make the tables of a store; the file is there with all of them, or not at all.
+
+    Args:
+        file: where the database goes; an empty file there is replaced. Only one process may do that at a time.
+    """
+    from mlflow.store.db import utils
+    from sqlalchemy import URL, create_engine, event
+
+    make_tables = getattr(utils, "_safe_initialize_tables", None)
+    if make_tables is None:  # another MLflow, which makes them in its own way when it is first asked
+        return
+    with replacing(file, durable=True) as draft:
+        draft.unlink(missing_ok=True)
+        engine = create_engine(URL.create("sqlite", database=str(draft)))
+        event.listen(engine, "connect", _wait_for_no_disk)
+        try:
+            make_tables(engine)
+        finally:
+            engine.dispose()
+            draft.with_name(f"{draft.name}-journal").unlink(missing_ok=True)
+
+
+def _wait_for_no_disk(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested keys to dotted ones: ``{"optimizer": {"lr": 1}}`` to ``{"optimizer.lr": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def clean_text(text: str) -> str:
+    """Make a text of what file names may hold and no encoding can write."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def clean_name(name: str) -> str:
+    """Write a name with what MLflow allows; different names stay different, those that are too long by their hash."""
+    cleaned = ESCAPED.sub(lambda found: f"_x{ord(found[0]):x}_", name)
+    if len(cleaned) <= NAME_LENGTH:
+        return cleaned
+    digest = hashlib.sha256(cleaned.encode()).hexdigest()[:HASH_LENGTH]
+    return f"{cleaned[: NAME_LENGTH - HASH_LENGTH - 1].rstrip('/')}_{digest}"
+
+
+def clean_model_name(name: str) -> str:
+    """Keep what MLflow allows in the name of a model."""
+    return re.sub(r"[/:.%\"']", "_", name)[:NAME_LENGTH]
+
+
+def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Make tags of MLflow: text, not too long."""
+    return {clean_name(name): clean_text(str(value))[:TAG_LENGTH] for name, value in tags.items()}
+
+
+def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
+    """Make parameters of MLflow: text, with None and lists as Python writes them."""
+    return {clean_name(name): clean_text(str(value))[:VALUE_LENGTH] for name, value in params.items()}
+
+
+def describe_error(error: BaseException) -> str:
+    """Say what is wrong in a few words: for a connection, the system's words at the bottom of what libraries made of it."""
+    causes = list(_list_causes(error))
+    innermost = causes[-1]
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return innermost.strerror
+    if any(_is_timeout(cause) for cause in causes):
+        return "no answer in time"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:DESCRIPTION_LENGTH]
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Say whether an error comes from the way to a server, not from the server."""
+    return any(
+        isinstance(cause, ConnectionError | socket.gaierror)
+        or _is_timeout(cause)
+        or any(kind.__name__ == "ConnectionError" for kind in type(cause).__mro__)  # that of requests is another
+        for cause in _list_causes(error)
+    )
+
+
+def _list_causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) or any("Timeout" in kind.__name__ for kind in type(error).__mro__)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vpexp.errors import TrackingError
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.abandoned import close_dead_run
-from vpexp.tracking.journal import STATE, open_journal, read_begin
+from vpexp.tracking.journal import STATE, close_dead_run, open_journal, read_begin
 from vpexp.tracking.sender import Sender
 from vpexp.tracking.store import normalize_uri
 

@@ -1,17 +1,16 @@
 """Loaders of training and validation images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from vpexp.data.embedding_store import StoredEmbeddings
-from vpexp.data.packed import count_objects
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.batch import EvaluationSet, TrainingSet, collate_training
+from vpexp.data.loaders import ResumableBatchSampler, build_evaluation_loader, with_objects
 from vpexp.data.prompts import PromptRecipe
-from vpexp.data.sampler import ResumableBatchSampler, ShardedSampler
-from vpexp.data.samples import EvaluationSet, TrainingSet, collate_evaluation, collate_training
-from vpexp.data.types import AnnotatedDataset, AnnotatedImage
+from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.signals import leave_stops_to_parent
 
 
@@ -80,21 +79,3 @@ class FineTuningData(pl.LightningDataModule):
         """Go on where the checkpoint was; loaders with workers begin to read before Lightning sets the epoch."""
         self.sampler.set_epoch(int(state_dict["epoch"]))
         self.sampler.skip_batches(int(state_dict["batches_done"]))
-
-
-def build_evaluation_loader(images: EvaluationSet, num_workers: int) -> DataLoader[Any]:
-    """Build a loader that gives one evaluation sample at a time, in order; processes share the images."""
-    return DataLoader(
-        images,
-        batch_size=1,
-        sampler=ShardedSampler(len(images)),
-        num_workers=num_workers,
-        collate_fn=collate_evaluation,
-        worker_init_fn=leave_stops_to_parent,
-    )
-
-
-def with_objects(images: Sequence[AnnotatedImage]) -> Sequence[AnnotatedImage]:
-    """Leave out images without any object: there is nothing to prompt on them."""
-    counts = count_objects(images)
-    return images if counts.all() else [image for image, count in zip(images, counts, strict=True) if count]

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vpexp.data.samples import Batch, EvaluationSample, UnreadableImage
+from vpexp.data.batch import Batch, EvaluationSample, UnreadableImage
+from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError
+from vpexp.evaluation.click_protocol import Interaction
 from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
-from vpexp.evaluation.interaction import Interaction
-from vpexp.inference.embedding_cache import EmbeddingCache
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.training.datamodule import FineTuningData
+from vpexp.training.distributed import average, gather, get_world_size
 from vpexp.training.losses import LossTerms
-from vpexp.training.process_group import average, gather, get_world_size
 from vpexp.training.step_loss import StepLoss
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")

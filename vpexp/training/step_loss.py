@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vpexp.data.samples import Batch
+from vpexp.data.batch import Batch
 from vpexp.models.sam import DecodedMasks, Sam, enlarge_to_input, upscale_logits
 from vpexp.training.chunks import sum_over_chunks
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets

@@ -11,11 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.full_disk import find_full_disk
+from vpexp.files import find_full_disk
 from vpexp.signals import TERMINATED, is_sigterm, keep_handlers
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
-from vpexp.training.ddp import LocalSignals, choose_strategy
+from vpexp.training.distributed import LocalSignals, choose_strategy
 from vpexp.training.module import SamFineTuner
 from vpexp.training.stops import StopBetweenSteps
 

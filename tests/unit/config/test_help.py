@@ -1,5 +1,4 @@
-from vpexp.config.folders import find_conf_folder, list_groups
-from vpexp.config.help import format_help
+from vpexp.config.groups import find_conf_folder, format_help, list_groups
 
 
 def test_format_help__names_every_group_and_option_with_what_it_is():

@@ -3,8 +3,8 @@
 import pytest
 
 from vpexp.config import compose_config, validate
-from vpexp.config.folders import find_conf_folder, list_groups
-from vpexp.config.suggest import list_keys
+from vpexp.config.explain import list_keys
+from vpexp.config.groups import find_conf_folder, list_groups
 
 SURFACE = {
     "stage": ["name", "test", "onnx", "split", "controls", "overlays", "duplicates"],

@@ -1,7 +1,7 @@
 import pytest
 
 from vpexp.config import compose_config
-from vpexp.config.suggest import find_closest, format_suggestion, list_keys
+from vpexp.config.explain import find_closest, format_suggestion, list_keys
 
 
 @pytest.mark.parametrize(

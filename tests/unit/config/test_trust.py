@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from vpexp import Engine, load_predictor
 from vpexp.cli import main
 from vpexp.command_line import read_command_line
-from vpexp.completion import complete
 from vpexp.config import compose_config, save_config, validate
 from vpexp.config.trust import CONFIG_DIR, refuse_foreign
 from vpexp.errors import VpexpError
+from vpexp.resolve import complete
 from vpexp.sweeps.command import run_sweep
 
 BASE = ("experiment=debug", "tracking=none", "stage=pipeline")
@@ -80,9 +80,9 @@ TARGETS = [
     "vpexp.cli.main",
     "vpexp.__main__.main",
     "vpexp.runfolder.write_json",
-    "vpexp.data.json_lines.write_lines",
+    "vpexp.files.write_lines",
     "vpexp.models.download.download_file",
-    "vpexp.stages.followers._start",
+    "vpexp.stages.shared.distributed._start",
     "vpexp.training.callbacks.torch.load",
     "vpexp.training.build.instantiate",
     "vpexp.training.callbacks.Path",

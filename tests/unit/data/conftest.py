@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import SkipLedger
 from vpexp.data.readers.base import Subset
+from vpexp.data.skipped import SkipLedger
 
 
 def save_image(path, width=20, height=10, mode="RGB", **options):

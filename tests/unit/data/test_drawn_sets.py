@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.references import drawn_sets
 from tests.references.drawn_sets import SPLITS, Expected, Read, draw_set
+from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
-from vpexp.data.load import load_dataset
 from vpexp.data.masks import decode_rle
 
 CASES = {

@@ -4,7 +4,7 @@ import os
 import pytest
 from PIL import Image
 
-from vpexp.data.load import load_dataset
+from vpexp.data.dataset import load_dataset
 from vpexp.data.prepare import main, prepare_trashcan, prepare_wgisd
 from vpexp.errors import DataError
 

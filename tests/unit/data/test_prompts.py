@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.masks import compute_box, encode_mask
 from vpexp.data.prompts import (
     PromptRecipe,
@@ -20,7 +21,6 @@ from vpexp.data.prompts import (
     prompts_from_boxes,
     prompts_from_points,
 )
-from vpexp.data.types import AnnotatedImage
 
 any_mask = st_numpy.arrays(
     np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.booleans(), fill=st.nothing()

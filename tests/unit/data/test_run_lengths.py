@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from vpexp.data.masks import encode_mask
-from vpexp.data.run_lengths import NOWHERE, Region, encode_part, encode_region, find_region
+from vpexp.data.masks import NOWHERE, Region, encode_mask, encode_part, encode_region, find_region
 
 SIDES = st.integers(1, 30)
 

@@ -1,8 +1,8 @@
 import pytest
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import BOX_ONLY, CROWD, NOTHING_USABLE, SkipLedger
 from vpexp.data.shortage import explain_shortage
+from vpexp.data.skipped import BOX_ONLY, CROWD, NOTHING_USABLE, SkipLedger
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vpexp.data.batch import build_targets, rasterize_target
 from vpexp.data.geometry import compute_resized_size, resize_image
 from vpexp.data.masks import encode_mask
-from vpexp.data.targets import build_targets, rasterize_target
 
 SIZE = 64
 RESOLUTIONS = {1: "input", 4: "low"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpexp.data.sources import SourceImage, find_images
+from vpexp.data.image_source import SourceImage, find_images
 
 
 @pytest.fixture

@@ -217,7 +217,7 @@ def test_defect__is_one_line_for_the_page_and_a_traceback_for_the_log(client, la
 def test_names_that_no_encoding_prints__are_sent(debug_sam, tmp_path):
     from PIL import Image
 
-    from vpexp.data.sources import find_images
+    from vpexp.data.image_source import find_images
 
     name = b"caf\xe9 \xf0\x9f\x8d\x87.png".decode("utf-8", "surrogateescape")
     (tmp_path / "p").mkdir()

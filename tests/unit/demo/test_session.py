@@ -7,8 +7,7 @@ import pytest
 
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
-from vpexp.demo.session import LabelSession
-from vpexp.demo.steps import Box, Point, count_agreements
+from vpexp.demo.session import Box, LabelSession, Point, count_agreements
 from vpexp.inference.load import load_predictor
 
 STEPS = (Point(20, 20, True), Box(5, 6, 40, 35), Point(30, 10, False))

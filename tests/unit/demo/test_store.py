@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from vpexp.data.load import load_dataset
+from vpexp.data.dataset import load_dataset
+from vpexp.data.image_source import find_images
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.sources import find_images
 from vpexp.demo.labels import read_mask
 from vpexp.demo.store import LabelStore, UnknownMaskError, hold_folder
 from vpexp.errors import ConfigError, DataError, OutputError
@@ -242,7 +242,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from vpexp.data.masks import encode_mask
-from vpexp.data.sources import SourceImage
+from vpexp.data.image_source import SourceImage
 from vpexp.demo.store import LabelStore
 store = LabelStore(Path(sys.argv[1]))
 image = SourceImage(1, "a.png", Path(sys.argv[2]))

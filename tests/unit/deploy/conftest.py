@@ -2,10 +2,10 @@
 
 import pytest
 
-from vpexp.data.load import load_dataset
+from vpexp.data.dataset import load_dataset
 from vpexp.data.prompts import PromptRecipe
-from vpexp.data.synthetic import write_synthetic_dataset
 from vpexp.deploy.calibration import read_calibration_set
+from vpexp.synthetic.dataset import write_synthetic_dataset
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from vpexp.deploy.openvino_encoder import build_openvino_encoder
-from vpexp.inference.embedding_cache import EncoderPasses
+from vpexp.deploy.openvino_format import build_openvino_encoder
+from vpexp.embeddings.cache import EncoderPasses
 
 
 def test_build_openvino_encoder__equals_torch(micro_sam):

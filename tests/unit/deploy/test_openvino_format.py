@@ -15,7 +15,7 @@ from vpexp.deploy.metadata import ExportInfo, build_model_info
 from vpexp.deploy.openvino_format import _build_decoder, save_graph
 from vpexp.inference.exported import ExportedModel, read_metadata
 from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
-from vpexp.inference.openvino_core import get_core
+from vpexp.inference.openvino_predictor import get_core
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash
 

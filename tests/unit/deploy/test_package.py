@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vpexp.deploy.package import write_mlflow_model
-from vpexp.environment import quiet_libraries
+from vpexp.runtime import quiet_libraries
 
 # Runs where a server would: in a process without the checkout, and without what training needs.
 SERVE = """

@@ -7,8 +7,7 @@ import pytest
 
 from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, QuantizationRecipe, quantize_model
 from vpexp.inference.exported import find_exported, read_metadata
-from vpexp.inference.openvino_core import get_core
-from vpexp.inference.openvino_predictor import OpenvinoPredictor
+from vpexp.inference.openvino_predictor import OpenvinoPredictor, get_core
 
 BOTH = {"image_encoder": INT8, "decoder": INT8}
 

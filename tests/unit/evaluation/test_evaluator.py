@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import distributed
 
+from vpexp.data.annotations import AnnotatedImage
+from vpexp.data.batch import EvaluationSample, UnreadableImage
 from vpexp.data.masks import compute_box, decode_rle, encode_mask
 from vpexp.data.prompts import PromptRecipe, build_evaluation_prompts
-from vpexp.data.samples import EvaluationSample, UnreadableImage
-from vpexp.data.types import AnnotatedImage
 from vpexp.evaluation import evaluator as evaluator_module
 from vpexp.evaluation.evaluator import Evaluator, evaluate
 from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts

@@ -5,8 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from vpexp.config import compose_config
-from vpexp.inference.build import build_model
-from vpexp.inference.checkpoint import build_identity
+from vpexp.inference.torch_model import build_identity, build_model
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.losses import MaskLoss
 from vpexp.training.module import SamFineTuner

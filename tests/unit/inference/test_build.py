@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vpexp.errors import ConfigError, WeightsError
-from vpexp.inference.build import build_model
+from vpexp.inference.torch_model import build_model
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash, save_weights
 

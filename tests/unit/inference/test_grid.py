@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.inference.grid import build_grid, keep_best
-from vpexp.inference.segment import FoundMask
+from vpexp.inference.segment import FoundMask, build_grid, keep_best
 
 
 def test_build_grid__middle_pixels_row_by_row():

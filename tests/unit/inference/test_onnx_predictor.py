@@ -8,8 +8,8 @@ import pytest
 
 from tests.references.exports import LABELS
 from vpexp.errors import CheckpointError
-from vpexp.inference.exported import find_exported, read_metadata
-from vpexp.inference.onnx_predictor import OnnxPredictor, read_onnx_properties
+from vpexp.inference.exported import find_exported, read_metadata, read_onnx_properties
+from vpexp.inference.onnx_predictor import OnnxPredictor
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from vpexp.data.geometry import compute_resized_size
-from vpexp.data.run_lengths import NOWHERE
-from vpexp.inference import torch_masks
-from vpexp.inference.torch_masks import threshold_part
+from vpexp.data.masks import NOWHERE
+from vpexp.inference import torch_predictor
+from vpexp.inference.torch_predictor import threshold_part
 from vpexp.inference.upscaling import plan_upscaling
 from vpexp.models.sam import upscale_logits
 
@@ -46,7 +46,7 @@ def test_threshold_part__equals_the_whole(image_size, original_hw, drawing):
     found_HW = np.zeros((height, width), dtype=bool)
     if region.area:
         found_HW[region.slices] = threshold_part(logits_11hw, region, upscaling)
-        part_hw = torch_masks._upscale_part(logits_11hw[0, 0], region, upscaling).numpy()
+        part_hw = torch_predictor._upscale_part(logits_11hw[0, 0], region, upscaling).numpy()
         # the same bits on machines where torch multiplies and adds in one step
         np.testing.assert_allclose(part_hw, whole_HW[region.slices], atol=1e-6 * np.abs(logits_hw).max())
     clear_HW = np.abs(whole_HW) > 1e-6 * np.abs(logits_hw).max()

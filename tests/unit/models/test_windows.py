@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vpexp.models.windows import merge_windows, partition_windows
+from vpexp.models.layers import merge_windows, partition_windows
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 10), (3, 3), (4, 9)])

@@ -1,7 +1,7 @@
 import math
 
 from vpexp.config import compose_config
-from vpexp.reporting.notes import (
+from vpexp.reporting.report import (
     describe_control,
     describe_differences,
     describe_steps,

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from vpexp.reporting.comparison import ROWS, Comparison, Section
-from vpexp.reporting.page import build_page
-from vpexp.reporting.pictures import LONGEST_SIDE, read_pictures
+from vpexp.reporting.page import LONGEST_SIDE, build_page, read_pictures
 from vpexp.visuals import draw_comparison, save_picture
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from vpexp.config import compose_config
 from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
-from vpexp.stages.context import RunContext
 from vpexp.stages.demo import find_folder, list_images, run
+from vpexp.stages.shared.context import RunContext
 from vpexp.tracking.mlflow_run import MlflowRun
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from vpexp.errors import DataError, ProcessError
 from vpexp.runfolder import RunFolder
-from vpexp.stages.assignment import DONE, FAILED, say_to_rank_0
-from vpexp.stages.followers import open_followers
+from vpexp.stages.shared.distributed import DONE, FAILED, open_followers, say_to_rank_0
 
 KILLED = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
 FAILS = "raise SystemExit(1)"

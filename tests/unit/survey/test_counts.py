@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from tests.references.surveys import build_image, build_split
-from vpexp.data.ledger import BOX_ONLY, NO_ANNOTATIONS, NOTHING_USABLE
-from vpexp.survey.counts import (
+from vpexp.data.skipped import BOX_ONLY, NO_ANNOTATIONS, NOTHING_USABLE
+from vpexp.survey.measure import (
     count_images_by_class,
     count_images_without_objects,
     count_objects_by_class,

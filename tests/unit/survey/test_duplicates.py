@@ -8,8 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.references.surveys import build_image, build_split
-from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, find_duplicates
-from vpexp.survey.signatures import read_signatures
+from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, find_duplicates, read_signatures
 
 BOX = ((10, 10, 20, 20), 0)
 
@@ -128,7 +127,7 @@ def test_find__images_without_contrast_are_compared_by_content_alone(tmp_path):
 
 @pytest.mark.parametrize("scene", ["vineyard", "shapes"])
 def test_find__drawn_scenes_are_no_copies(tmp_path, scene):
-    from vpexp.data.synthetic import write_synthetic_dataset
+    from vpexp.synthetic.dataset import write_synthetic_dataset
 
     root = write_synthetic_dataset(tmp_path, scene=scene, image_size=96, train=12, val=6, test=6, seed=0)
     images = sorted((root / "images").iterdir())

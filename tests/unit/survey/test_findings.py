@@ -4,11 +4,11 @@ import pytest
 
 from tests.references.surveys import build_image, build_split, build_survey
 from vpexp.data.image_files import DAMAGED_IMAGE
-from vpexp.data.ledger import BOX_ONLY, CROWD, MISSING_IMAGE, NO_ANNOTATIONS
+from vpexp.data.skipped import BOX_ONLY, CROWD, MISSING_IMAGE, NO_ANNOTATIONS
 from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, Member, Pair
 from vpexp.survey.findings import find_findings
 from vpexp.survey.measure import SplitMeasures
-from vpexp.survey.types import DamagedFile, Finding
+from vpexp.survey.survey import DamagedFile, Finding
 
 WIDE, HIGH = ((20, 20, 60, 40), 0), ((70, 10, 90, 60), 1)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vpexp.survey.folder import build_folder_table
+from vpexp.survey.tables import build_folder_table
 
 
 @pytest.fixture

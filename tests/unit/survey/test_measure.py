@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.references.surveys import build_image, build_split
-from vpexp.data.types import AnnotatedDataset, Split
+from vpexp.data.annotations import AnnotatedDataset, Split
 from vpexp.survey.measure import measure_dataset
 
 IMAGE = build_image(Path("a.png"), [((10, 10, 20, 30), 1), ((0, 0, 5, 5), 0)])

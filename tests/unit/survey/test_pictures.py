@@ -3,7 +3,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.references.surveys import build_image, build_split
-from vpexp.survey.pictures import choose_images, draw_images
+from vpexp.survey.page import choose_images, draw_images
 
 BOX = (10, 10, 40, 40)
 

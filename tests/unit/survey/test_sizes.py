@@ -5,7 +5,7 @@ import pytest
 
 from tests.references.surveys import build_image, build_split
 from vpexp.data.masks import encode_mask
-from vpexp.survey.sizes import compute_sides, summarize_images, summarize_objects
+from vpexp.survey.measure import compute_sides, summarize_images, summarize_objects
 
 SMALL, LARGE = ((10, 10, 20, 20), 0), ((50, 0, 150, 100), 1)  # 100 pixels; 10,000, from top to bottom
 

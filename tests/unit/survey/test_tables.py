@@ -4,7 +4,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.references.surveys import build_image, build_split, build_survey
-from vpexp.data.ledger import BOX_ONLY
+from vpexp.data.skipped import BOX_ONLY
 from vpexp.survey.tables import build_skipped, build_tables, format_share, render
 
 BOX = ((10, 10, 20, 20), 0)

@@ -7,7 +7,7 @@ import pytest
 
 from vpexp import run as run_module
 from vpexp.command_line import read_command_line
-from vpexp.stages.context import RunContext, StageResult
+from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.sweeps.command import run_sweep
 from vpexp.sweeps.record import SweepFolder
 

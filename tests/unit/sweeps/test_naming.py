@@ -1,6 +1,6 @@
 import pytest
 
-from vpexp.sweeps.naming import format_value, name_job, read_values, shorten
+from vpexp.sweeps.record import format_value, name_job, read_values, shorten
 
 
 def test_name_job__last_words_and_short_numbers():

@@ -7,9 +7,8 @@ from rich.console import Console
 
 from vpexp.files import write_json
 from vpexp.runfolder import RunFolder
-from vpexp.sweeps.pictures import draw_pictures, sort_values
 from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job
-from vpexp.sweeps.summary import build_sweep_table, summarize_sweep, write_results
+from vpexp.sweeps.summary import build_sweep_table, draw_pictures, sort_values, summarize_sweep, write_results
 
 VALUES = [("1e-05", "1"), ("1e-05", "2"), ("0.0001", "1"), ("0.0001", "2")]
 SCORES = [0.7, 0.8, None, 0.75]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from vpexp.runfolder import RunFolder
+from vpexp.sweeps.processes import DeathWatch
 from vpexp.sweeps.record import SweepFolder
-from vpexp.sweeps.watch import DeathWatch
 
 
 def make_job(sweep: SweepFolder, number: int, status: str) -> RunFolder:

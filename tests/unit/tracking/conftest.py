@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from vpexp.tracking.abandoned import FOLDER_TAG, HOST_TAG, get_host
+from vpexp.tracking.journal import FOLDER_TAG, HOST_TAG, get_host
 from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, open_mlflow_run
 from vpexp.tracking.store import connect
 

@@ -3,8 +3,15 @@ import time
 import pytest
 
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.abandoned import ERROR, FOLDER_TAG, HOST_TAG, close_abandoned_runs, close_dead_run, mark_killed
-from vpexp.tracking.journal import open_journal
+from vpexp.tracking.journal import (
+    ERROR,
+    FOLDER_TAG,
+    HOST_TAG,
+    close_abandoned_runs,
+    close_dead_run,
+    mark_killed,
+    open_journal,
+)
 
 
 @pytest.fixture

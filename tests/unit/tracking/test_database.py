@@ -8,8 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.store.db import utils
 
-from vpexp.tracking.database import create_database
-from vpexp.tracking.store import connect
+from vpexp.tracking.store import connect, create_database
 
 
 def read_schema(file: Path) -> dict[str, list]:

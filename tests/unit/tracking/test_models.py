@@ -6,8 +6,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
-from vpexp.environment import quiet_libraries
 from vpexp.runfolder import RunFolder
+from vpexp.runtime import quiet_libraries
 from vpexp.tracking.journal import open_journal, read_begin, read_state
 from vpexp.tracking.upload import find_tracked_folders, upload_waiting
 

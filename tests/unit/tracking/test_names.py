@@ -4,7 +4,7 @@ import socket
 import pytest
 from mlflow.utils.validation import _validate_metric_name
 
-from vpexp.tracking.names import clean_name, clean_params, clean_tags, describe_error, flatten, is_unreachable
+from vpexp.tracking.store import clean_name, clean_params, clean_tags, describe_error, flatten, is_unreachable
 
 
 def raise_from(error: BaseException, cause: BaseException) -> BaseException:

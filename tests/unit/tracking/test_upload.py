@@ -9,8 +9,7 @@ import pytest
 
 from vpexp.errors import TrackingError
 from vpexp.runfolder import RunFolder
-from vpexp.tracking.abandoned import ERROR
-from vpexp.tracking.journal import open_journal
+from vpexp.tracking.journal import ERROR, open_journal
 from vpexp.tracking.upload import count_missing, find_parent_folders, find_tracked_folders, upload_waiting
 
 

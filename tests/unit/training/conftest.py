@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.data.masks import compute_box, encode_mask
 from vpexp.data.prompts import PromptRecipe
-from vpexp.data.types import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash
 from vpexp.training.datamodule import FineTuningData

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from vpexp.data.batch import TrainingSet, collate_training
 from vpexp.data.prompts import NO_CLICK, PromptRecipe
-from vpexp.data.samples import TrainingSet, collate_training
 from vpexp.models.sam import DecodedMasks
 from vpexp.training import step_loss as step_loss_file
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets

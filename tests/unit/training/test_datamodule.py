@@ -6,9 +6,9 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from vpexp.data.batch import EvaluationSample
+from vpexp.data.loaders import with_objects
 from vpexp.data.prompts import PromptRecipe
-from vpexp.data.samples import EvaluationSample
-from vpexp.training.datamodule import with_objects
 
 
 class Seen(Callback):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from vpexp.data.embedding_store import EmbeddingStore, StoredEmbeddings, compute_image_key
-from vpexp.data.samples import UnreadableImage, collate_training
+from vpexp.data.batch import UnreadableImage, collate_training
+from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses
+from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_image_key
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.inference.embedding_cache import EmbeddingCache, EncoderPasses
 from vpexp.models.registry import build_sam_debug, build_sam_micro
 from vpexp.training import module as module_file
 

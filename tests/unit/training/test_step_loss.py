@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from vpexp.data.batch import build_targets, collate_training
 from vpexp.data.masks import encode_mask
-from vpexp.data.samples import collate_training
-from vpexp.data.targets import build_targets
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.sam import DecodedMasks
 from vpexp.training import step_loss as step_loss_file

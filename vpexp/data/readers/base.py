@@ -1,4 +1,4 @@
-"""What every reader offers, and the steps that all of them share: placing an image, gathering its objects."""
+"""What every reader offers, and the steps that all of them share: placing an image, gathering its objects, comparing boxes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,17 @@ from typing import Protocol
 
 import numpy as np
 
+from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import choose_orientation, read_image_header, settles_orientation
-from vpexp.data.ledger import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
-from vpexp.data.masks import compute_area, compute_box
-from vpexp.data.readers.boxes import Box
-from vpexp.data.run_lengths import Region, encode_region
-from vpexp.data.types import AnnotatedImage, Rle
+from vpexp.data.masks import Region, compute_area, compute_box, encode_region
+from vpexp.data.skipped import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
+
+Box = tuple[float, float, float, float]
+"""xyxy in pixels."""
+
+SAME_BOX_IOU = 0.5
+"""Two boxes that overlap so much are taken for the same object's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +156,22 @@ def describe_repeated(file_name: str, images: Sequence[AnnotatedImage]) -> list[
 def skip_unannotated(image_name: str, ledger: SkipLedger) -> None:
     """Count an image that has no annotation at all."""
     ledger.skip(NO_ANNOTATIONS, image_name)
+
+
+def compute_intersection(first: Box, second: Box) -> float:
+    """Compute the area that two boxes share, in square pixels."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def compute_box_area(box: Box) -> float:
+    """Compute the area of a box, in square pixels; 0 if its corners are swapped."""
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+
+def compute_box_iou(first: Box, second: Box) -> float:
+    """Compute the intersection over union of two boxes, 0 where both are empty."""
+    shared = compute_intersection(first, second)
+    union = compute_box_area(first) + compute_box_area(second) - shared
+    return shared / union if union > 0 else 0.0

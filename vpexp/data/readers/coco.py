@@ -14,25 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.console import show_progress
+from vpexp.data.annotations import Rle
 from vpexp.data.folder import Folder
 from vpexp.data.image_finder import ImageFinder, UnusableImageError
-from vpexp.data.ledger import (
-    BAD_ENTRY,
-    BAD_PART,
-    BOX_ONLY,
-    CROWD,
-    MISSING_IMAGE,
-    NO_SHAPE,
-    OF_SHARED_ID,
-    REPEATED_IMAGE,
-    SHARED_ID,
-    UNDECLARED,
-    UNKNOWN_IMAGE,
-    SkipLedger,
-)
 from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, rasterize_polygons
 from vpexp.data.numbers import read_number
-from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import (
     ObjectMask,
     PlacedImage,
@@ -65,7 +52,20 @@ from vpexp.data.readers.json_files import (
     name_subset,
     name_subsets,
 )
-from vpexp.data.types import Rle
+from vpexp.data.skipped import (
+    BAD_ENTRY,
+    BAD_PART,
+    BOX_ONLY,
+    CROWD,
+    MISSING_IMAGE,
+    NO_SHAPE,
+    OF_SHARED_ID,
+    REPEATED_IMAGE,
+    SHARED_ID,
+    UNDECLARED,
+    UNKNOWN_IMAGE,
+    SkipLedger,
+)
 from vpexp.errors import DataError
 
 _UNREADABLE_TASKS = ("captions_", "image_info_", "labels_", "panoptic_")

@@ -1,15 +1,40 @@
 """Datumaro's own format, read by Datumaro, with an error policy that skips what is bad instead of ending the import.
 
-Datumaro is imported when a subset is read: it takes half a second.
+Datumaro is imported when a subset is read: it takes half a second. It gives every part of an object and its box the same
+group number. Where a file repeats annotation ids, several objects share a number; their boxes then separate them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vpexp.console import show_progress
+from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.folder import Folder
 from vpexp.data.image_finder import ImageFinder, UnusableImageError
-from vpexp.data.ledger import (
+from vpexp.data.masks import MaskError, check_rle, compute_box, merge_rles, polygons_to_rle, rle_to_json
+from vpexp.data.numbers import read_whole
+from vpexp.data.readers.base import (
+    SAME_BOX_IOU,
+    Box,
+    ObjectMask,
+    PlacedImage,
+    Subset,
+    compute_box_area,
+    compute_box_iou,
+    compute_intersection,
+    describe_repeated,
+    gather_objects,
+    keep_box,
+    make_unique,
+    place_image,
+    skip_unannotated,
+)
+from vpexp.data.readers.coco_entries import is_true, list_entries, read_key
+from vpexp.data.readers.json_files import describe_unreadable, find_json_files, find_unreadable, load_json, name_subsets
+from vpexp.data.readers.label_images import is_background_name
+from vpexp.data.skipped import (
     BAD_ENTRY,
     BOX_ONLY,
     CROWD,
@@ -20,41 +45,79 @@ from vpexp.data.ledger import (
     VOID_REGION,
     SkipLedger,
 )
-from vpexp.data.masks import MaskError, check_rle, compute_box, merge_rles, polygons_to_rle, rle_to_json
-from vpexp.data.numbers import read_whole
-from vpexp.data.progress import show_progress
-from vpexp.data.readers.base import (
-    ObjectMask,
-    PlacedImage,
-    Subset,
-    describe_repeated,
-    gather_objects,
-    keep_box,
-    make_unique,
-    place_image,
-    skip_unannotated,
-)
-from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
-from vpexp.data.readers.coco_entries import is_true, list_entries, read_key
-from vpexp.data.readers.groups import Group, group_annotations, to_xyxy
-from vpexp.data.readers.json_files import (
-    describe_unreadable,
-    find_json_files,
-    find_unreadable,
-    load_json,
-    name_subsets,
-)
-from vpexp.data.readers.label_maps import is_background_name
-from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
 
 _ONLY_CATEGORY = "object"
 _NO_LABEL = -1
 """In the place of a label that is not declared."""
+
 _ANY_MEDIA = 1
 """Datumaro's number of media of all types, so that it reads the images among them."""
+
 _SILENT_TYPES = frozenset({"label", "caption"})
 """Annotations of the whole image: no objects, so nothing is lost with them."""
+
+_OnError = Callable[[str, Any, Exception], None]
+"""Called with what could not be read (item or annotation), its id, and why."""
+
+_PART_TYPES = ("polygon", "mask")
+
+
+@dataclass(slots=True)
+class Group:
+    """The annotations of one object.
+
+    Attributes:
+        parts: Polygons and masks: what the object's mask is made of.
+        boxes: Its boxes.
+        others: Annotations without a mask, such as points and polylines.
+    """
+
+    parts: list[Any] = field(default_factory=list)
+    boxes: list[Any] = field(default_factory=list)
+    others: list[Any] = field(default_factory=list)
+
+    def add(self, annotation: Any) -> None:
+        """Put an annotation where it belongs by its type."""
+        kind = annotation.type.name
+        (self.parts if kind in _PART_TYPES else self.boxes if kind == "bbox" else self.others).append(annotation)
+
+
+def group_annotations(annotations: Sequence[Any]) -> list[Group]:
+    """Gather the annotations of each object of one image.
+
+    Annotations of the same group number and label are one object; number 0 means no group. A group with several boxes
+    is several objects: each part goes to the box that holds it best.
+
+    Args:
+        annotations: Datumaro annotations of one item.
+    """
+    groups: dict[tuple[Any, ...], Group] = {}
+    for place, annotation in enumerate(annotations):
+        label = getattr(annotation, "label", None)
+        key = (annotation.group, label) if annotation.group else (0, label, place)
+        groups.setdefault(key, Group()).add(annotation)
+    return [one for group in groups.values() for one in _split_by_boxes(group)]
+
+
+def _split_by_boxes(group: Group) -> list[Group]:
+    """Split a group with several boxes into one group a box."""
+    if len(group.boxes) < 2 or not group.parts:
+        return [group]
+    boxes = [to_xyxy(box) for box in group.boxes]
+    split = [Group(boxes=[box]) for box in group.boxes]
+    split[0].others = group.others
+    for part in group.parts:
+        bounds = to_xyxy(part)
+        scores = [(compute_intersection(bounds, box), -compute_box_area(box)) for box in boxes]
+        split[scores.index(max(scores))].parts.append(part)
+    return split
+
+
+def to_xyxy(annotation: Any) -> Box:
+    """Compute the bounds of an annotation of Datumaro."""
+    x, y, width, height = (float(value) for value in annotation.get_bbox())
+    return x, y, x + width, y + height
 
 
 class DatumaroReader:
@@ -90,10 +153,6 @@ class DatumaroReader:
         """Read one subset; see `Reader`."""
         file = self._files[name]
         return _DatumaroFile(self._folder, file, name, ledger).read(self.notes)
-
-
-_OnError = Callable[[str, Any, Exception], None]
-"""Called with what could not be read (item or annotation), its id, and why."""
 
 
 def _build_context(on_error: _OnError) -> Any:

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vpexp.console import show_wait
 from vpexp.data.folder import Folder, is_annotation_folder
-from vpexp.data.progress import show_wait
 from vpexp.errors import DataError
 
 _HEAD_BYTES = 1 << 16

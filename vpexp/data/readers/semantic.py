@@ -1,31 +1,55 @@
-"""Common semantic segmentation: images beside masks whose pixels name a class, and a dataset_meta.json."""
+"""Common semantic segmentation: images beside masks whose pixels name a class, and a dataset_meta.json.
 
-from collections.abc import Mapping
+Masks go with the images of the same names, with ``_mask`` or the like added, or both with endings of their own. Whether
+their values can be class numbers at all is looked at first: blurring and JPEG mix values at every edge.
+
+Shapes: H W size of the mask in pixels.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
 
+import numpy as np
+
+from vpexp.console import show_progress
+from vpexp.data.annotations import SPLIT_NAMES, AnnotatedImage
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import prefer_read
-from vpexp.data.ledger import AMBIGUOUS_IMAGE, AMBIGUOUS_MASK, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
-from vpexp.data.progress import show_progress
 from vpexp.data.readers.base import PlacedImage, Subset, gather_objects, place_image, skip_unannotated
-from vpexp.data.readers.class_maps import extract_objects, has_only_background
-from vpexp.data.readers.index_masks import (
+from vpexp.data.readers.label_images import (
+    META_FILE,
     UNKNOWN_COLOR,
     IndexMask,
+    LabelMap,
     MaskFileError,
+    extract_objects,
     find_values,
     find_void,
+    has_only_background,
     read_index_mask,
+    read_meta_file,
 )
-from vpexp.data.readers.label_maps import META_FILE, LabelMap, read_meta_file
-from vpexp.data.readers.mask_names import JPEG_SUFFIXES, align_names, find_common_start, prefer_masks
-from vpexp.data.readers.mask_values import BLURRED_MASKS, ValueSurvey
+from vpexp.data.skipped import AMBIGUOUS_IMAGE, AMBIGUOUS_MASK, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
 from vpexp.data.splits import says_split
-from vpexp.data.types import SPLIT_NAMES, AnnotatedImage
 from vpexp.errors import DataError
 
 _IMAGES, _MASKS = "images", "masks"
+BLURRED_MASKS = (
+    f"mask values look blurred or compressed; save masks as lossless PNG of class numbers, or write {META_FILE}"
+)
+_FEW_THIN = 4
+_THIN_SHARE = 0.1
+_TABLE = 1 << 16
+Files = Mapping[str, list[str]]
+"""Name without folder of its kind and ending -> files that have it."""
+
+_MASK_WORDS = ("mask", "seg", "label", "gt", "truth", "annot", "inst", "class")
+_SAMPLE = 20
+"""Masks that are looked at for what is added to their names."""
+
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def find_semantic_folders(folder: Folder) -> list[str]:
@@ -212,3 +236,141 @@ class SemanticReader:
             f"(pixel values {', '.join(str(value) for value in sorted(seen)[:8])}); the values of objects are "
             f"{declared or 'not declared'}, see {META_FILE}"
         )
+
+
+class ValueSurvey:
+    """Gathers the values of masks, and how their pixels lie.
+
+    Attributes:
+        values: Every value that occurs.
+    """
+
+    def __init__(self) -> None:
+        self.values: set[int] = set()
+        self._pixels = np.zeros(_TABLE, dtype=np.int64)
+        self._squares = np.zeros(_TABLE, dtype=np.int64)
+
+    def add(self, values_HW: IndexMask) -> None:
+        """Look at one mask."""
+        values = find_values(values_HW)
+        self.values.update(values)
+        if values[0] < 0 or values[-1] >= _TABLE:
+            return
+        corner_HW = values_HW[:-1, :-1]
+        is_square_HW = (
+            (corner_HW == values_HW[1:, :-1]) & (corner_HW == values_HW[:-1, 1:]) & (corner_HW == values_HW[1:, 1:])
+        )
+        self._pixels += np.bincount(values_HW.ravel(), minlength=_TABLE)
+        self._squares += np.bincount(corner_HW[is_square_HW], minlength=_TABLE)
+
+    def looks_blurred(self) -> bool:
+        """Say whether most values only make thin lines.
+
+        Blurring leaves values between those of two regions: one pixel wide along their border, never an area. Squares
+        of 2 x 2 equal pixels tell them from the many small classes that a data set may really have.
+        """
+        seen = self._pixels > 0
+        thin = int((self._squares[seen] < _THIN_SHARE * self._pixels[seen]).sum())
+        return thin > _FEW_THIN and 2 * thin > int(seen.sum())
+
+
+def prefer_masks(names: list[str]) -> list[str]:
+    """Pass over files that are no masks where others of them are: types that are not read, and JPEGs, which show masks."""
+    read = prefer_read(names)
+    return [name for name in read if PurePosixPath(name).suffix.lower() not in JPEG_SUFFIXES] or read
+
+
+def align_names(images: Files, masks: Files) -> tuple[Files, Files, str]:
+    """Bring the names of images and masks to a common form, the one that pairs most of them.
+
+    Names that are alike as they stand are never changed.
+
+    Returns:
+        Images and masks by their common names, and a note about what was done; an empty one where names are alike.
+    """
+    images = _name_whole(images, masks)
+    alike = set(images) & set(masks)
+    before, after = _find_addition([name for name in masks if name not in alike], set(images) - alike)
+    shortened: dict[str, list[str]] = {}
+    for name, files in masks.items():
+        short = _take_off(name, before, after) or name
+        shortened.setdefault(name if name in alike or short in alike else short, []).extend(files)
+    added = [f"'{text}' {place} them" for text, place in ((before, "before"), (after, "behind")) if text]
+    note = f"masks are named as their images, with {' and '.join(added)}" if added else ""
+    if alike:
+        return images, shortened, note
+    trimmed = "masks are paired with images by what their names have in common"
+    ways = [
+        (images, shortened, note),
+        (_trim_common(images), _trim_common(masks), trimmed),
+        (_trim_common(images, start=False), _trim_common(masks, start=False), trimmed),
+    ]
+    return max(ways, key=lambda way: len(set(way[0]) & set(way[1])))  # the first of equals
+
+
+def _name_whole(images: Files, masks: Files) -> Files:
+    """Name images by their names with ending where masks are called so: ``a.jpg.png`` is of ``a.jpg``, not of ``a.png``."""
+    named: dict[str, list[str]] = {}
+    for name, files in images.items():
+        for file in files:
+            whole = f"{name}{PurePosixPath(file).suffix}"
+            named.setdefault(whole if whole in masks else name, []).append(file)
+    return named
+
+
+def _find_addition(masks: list[str], images: set[str]) -> tuple[str, str]:
+    """Find what masks' names have before and behind their images' names; two empty texts where there is nothing.
+
+    A single pair counts only if what is added speaks of masks: any two names could be taken for one.
+    """
+    votes = {addition for mask in masks[:_SAMPLE] for image in images for addition in _compare(mask, image)}
+    ordered = sorted(votes, key=lambda one: (len(one[0]) + len(one[1]), one))  # of equals the shortest
+    pairs = Counter({one: sum(_take_off(name, *one) in images for name in masks) for one in ordered})
+    for (before, after), count in pairs.most_common():
+        if count > 1 or any(word in f"{before} {after}".lower() for word in _MASK_WORDS):
+            return before, after
+    return "", ""
+
+
+def _compare(mask: str, image: str) -> list[tuple[str, str]]:
+    """List what a mask's name has before and behind an image's, at most one; both names may begin with folders."""
+    folder, slash, own = mask.rpartition("/")
+    name = image.removeprefix(folder + slash) if image.startswith(folder + slash) else "/"
+    place = own.find(name)
+    if place < 0 or "/" in name:
+        return []
+    before, after = own[:place], own[place + len(name) :]
+    return [(before, after)] if not (_runs_on(before, name) or _runs_on(name, after)) else []
+
+
+def _runs_on(first: str, second: str) -> bool:
+    """Say whether two texts, one behind the other, are parts of one number or word."""
+    edge = first[-1:] + second[:1]
+    return len(edge) == 2 and (edge.isdigit() or edge.isalpha())
+
+
+def _take_off(name: str, before: str, after: str) -> str | None:
+    """Take an addition off a mask's name; None where it does not have it."""
+    folder, slash, own = name.rpartition("/")
+    if not (own.startswith(before) and own.endswith(after) and len(own) > len(before) + len(after)):
+        return None
+    return folder + slash + own[len(before) : len(own) - len(after)]
+
+
+def find_common_start(texts: Sequence[str]) -> str:
+    """Find the longest text that all texts begin with, letter by letter."""
+    first, last = min(texts, default=""), max(texts, default="")
+    same = (place for place, letter in enumerate(first) if place >= len(last) or letter != last[place])
+    return first[: next(same, len(first))]
+
+
+def _trim_common(names: Files, *, start: bool = True) -> dict[str, list[str]]:
+    """Take the common beginning and end off names: ``gt_0001, gt_0002`` become 0001 and 0002."""
+    stems = list(names)
+    several = len(stems) > 1
+    begin = len(find_common_start(stems).rstrip("0123456789")) if several and start else 0
+    end = len(find_common_start([stem[::-1] for stem in stems]).rstrip("0123456789")) if several else 0
+    trimmed: dict[str, list[str]] = {}
+    for stem, files in names.items():
+        trimmed.setdefault(stem[begin : len(stem) - end], []).extend(files)
+    return trimmed

@@ -11,8 +11,36 @@ from pathlib import Path
 
 import numpy as np
 
+from vpexp.console import show_progress
+from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import (
+from vpexp.data.masks import compute_box, encode_label_map
+from vpexp.data.readers.base import (
+    SAME_BOX_IOU,
+    ObjectMask,
+    PlacedImage,
+    Subset,
+    compute_box_iou,
+    gather_objects,
+    keep_box,
+    place_image,
+    skip_unannotated,
+)
+from vpexp.data.readers.label_images import (
+    VOC_LABEL_FILES,
+    IndexMask,
+    LabelMap,
+    MaskFileError,
+    build_voc_colors,
+    extract_objects,
+    find_values,
+    find_void,
+    has_only_background,
+    read_index_mask,
+    read_voc_label_map,
+)
+from vpexp.data.readers.voc_files import VocFolder, XmlFile, XmlObject, find_voc_folders, read_xml_file
+from vpexp.data.skipped import (
     AMBIGUOUS_IMAGE,
     BAD_ENTRY,
     BOX_ONLY,
@@ -25,30 +53,6 @@ from vpexp.data.ledger import (
     VOID_REGION,
     SkipLedger,
 )
-from vpexp.data.masks import compute_box, encode_label_map
-from vpexp.data.progress import show_progress
-from vpexp.data.readers.base import (
-    ObjectMask,
-    PlacedImage,
-    Subset,
-    gather_objects,
-    keep_box,
-    place_image,
-    skip_unannotated,
-)
-from vpexp.data.readers.boxes import SAME_BOX_IOU, compute_box_iou
-from vpexp.data.readers.class_maps import extract_objects, has_only_background
-from vpexp.data.readers.index_masks import (
-    IndexMask,
-    MaskFileError,
-    build_voc_colors,
-    find_values,
-    find_void,
-    read_index_mask,
-)
-from vpexp.data.readers.label_maps import VOC_LABEL_FILES, LabelMap, read_voc_label_map
-from vpexp.data.readers.voc_files import VocFolder, XmlFile, XmlObject, find_voc_folders, read_xml_file
-from vpexp.data.types import AnnotatedImage, Rle
 from vpexp.errors import DataError
 
 _ONLY_CATEGORY = "object"

@@ -7,10 +7,10 @@ from xml.etree import ElementTree as ET
 
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, prefer_read
-from vpexp.data.ledger import AMBIGUOUS_MASK
 from vpexp.data.numbers import read_number, read_whole
 from vpexp.data.readers.json_files import read_text
-from vpexp.data.readers.mask_names import prefer_masks
+from vpexp.data.readers.semantic import prefer_masks
+from vpexp.data.skipped import AMBIGUOUS_MASK
 from vpexp.errors import DataError
 
 _IMAGES, _OBJECTS, _CLASSES = "JPEGImages", "SegmentationObject", "SegmentationClass"

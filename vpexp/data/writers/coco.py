@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vpexp.data.contours import trace_contours
+from vpexp.data.annotations import SCORE_DIGITS, Rle
 from vpexp.data.masks import compute_area, compute_box, decode_rle, rasterize_polygons, rle_to_json
-from vpexp.data.types import SCORE_DIGITS, Rle
-from vpexp.data.writers.images import group_by_split, place_images
-from vpexp.data.writers.labelled import LabelledImage, LabelledObject
+from vpexp.data.polygons import trace_contours
+from vpexp.data.writers.images import LabelledImage, LabelledObject, group_by_split, place_images
 from vpexp.files import write_lines
 
 POLYGON, RLE = "polygon", "rle"

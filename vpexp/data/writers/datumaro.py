@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vpexp.data.types import SCORE_DIGITS
-from vpexp.data.writers.images import group_by_split, place_images
-from vpexp.data.writers.labelled import LabelledImage
+from vpexp.data.annotations import SCORE_DIGITS
+from vpexp.data.writers.images import LabelledImage, group_by_split, place_images
 
 
 def write_datumaro(

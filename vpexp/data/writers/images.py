@@ -1,18 +1,17 @@
-"""The image files of a data set that is written: copied, or linked, under the names that they have."""
+"""Images with masks that are to become a data set, and their files: copied or linked, under the names that they have."""
 
 import itertools
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
+from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.folder import HIDDEN
-from vpexp.data.types import AnnotatedImage
-from vpexp.data.writers.labelled import LabelledImage
 
 COPY, SYMLINK = "copy", "symlink"
-
 LAYOUT_FOLDERS = frozenset({"images", "masks", "jpegimages", "segmentationobject", "segmentationclass", "imagesets"})
 """Folders that make up a layout wherever they lie, in lower case; COCO and Datumaro have none."""
 
@@ -20,8 +19,45 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DRIVE = re.compile(r"^([A-Za-z]):")
 _MOST_BYTES = 255
 """Of a file's name."""
+
 _LONGEST_SUFFIX = len(".png")
 """Of the files that are written beside an image, under its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledObject:
+    """A mask and what it shows.
+
+    Attributes:
+        mask: of the image's size, with at least one pixel.
+        label: name of its class.
+        score: predicted IoU; None: people annotated it.
+    """
+
+    mask: Rle
+    label: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image file and its masks.
+
+    Attributes:
+        name: of the file in the data set, folders below that of the images included; see ``NameGiver``.
+        path: the file as it lies now.
+        height: rows, in the frame of the masks.
+        width: columns.
+        split: train, val or test.
+        objects: in the order in which they are written.
+    """
+
+    name: str
+    path: Path
+    height: int
+    width: int
+    split: str
+    objects: tuple[LabelledObject, ...]
 
 
 def name_file(image: AnnotatedImage) -> str:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpexp.data.masks import decode_rle
-from vpexp.data.readers.index_masks import VOID, Color, build_voc_colors
-from vpexp.data.writers.labelled import LabelledImage, LabelledObject
+from vpexp.data.readers.label_images import VOID, Color, build_voc_colors
+from vpexp.data.writers.images import LabelledImage, LabelledObject
 from vpexp.errors import DataError
 
 MOST_VALUES = 65_533

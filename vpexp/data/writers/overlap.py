@@ -10,29 +10,9 @@ from dataclasses import replace
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from vpexp.data.masks import compute_area
-from vpexp.data.types import Rle
-from vpexp.data.writers.labelled import LabelledObject
-
-
-def choose_distinct(masks: Sequence[Rle], scores: Sequence[float], max_iou: float) -> list[int]:
-    """Choose masks of different objects: of two whose IoU is above ``max_iou`` only the one that scores better.
-
-    The best is kept first, then the best of what is left; of equals, the one that comes first.
-
-    Returns:
-        Places of what is kept, best first.
-    """
-    left = sorted(range(len(masks)), key=lambda place: -scores[place])
-    kept: list[int] = []
-    while left:
-        best, *left = left
-        kept.append(best)
-        if left:
-            # One row of the matrix at a time: all pairs of a fine grid would take gigabytes.
-            overlap_K = coco_mask.iou([masks[place] for place in left], [masks[best]], [0])[:, 0]
-            left = [place for place, overlap in zip(left, overlap_K.tolist(), strict=True) if overlap <= max_iou]
-    return kept
+from vpexp.data.annotations import Rle
+from vpexp.data.masks import choose_distinct, compute_area
+from vpexp.data.writers.images import LabelledObject
 
 
 def drop_repeated(objects: Sequence[LabelledObject], max_iou: float) -> list[LabelledObject]:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from vpexp.data.masks import compute_box, decode_rle
-from vpexp.data.readers.label_maps import META_FILE
-from vpexp.data.writers.images import group_by_split, place_images, prepare_place
+from vpexp.data.readers.label_images import META_FILE
+from vpexp.data.writers.images import LabelledImage, group_by_split, place_images, prepare_place
 from vpexp.data.writers.label_images import number_classes, paint, save_numbers, write_meta
-from vpexp.data.writers.labelled import LabelledImage
 
 SCORES = ("image", "label", "x0", "y0", "x1", "y1", "score")
 

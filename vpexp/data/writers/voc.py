@@ -6,13 +6,11 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
+from vpexp.data.annotations import SCORE_DIGITS
 from vpexp.data.masks import compute_box
-from vpexp.data.readers.index_masks import VOID
-from vpexp.data.readers.label_maps import LABEL_MAP_FILE, META_FILE, read_voc_label_map
-from vpexp.data.types import SCORE_DIGITS
-from vpexp.data.writers.images import group_by_split, place_images, prepare_place
+from vpexp.data.readers.label_images import LABEL_MAP_FILE, META_FILE, VOID, read_voc_label_map
+from vpexp.data.writers.images import LabelledImage, LabelledObject, group_by_split, place_images, prepare_place
 from vpexp.data.writers.label_images import list_colors, number, number_classes, paint, save_numbers, write_meta
-from vpexp.data.writers.labelled import LabelledImage, LabelledObject
 from vpexp.errors import DataError
 
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

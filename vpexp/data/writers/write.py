@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from vpexp.data.readers.label_maps import is_background_name
+from vpexp.data.readers.label_images import is_background_name
 from vpexp.data.writers.coco import POLYGON, RLE, write_coco
 from vpexp.data.writers.datumaro import write_datumaro
-from vpexp.data.writers.images import COPY, SYMLINK
-from vpexp.data.writers.labelled import LabelledImage
+from vpexp.data.writers.images import COPY, SYMLINK, LabelledImage
 from vpexp.data.writers.semantic import write_semantic
 from vpexp.data.writers.voc import write_voc
 from vpexp.errors import ConfigError, DataError

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vpexp.data.ledger import SkipLedger
 from vpexp.data.masks import encode_mask
 from vpexp.data.readers.base import ObjectMask, PlacedImage, gather_objects, make_unique, place_image
+from vpexp.data.skipped import SkipLedger
 
 
 def save(path, size=(20, 10), orientation=None):

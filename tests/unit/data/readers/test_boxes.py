@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpexp.data.readers.boxes import compute_box_area, compute_box_iou, compute_intersection
+from vpexp.data.readers.base import compute_box_area, compute_box_iou, compute_intersection
 
 BOXES = st.tuples(*[st.integers(-10, 10)] * 4)
 

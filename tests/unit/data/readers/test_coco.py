@@ -3,9 +3,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import SkipLedger
 from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.readers.coco import CocoReader
+from vpexp.data.skipped import SkipLedger
 from vpexp.errors import DataError
 
 
@@ -192,7 +192,7 @@ def test_coco_reader__no_categories_means_one(coco, categories):
     coco.image()
     coco.object(category_id=3)
     reader = CocoReader(Folder(coco.save()))
-    from vpexp.data.ledger import SkipLedger
+    from vpexp.data.skipped import SkipLedger
 
     subset = reader.read_subset("train", SkipLedger())
     assert subset.categories == ("object",)

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import SkipLedger
 from vpexp.data.masks import encode_mask, polygons_to_rle
 from vpexp.data.readers.datumaro import DatumaroReader
+from vpexp.data.skipped import SkipLedger
 from vpexp.errors import DataError
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]

@@ -1,6 +1,6 @@
 from datumaro import Bbox, Points, Polygon
 
-from vpexp.data.readers.groups import group_annotations
+from vpexp.data.readers.datumaro import group_annotations
 
 LEFT, RIGHT = [0, 0, 4, 0, 4, 4, 0, 4], [10, 0, 14, 0, 14, 4, 10, 4]
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vpexp.data.readers.label_maps import is_background_name, read_meta_file, read_voc_label_map
+from vpexp.data.readers.label_images import is_background_name, read_meta_file, read_voc_label_map
 from vpexp.errors import DataError
 
 

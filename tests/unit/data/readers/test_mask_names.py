@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpexp.data.readers.mask_names import align_names, find_common_start
+from vpexp.data.readers.semantic import align_names, find_common_start
 
 
 def pair(images, masks):

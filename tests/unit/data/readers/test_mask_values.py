@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from vpexp.data.readers.mask_values import ValueSurvey
+from vpexp.data.readers.semantic import ValueSurvey
 
 
 def draw_discs(scale=1):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from vpexp.data.folder import Folder
-from vpexp.data.ledger import SkipLedger
 from vpexp.data.readers.semantic import SemanticReader
+from vpexp.data.skipped import SkipLedger
 from vpexp.errors import DataError
 
 CLASSES_HW = np.zeros((10, 20), dtype=np.uint8)

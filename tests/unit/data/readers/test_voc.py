@@ -6,7 +6,7 @@ from PIL import Image
 
 from vpexp.data.folder import Folder
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.readers.index_masks import build_voc_colors
+from vpexp.data.readers.label_images import build_voc_colors
 from vpexp.data.readers.voc import VocReader
 from vpexp.errors import DataError
 

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from vpexp.data.annotations import AnnotatedImage
+from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
-from vpexp.data.load import load_dataset
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.types import AnnotatedImage
-from vpexp.data.writers.images import NameGiver, name_file
-from vpexp.data.writers.labelled import LabelledImage, LabelledObject
+from vpexp.data.writers.images import LabelledImage, LabelledObject, NameGiver, name_file
 from vpexp.data.writers.overlap import cut_overlaps
 from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, WRITERS, check_target, write_dataset
 from vpexp.errors import ConfigError, DataError

@@ -1,0 +1,215 @@
+"""Filling, alone and with others: each image is encoded once, whoever is killed, whatever is damaged."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.data.test_batch import save_scene
+from vpexp.data.geometry import normalize_and_pad, resize_image
+from vpexp.data.images import read_image
+from vpexp.embeddings import fill as fill_module
+from vpexp.embeddings.fill import EncoderChoice, ImageEncoder, fill_embeddings
+from vpexp.embeddings.plan import plan_embeddings
+from vpexp.embeddings.store import EmbeddingStore, compute_image_key
+from vpexp.errors import ConfigError
+
+SIZE, SHAPE = 32, (3, 2, 2)
+PLENTY = 10**8
+
+
+def encode(images_B3SS):
+    """The means of four quarters: enough to tell images apart."""
+    return images_B3SS.reshape(-1, 3, 2, SIZE // 2, 2, SIZE // 2).mean(axis=(3, 5))
+
+
+def compute_expected(image):
+    image_HW3 = read_image(image.path, image.exif_transpose)
+    return encode(normalize_and_pad(resize_image(image_HW3, SIZE), SIZE)[None])[0]
+
+
+def open_store(root):
+    return EmbeddingStore(root / "embeddings", "ab" * 16, SHAPE, "float32")
+
+
+def save_images(root, count):
+    return [save_scene(root / f"{i:03d}.png", width=60 + i) for i in range(count)]
+
+
+def fill(store, images, *, workers=0, batch_size=1, encode=encode, max_bytes=PLENTY):
+    plan = plan_embeddings(store, images, max_bytes=max_bytes)
+    choice = EncoderChoice(ImageEncoder("torch", encode, batch_size), None)
+    return fill_embeddings(store, plan, choice, image_size=SIZE, num_workers=workers)
+
+
+def read_all(store, images):
+    return [
+        store.read(compute_image_key(image.path.read_bytes(), exif_transpose=image.exif_transpose)) for image in images
+    ]
+
+
+def assert_filled(store, images):
+    for image, found in zip(images, read_all(store, images), strict=True):
+        assert np.array_equal(found, compute_expected(image)), image.path
+    assert not list(store.root.rglob("*.part"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(tmp_path)
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (2, 1), (0, 3), (2, 8)])
+def test_fill__every_image_once_then_none(store, tmp_path, workers, batch_size):
+    images = save_images(tmp_path, 10)
+    report = fill(store, images, workers=workers, batch_size=batch_size)
+    assert (report.encoded, report.shared, report.left, report.unreadable) == (10, 0, 0, 0)
+    assert report.encoders == {"torch": 10}
+    assert_filled(store, images)
+    again = fill(store, images, workers=workers, batch_size=batch_size)
+    assert (again.encoded, again.encoders) == (0, {})
+
+
+def test_fill__damaged_images_are_left_out(store, tmp_path):
+    images = save_images(tmp_path, 3)
+    content = images[1].path.read_bytes()
+    images[1].path.write_bytes(content[: len(content) // 2])
+    report = fill(store, images)
+    assert (report.encoded, report.unreadable, report.left) == (2, 1, 0)
+    assert_filled(store, [images[0], images[2]])
+
+
+def test_fill__a_file_that_changes_meanwhile_is_stored_as_what_it_is(store, tmp_path):
+    images = save_images(tmp_path, 2)
+    plan = plan_embeddings(store, images, max_bytes=PLENTY)
+    save_scene(images[1].path, width=90)
+    choice = EncoderChoice(ImageEncoder("torch", encode), None)
+    fill_embeddings(store, plan, choice, image_size=SIZE, num_workers=0)
+    assert_filled(store, images)
+
+
+def test_fill__interrupted_goes_on_where_it_was(store, tmp_path):
+    images = save_images(tmp_path, 6)
+    seen = []
+
+    def encode_until_interrupted(images_B3SS):
+        seen.extend(images_B3SS)
+        if len(seen) > 4:
+            raise KeyboardInterrupt
+        return encode(images_B3SS)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(store, images, batch_size=2, encode=encode_until_interrupted)
+    assert not list(store.root.rglob("*.part"))
+    assert len(list(store.root.rglob("*.emb"))) == 4
+    assert fill(store, images).encoded == 2
+    assert_filled(store, images)
+
+
+def test_fill__numbers_that_float16_does_not_hold(tmp_path):
+    store = EmbeddingStore(tmp_path / "embeddings", "ab" * 16, SHAPE, "float16")
+    with pytest.raises(ConfigError, match=r"cache\.precision=float32"):
+        fill(store, save_images(tmp_path, 3), batch_size=2, encode=lambda images: encode(images) * 1e6)
+    assert not [path for path in store.root.rglob("*.*") if path.suffix in {".part", ".emb"}]
+
+
+def test_fill__folder_that_is_a_file_ends_the_filling_not_the_run(store, tmp_path):
+    images = save_images(tmp_path, 3)
+    store.root.write_text("not a folder")
+    report = fill(store, images)
+    assert (report.encoded, report.left) == (0, 3)
+    assert report.trouble is not None
+
+
+SCRIPT = """
+import json, resource, sys, time
+from pathlib import Path
+from tests.unit.embeddings.test_fill import encode, fill, open_store, save_images
+from tests.unit.data.test_batch import save_scene
+root, count, seconds, limit = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+own = root / sys.argv[5]
+own.mkdir()
+images = save_images(own, count)
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+def slow(images_B3SS):
+    time.sleep(seconds)
+    return encode(images_B3SS)
+print("ready", flush=True)
+while not (root / "go").exists():
+    time.sleep(0.001)
+report = fill(open_store(root), images, encode=slow)
+print(json.dumps([report.encoded, report.shared, report.left, str(report.trouble)]))
+"""
+
+
+def start(root: Path, name: str, *, count=12, seconds=0.03, limit=0):
+    words = [sys.executable, "-c", SCRIPT, str(root), str(count), str(seconds), str(limit), name]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def finish(process):
+    return json.loads(process.communicate(timeout=60)[0])
+
+
+def test_fill__two_processes_share_the_work(store, tmp_path):
+    processes = [start(tmp_path, name) for name in "ab"]
+    (tmp_path / "go").touch()
+    reports = [finish(process) for process in processes]
+    assert sum(encoded for encoded, *_ in reports) == 12, reports
+    assert all(encoded > 0 and encoded + shared == 12 for encoded, shared, *_ in reports), reports
+    assert_filled(store, save_images(tmp_path, 12))
+
+
+def test_fill__killed_while_encoding_the_next_start_goes_on(store, tmp_path):
+    (tmp_path / "go").touch()
+    process = start(tmp_path, "a", seconds=0.1)
+    while len(list(store.root.rglob("*.emb"))) < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(store.root.rglob("*.emb")))
+    assert 3 <= done < 12
+    images = save_images(tmp_path, 12)
+    assert fill(store, images).encoded == 12 - done
+    assert_filled(store, images)
+
+
+def test_fill__takes_over_from_a_killed_process(store, tmp_path):
+    """The other one is killed while this one waits for what it has claimed."""
+    (tmp_path / "go").touch()
+    process = start(tmp_path, "a", count=1, seconds=60)
+    while not list(store.root.rglob("*.part")):
+        time.sleep(0.005)
+    images = save_images(tmp_path, 3)
+    other = start(tmp_path, "b", count=3, seconds=0.01)
+    while len(list(store.root.rglob("*.emb"))) < 2:
+        time.sleep(0.005)
+    assert other.poll() is None, "it waits"
+    process.send_signal(signal.SIGKILL)
+    assert finish(other) == [3, 0, 0, "None"]
+    process.wait()
+    assert_filled(store, images)
+
+
+def test_fill__does_not_wait_for_ever(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(fill_module, "PATIENCE_SECONDS", 0.3)
+    images = save_images(tmp_path, 2)
+    claim = store.claim(compute_image_key(images[0].path.read_bytes(), exif_transpose=False))
+    report = fill(store, images)
+    assert (report.encoded, report.left) == (1, 1)
+    claim.release()
+
+
+def test_fill__full_disk_ends_the_filling_not_the_run(store, tmp_path):
+    (tmp_path / "go").touch()
+    assert finish(start(tmp_path, "a", limit=80)) == [0, 0, 12, "[Errno 27] File too large"]
+    assert not [path for path in store.root.rglob("*.*") if path.suffix in {".part", ".emb"}]
+    assert fill(store, save_images(tmp_path, 12)).encoded == 12

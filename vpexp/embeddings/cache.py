@@ -1,0 +1,123 @@
+"""The embedding cache as a run uses it: what is stored is read, what is not is encoded and stored.
+
+Legend: B images of a step, K of them stored, M of them not, C channels, H W rows and columns of the embedding, S model
+input size.
+"""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vpexp.console import say
+from vpexp.data.batch import Batch, EvaluationSample
+from vpexp.embeddings.store import StoredEmbeddings
+from vpexp.inference.predictor import ImageEmbedding
+from vpexp.models.sam import Sam
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+log = logging.getLogger(__name__)
+
+
+class EncoderPasses:
+    """Counts the images that go through a model's encoder."""
+
+    def __init__(self, sam: Sam) -> None:
+        self.images = 0
+        sam.image_encoder.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        del module
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # a conversion, not an image
+            self.images += len(inputs[0])
+
+
+@torch.no_grad()
+def encode_images(sam: Sam, images_M3SS: Tensor) -> Tensor:
+    """Encode images in the encoder's own precision, whatever mixed precision the training uses: [M, C, H, W].
+
+    On a CPU one by one, as the store is filled, and laid out as what is read from it: so the same image gives the same
+    bits, and so does what is computed from them.
+    """
+    with torch.autocast(images_M3SS.device.type, enabled=False):
+        if images_M3SS.device.type == "cpu":
+            return torch.cat([sam.encode_image(image_3SS[None]) for image_3SS in images_M3SS]).contiguous()
+        return _encode_together(sam, images_M3SS).contiguous()
+
+
+def _encode_together(sam: Sam, images_M3SS: Tensor) -> Tensor:
+    """Encode images in one pass, or in as many as the device's memory takes."""
+    try:
+        return sam.encode_image(images_M3SS)
+    except torch.OutOfMemoryError:
+        if len(images_M3SS) == 1:
+            raise
+    halves = images_M3SS.tensor_split(2)
+    return torch.cat([_encode_together(sam, half_M3SS) for half_M3SS in halves])
+
+
+class EmbeddingCache:
+    """Stored embeddings, and the encoder for those that are missing or turn out to be damaged.
+
+    Args:
+        sam: the model whose encoder made them.
+        stored: what is kept.
+        writable: whether what had to be encoded is put into the store.
+
+    Attributes:
+        encoded: images that had to be encoded while the run was under way.
+    """
+
+    def __init__(self, sam: Sam, stored: StoredEmbeddings, *, writable: bool = True) -> None:
+        self.sam = sam
+        self.stored = stored
+        self.writable = writable
+        self.encoded = 0
+
+    def gather(self, batch: Batch) -> Tensor:
+        """Get the embeddings [B, C, H, W] of a step's images, on the batch's device.
+
+        All of them have the precision of the store, so that it makes no difference which were stored.
+        """
+        count = len(batch.image_ids)
+        if not len(batch.images_B3SS):
+            assert batch.embeddings_KCHW is not None
+            return batch.embeddings_KCHW.float()
+        encoded_MCHW = encode_images(self.sam, batch.images_B3SS).to(DTYPES[self.stored.store.precision])
+        self.encoded += len(encoded_MCHW)
+        missing = [place for place in range(count) if place not in batch.stored_places]
+        for place, embedding_CHW in zip(missing, encoded_MCHW, strict=True):
+            self._put(batch.embedding_keys[place], embedding_CHW.cpu().numpy())
+        if batch.embeddings_KCHW is None:
+            return encoded_MCHW.float()
+        gathered_BCHW = encoded_MCHW.new_empty((count, *encoded_MCHW.shape[1:]))
+        gathered_BCHW[missing] = encoded_MCHW
+        gathered_BCHW[batch.stored_places] = batch.embeddings_KCHW
+        return gathered_BCHW.float()
+
+    def remember(self, sample: EvaluationSample, embedding: ImageEmbedding) -> ImageEmbedding:
+        """Round what had to be encoded as stored embeddings are, and store it."""
+        rounded_1CHW = embedding.features.to(DTYPES[self.stored.store.precision]).contiguous()
+        self.encoded += 1
+        if not torch.is_autocast_enabled(rounded_1CHW.device.type):
+            self._put(self.stored.find_key(sample.annotations), rounded_1CHW[0].cpu().numpy())
+        return replace(embedding, features=rounded_1CHW.to(embedding.features.dtype))
+
+    def _put(self, key: str | None, embedding_CHW: NDArray[np.floating]) -> None:
+        if key is None or not self.writable:
+            return
+        try:
+            self.stored.store.write(key, embedding_CHW)
+        except OSError as error:
+            self.writable = False
+            say(describe_trouble(self.stored, error), style="yellow")
+
+
+def describe_trouble(stored: StoredEmbeddings, error: OSError) -> str:
+    """Say that the store cannot be written, and that the run goes on."""
+    reason = error.strerror or str(error)
+    return f"embeddings: {stored.store.root} cannot be written ({reason}); going on, what is not stored is encoded each time"

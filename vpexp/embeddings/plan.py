@@ -1,0 +1,206 @@
+"""What a run needs of the store of embeddings: what is there, what is missing, and what the budget has room for.
+
+Where there is too little room, what was not used for longest goes first; the time of an entry's last use is its file's
+modification time.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpexp.console import build_progress
+from vpexp.data.annotations import AnnotatedImage
+from vpexp.embeddings.store import DRAFT, ENTRY, EmbeddingStore, compute_image_key, is_same_file, try_lock
+
+# Files are looked up by threads: they wait for the disk, and hashing lets go of the interpreter.
+MOST_READERS = 8
+LOCK = ".evicting"
+_FORGOTTEN_SECONDS = 86400.0  # drafts of file systems without locks
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingPlan:
+    """What is to be done before a run.
+
+    Attributes:
+        keys: image key of each (path, exif_transpose) whose embedding is kept.
+        missing: one image of each key that has no entry yet, in the order in which the run named them.
+        found: entries that are there.
+        damaged: entries of the wrong length, removed; they are among the missing.
+        not_kept: different images that do not fit the budget.
+        needed_bytes: what the entries of all images take, those that do not fit included.
+        evicted: entries of others that had to go.
+        unreadable: image files that could not be read.
+    """
+
+    keys: dict[tuple[Path, bool], str]
+    missing: list[AnnotatedImage]
+    found: int
+    damaged: int
+    not_kept: int
+    needed_bytes: int
+    evicted: int
+    unreadable: int
+
+
+def plan_embeddings(
+    store: EmbeddingStore, images: Sequence[AnnotatedImage], *, max_bytes: int, readers: int = MOST_READERS
+) -> EmbeddingPlan:
+    """Look up the images that a run needs, and make room for the missing ones.
+
+    Entries that are needed are never removed for others of the same run: as many as fit are kept, first those that are
+    there, then the missing ones in order.
+
+    Args:
+        store: of the run's encoder.
+        images: what the run needs, the most important first.
+        max_bytes: what the folder of all encoders may hold.
+        readers: threads.
+    """
+    by_place = {(image.path, image.exif_transpose): image for image in images}
+    keys = _identify(list(by_place), readers)
+    by_key: dict[str, AnnotatedImage] = {}
+    for place, key in keys.items():
+        by_key.setdefault(key, by_place[place])
+    damaged = sum(store.remove_cut_off(key) for key in by_key)
+    found = [key for key in by_key if store.has(key)]
+    there = set(found)
+    chosen = set([*found, *(key for key in by_key if key not in there)][: max_bytes // store.entry_bytes])
+    missing = [image for key, image in by_key.items() if key in chosen and key not in there]
+    for key in there & chosen:
+        store.touch(key)
+    eviction = make_room(
+        store.root,
+        budget=max_bytes,
+        needed=len(missing) * store.entry_bytes,
+        in_use={store.find_path(key) for key in chosen},
+    )
+    return EmbeddingPlan(
+        keys={place: key for place, key in keys.items() if key in chosen},
+        missing=missing,
+        found=len(there & chosen),
+        damaged=damaged,
+        not_kept=len(by_key) - len(chosen),
+        needed_bytes=len(by_key) * store.entry_bytes,
+        evicted=eviction.entries,
+        unreadable=len(by_place) - len(keys),
+    )
+
+
+def _identify(places: Sequence[tuple[Path, bool]], readers: int) -> dict[tuple[Path, bool], str]:
+    """Compute the key of every image from its file's bytes; files that cannot be read have none."""
+
+    def identify(place: tuple[Path, bool]) -> str | None:
+        try:
+            return compute_image_key(place[0].read_bytes(), exif_transpose=place[1])
+        except OSError:
+            return None
+
+    keys: dict[tuple[Path, bool], str] = {}
+    threads = ThreadPoolExecutor(readers)
+    try:
+        with build_progress() as progress:
+            task = progress.add_task("looking for embeddings", total=len(places))
+            for place, key in zip(places, threads.map(identify, places), strict=True):
+                if key is not None:
+                    keys[place] = key
+                progress.advance(task)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the files that remain
+    return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What was removed to make room.
+
+    Attributes:
+        entries: how many.
+        bytes: of how many bytes.
+        kept_bytes: what the folder holds now, entries in use included.
+    """
+
+    entries: int = 0
+    bytes: int = 0
+    kept_bytes: int = 0
+
+
+def make_room(root: Path, *, budget: int, needed: int, in_use: AbstractSet[Path]) -> Eviction:
+    """Remove the entries that were not used for longest until ``needed`` more bytes fit.
+
+    Does nothing where another process is at it. What cannot be removed stays.
+
+    Args:
+        root: folder of the embeddings of all encoders; it may be missing.
+        budget: bytes that the folder may hold.
+        needed: bytes about to be written.
+        in_use: entries that are never removed.
+    """
+    with _hold_lock(root) as mine:
+        if not mine:
+            return Eviction()
+        found: list[tuple[float, int, Path]] = []
+        for path in _list_files(root):
+            with contextlib.suppress(OSError):
+                if path.suffix == DRAFT:
+                    _remove_forgotten(path)
+                elif path.suffix == ENTRY:
+                    about = path.stat()
+                    found.append((about.st_mtime, about.st_size, path))
+        held, entries, freed = sum(size for _, size, _ in found), 0, 0
+        for _, size, path in sorted(found):
+            if held - freed + needed <= budget:
+                break
+            if path not in in_use:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    entries, freed = entries + 1, freed + size
+        return Eviction(entries, freed, held - freed)
+
+
+def _list_files(root: Path) -> Iterator[Path]:
+    """List files two folders down, ``<encoder>/<2 digits>/<file>``; what goes away meanwhile is passed over."""
+    for encoder in _list_folders(root):
+        for part in _list_folders(encoder):
+            with contextlib.suppress(OSError), os.scandir(part) as files:
+                yield from [Path(file.path) for file in files]
+
+
+def _list_folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as children:
+            return [Path(child.path) for child in children if child.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _remove_forgotten(draft: Path) -> None:
+    """Remove the draft of a writer that is no more: nobody holds its lock."""
+    descriptor = os.open(draft, os.O_RDWR)
+    try:
+        locked = try_lock(descriptor)
+        is_old = time.time() - os.fstat(descriptor).st_mtime > _FORGOTTEN_SECONDS
+        if (locked or (locked is None and is_old)) and is_same_file(descriptor, draft):
+            draft.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _hold_lock(root: Path) -> Iterator[bool]:
+    """Let one process evict at a time; False where another one does, or where nothing can be removed anyway."""
+    try:
+        descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        yield False
+        return
+    try:
+        yield try_lock(descriptor) is not False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,245 @@
+"""Torch models as configurations describe them, and checkpoints: find, read, put back together with the frozen parts.
+
+A checkpoint is a Lightning checkpoint whose ``state_dict`` holds only what was trained, and whose key ``vpexp`` says what
+belongs to it: the configuration (YAML text), the class names, and the hash of every part that was left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from vpexp.config.saved import read_yaml, refuse_interpolations
+from vpexp.errors import CheckpointError, ConfigError
+from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
+from vpexp.models.registry import list_models
+from vpexp.models.sam import Sam
+from vpexp.models.weights import check_finite, compute_state_hash, find_unusable, load_weights, resolve_weights
+from vpexp.runfolder import LATEST, RunFolder, find_latest
+
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+PREFIX = "sam."  # the name of the model inside the LightningModule
+_TO_GO_ON = {"optimizer_states", "lr_schedulers", "loops", "callbacks"}  # what Lightning saves beside the weights
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: where it was read.
+        cfg: the configuration of the run that wrote it.
+        state: tensors of the trained parts, by the model's own names.
+        frozen: hash of each part that is not in it.
+        categories: class names of the data it was trained on.
+        can_go_on: whether it also holds what a training needs to be resumed.
+    """
+
+    path: Path
+    cfg: DictConfig
+    state: dict[str, Tensor]
+    frozen: dict[str, str]
+    categories: tuple[str, ...]
+    can_go_on: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that it holds."""
+        return tuple(sorted({name.split(".")[0] for name in self.state}))
+
+
+def build_identity(sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], categories: Sequence[str]) -> dict[str, Any]:
+    """Build what a checkpoint says of itself."""
+    return {
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "frozen": {part: compute_state_hash(getattr(sam, part)) for part in left_out},
+        "categories": list(categories),
+    }
+
+
+def find_checkpoint(reference: str, output_dir: Path) -> Path:
+    """Find the file that ``checkpoint=`` means: ``latest``, a run folder (its best epoch), or a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if reference == LATEST:
+        folder = find_latest(output_dir, "train")
+        if folder is None:
+            raise CheckpointError(
+                f"nothing was trained yet under {output_dir}: run stage=train first, or give checkpoint=<file>, "
+                "or checkpoint=null to take the model as it came"
+            )
+        return _find_best(folder)
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _find_best(RunFolder(path.resolve()))
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint={reference} does not exist")
+    return path.resolve()
+
+
+def _find_best(folder: RunFolder) -> Path:
+    best = folder.read_run_json().get("best_checkpoint")
+    candidates: list[Path] = [folder.checkpoints / Path(best).name] if best else []  # of this run, whatever it says
+    candidates += [*sorted(folder.checkpoints.glob("epoch_*.ckpt"), reverse=True), folder.last_checkpoint]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"{folder.path} holds no checkpoint (looked for checkpoints/epoch_*.ckpt and last.ckpt)")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that vpexp wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, or not one of vpexp's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception as error:
+        # torch's own messages are long, and tell how to load unsafely.
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): damaged, or no file of tensors and plain values"
+        ) from error
+    if not isinstance(content, Mapping) or "vpexp" not in content:
+        raise CheckpointError(
+            f"{path} is no checkpoint of vpexp; weights in the official layout are given as model.weights=<path>"
+        )
+    try:
+        identity = content["vpexp"]
+        cfg = read_yaml(identity["config"], "its configuration")
+        refuse_interpolations(cfg, "its configuration")
+        checkpoint = Checkpoint(
+            path=path,
+            cfg=cfg,
+            state={name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()},
+            frozen=dict(identity["frozen"]),
+            categories=tuple(identity["categories"]),
+            can_go_on=content.keys() >= _TO_GO_ON,
+        )
+        _check(checkpoint)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is no whole checkpoint of vpexp: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is no whole checkpoint of vpexp ({type(error).__name__}): made by another version, or changed since"
+        ) from error
+    return checkpoint
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Check what a checkpoint says of itself.
+
+    Raises:
+        ConfigError: something in it is not as vpexp writes it.
+    """
+    model, seed = checkpoint.cfg.get("model"), checkpoint.cfg.get("seed")
+    kinds = {"name": str, "_target_": str, "image_size": int}
+    if not isinstance(model, DictConfig) or not all(isinstance(model.get(name), kind) for name, kind in kinds.items()):
+        raise ConfigError("its configuration names no model")
+    if not MIN_IMAGE_SIZE <= model.image_size <= MAX_IMAGE_SIZE or not isinstance(seed, int):
+        raise ConfigError(f"model.image_size={model.image_size} seed={seed}")
+    for part in (*checkpoint.frozen, *checkpoint.parts):
+        if part not in PARTS:
+            raise ConfigError(f"it names a part {part!r}; there are {', '.join(PARTS)}")
+    if not all(isinstance(name, str) for name in (*checkpoint.frozen.values(), *checkpoint.categories)):
+        raise ConfigError("hashes and class names must be text")
+    if not all(isinstance(tensor, Tensor) for tensor in checkpoint.state.values()):
+        raise ConfigError("its state_dict holds more than tensors")
+    if unusable := find_unusable(checkpoint.state):
+        raise ConfigError(unusable)
+
+
+def load_checkpoint_model(checkpoint: Checkpoint, model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:
+    """Build the model of a checkpoint: frozen parts from the model's own weights, the rest from the checkpoint.
+
+    Args:
+        checkpoint: from ``read_checkpoint``.
+        model_cfg: the section ``model``, the checkpoint's own or one that the user changed.
+        seed: the seed of random frozen parts.
+        cache_dir: where downloaded weights lie.
+
+    Raises:
+        CheckpointError: the model does not fit, or its frozen parts are not those that the checkpoint was trained with.
+    """
+    saved_name = checkpoint.cfg.model.name
+    if model_cfg.name != saved_name:
+        raise CheckpointError(
+            f"{checkpoint.path} is of model {saved_name}, not {model_cfg.name}: leave out model=, it comes with the checkpoint"
+        )
+    sam = build_model(model_cfg, seed=seed, cache_dir=cache_dir)
+    apply_checkpoint(sam, checkpoint)
+    for part, state_hash in checkpoint.frozen.items():
+        if compute_state_hash(getattr(sam, part)) != state_hash:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained with another {part} than model.weights={model_cfg.weights} gives "
+                f"(it had model.weights={checkpoint.cfg.model.weights}, seed={checkpoint.cfg.seed}, "
+                f"model.image_size={checkpoint.cfg.model.image_size})"
+            )
+    return sam
+
+
+def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:
+    """Load the parts that a checkpoint holds, each of them whole.
+
+    Raises:
+        CheckpointError: names or shapes do not fit.
+    """
+    for part in checkpoint.parts:
+        state = {
+            name.removeprefix(f"{part}."): value
+            for name, value in checkpoint.state.items()
+            if name.startswith(f"{part}.")
+        }
+        try:
+            getattr(sam, part).load_state_dict(state)
+            check_finite(state, checkpoint.path)
+        except (RuntimeError, AttributeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{checkpoint.path} does not fit the model's {part}: {line}") from error
+
+
+def build_model(model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:
+    """Build a model and load its weights; in eval mode, on the CPU, float32.
+
+    Args:
+        model_cfg: the configuration's section ``model``. ``_target_`` may be a function of the user's own that takes
+            ``image_size`` and returns a ``Sam``.
+        seed: fixes random weights.
+        cache_dir: where downloaded weights lie.
+
+    Raises:
+        ConfigError: ``_target_`` cannot be imported, or does not build a ``Sam``.
+        WeightsError: the weights are missing, damaged, or of another model.
+    """
+    try:
+        build = get_method(model_cfg["_target_"])
+    except Exception as error:
+        raise ConfigError(f"model._target_={model_cfg['_target_']} cannot be imported: {_first_line(error)}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sam: Any = build(image_size=int(model_cfg.image_size))
+    if not isinstance(sam, Sam):
+        raise ConfigError(f"model._target_={model_cfg['_target_']} returned a {type(sam).__name__}, not a Sam")
+    weights = str(model_cfg.weights)
+    if model_cfg.name in list_models():
+        path = resolve_weights(model_cfg.name, weights, cache_dir / "weights")
+    elif weights == "auto":
+        raise ConfigError(f"model.weights=auto: vpexp knows no file for model {model_cfg.name}; give a path or random")
+    else:
+        path = None if weights == "random" else Path(weights)
+    if path is not None:
+        load_weights(sam, path)
+    return sam.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

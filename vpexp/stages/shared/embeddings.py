@@ -1,0 +1,180 @@
+"""The embedding cache of a stage: opened, filled, told about and recorded."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from vpexp.console import say
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.loaders import with_objects
+from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
+from vpexp.embeddings.fill import EncoderChoice, FillReport, ImageEncoder, fill_embeddings
+from vpexp.embeddings.plan import EmbeddingPlan, plan_embeddings
+from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_encoder_key
+from vpexp.models.sam import Sam
+from vpexp.models.weights import compute_state_hash
+from vpexp.stages.shared.context import RunContext
+from vpexp.stages.shared.evaluate import choose_device
+
+FOLDER = "embeddings"  # below paths.cache_dir
+GB = 1e9
+IMAGES_AT_ONCE = 8  # on a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderUse:
+    """How a run gets its embeddings, and how often it encoded.
+
+    Attributes:
+        cache: None where every image is encoded whenever it is used.
+        passes: counts the images that went through the torch encoder.
+        before: passes elsewhere: by another runtime, or before the run was interrupted.
+    """
+
+    cache: EmbeddingCache | None
+    passes: EncoderPasses
+    before: int = 0
+
+    @property
+    def stored(self) -> StoredEmbeddings | None:
+        """What data sets read instead of pixels."""
+        return self.cache.stored if self.cache else None
+
+    def add(self, images: int, encoded: int) -> None:
+        """Add what another process of the training counted: encoder passes, and those for want of a stored embedding."""
+        self.passes.images += images
+        if self.cache:
+            self.cache.encoded += encoded
+
+    def record(self, context: RunContext) -> None:
+        """Write the number of images encoded so far, this run's own passes and those of training steps, down."""
+        passes = self.before + self.passes.images
+        details = context.folder.read_run_json()["cache"]
+        if self.cache:
+            details["encoded_later"] = self.cache.encoded
+        context.folder.update_run_json(encoder_passes=passes, cache=details)
+        context.tracker.log_metrics({"cache/encoder_passes": float(passes)})
+
+
+def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset, splits: Sequence[str]) -> EncoderUse:
+    """Encode what is missing in the cache of the images of some splits; say what was done, or why there is no cache.
+
+    Args:
+        context: the run.
+        sam: in eval mode; it is moved to where the run computes.
+        dataset: holds the splits.
+        splits: the most important first, for a budget that does not hold all.
+    """
+    cfg = context.cfg
+    passes = EncoderPasses(sam)
+    before = int(context.folder.read_run_json().get("encoder_passes") or 0) if cfg.resume else 0
+    if reason := _find_reason_against(cfg):
+        say(f"embeddings: not kept ({reason}), each image is encoded whenever it is used")
+        context.folder.update_run_json(cache={"enabled": False, "reason": reason})
+        return EncoderUse(None, passes, before)
+    shape = (sam.embedding_channels, sam.embedding_size, sam.embedding_size)
+    precision = str(cfg.cache.precision)
+    started = time.perf_counter()
+    key = compute_encoder_key(compute_state_hash(sam.image_encoder), sam.image_size, precision)
+    store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, shape, precision)
+    images = [image for split in dict.fromkeys(splits) for image in with_objects(dataset.splits[split].images)]
+    plan = plan_embeddings(store, images, max_bytes=int(cfg.cache.max_gb * GB))
+    sam.to(choose_device(cfg))
+    report = fill_embeddings(
+        store, plan, _build_encoders(cfg, sam), image_size=sam.image_size, num_workers=cfg.data.num_workers
+    )
+    seconds = time.perf_counter() - started
+    stored = StoredEmbeddings(store, plan.keys)
+    _tell(stored, plan, report, seconds, cfg.cache.max_gb)
+    _record(context, stored, plan, report, seconds)
+    other = sum(count for name, count in report.encoders.items() if name != "torch")
+    return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before + other)
+
+
+def _find_reason_against(cfg: DictConfig) -> str | None:
+    if not cfg.cache.enabled:
+        return "cache.enabled=false"
+    if "image_encoder" not in cfg.model.freeze:
+        return "the image encoder learns: it is not in model.freeze"
+    return None
+
+
+def _build_encoders(cfg: DictConfig, sam: Sam) -> EncoderChoice:
+    device = next(sam.parameters()).device
+
+    def encode(images_B3SS: NDArray[np.float32]) -> NDArray[np.float32]:
+        encoded_BCHW: NDArray[np.float32] = encode_images(sam, torch.from_numpy(images_B3SS).to(device)).cpu().numpy()
+        return encoded_BCHW
+
+    def convert() -> ImageEncoder:
+        from vpexp.deploy.openvino_format import build_openvino_encoder
+
+        return ImageEncoder("openvino", build_openvino_encoder(sam, threads=cfg.trainer.threads))
+
+    on_cpu = device.type == "cpu"
+    torch_encoder = ImageEncoder("torch", encode, 1 if on_cpu else IMAGES_AT_ONCE)
+    return EncoderChoice(torch_encoder, convert if on_cpu else None, backend=str(cfg.cache.backend))
+
+
+def _tell(stored: StoredEmbeddings, plan: EmbeddingPlan, report: FillReport, seconds: float, max_gb: float) -> None:
+    store, hits = stored.store, plan.found + report.shared
+    kept = report.encoded + hits
+    parts = [_count(kept + report.left + report.unreadable + plan.not_kept, "image")]
+    if report.encoded:
+        parts.append(f"{report.encoded} encoded in {seconds:.1f} s by {report.encoder}")
+    parts.append(f"{hits} from the cache")
+    if plan.unreadable + report.unreadable:
+        parts.append(f"{plan.unreadable + report.unreadable} unreadable")
+    if plan.damaged:
+        parts.append(f"{_count(plan.damaged, 'damaged entry', 'damaged entries')} replaced")
+    if plan.evicted:
+        parts.append(f"{_count(plan.evicted, 'entry', 'entries')} not used for longest removed")
+    say(f"embeddings: {', '.join(parts)}, {_format_size(kept * store.entry_bytes)} in {store.root}")
+    if plan.not_kept:
+        say(
+            f"embeddings: cache.max_gb={max_gb:g} holds {len(set(plan.keys.values()))} of the "
+            f"{_count(plan.needed_bytes // store.entry_bytes, 'image')} ({_format_size(plan.needed_bytes)}); the other "
+            f"{plan.not_kept} are encoded whenever they are used",
+            style="yellow",
+        )
+    if report.trouble is not None:
+        say(describe_trouble(stored, report.trouble), style="yellow")
+    elif report.left:
+        say(f"embeddings: another process has not finished {_count(report.left, 'image')}; going on", style="yellow")
+
+
+def _record(
+    context: RunContext, stored: StoredEmbeddings, plan: EmbeddingPlan, report: FillReport, seconds: float
+) -> None:
+    numbers = {
+        "encoded": report.encoded,
+        "hits": plan.found + report.shared,
+        "seconds": seconds,
+        "not_kept": plan.not_kept,
+        "evicted": plan.evicted,
+        "damaged": plan.damaged,
+    }
+    details: dict[str, Any] = {
+        "enabled": True,
+        **numbers,
+        "encoders": report.encoders,
+        "precision": stored.store.precision,
+        "folder": str(stored.store.folder),
+        "trouble": str(report.trouble) if report.trouble else None,
+    }
+    context.folder.update_run_json(cache=details)
+    context.tracker.log_metrics({f"cache/{name}": float(value) for name, value in numbers.items()})
+
+
+def _format_size(size: int) -> str:
+    return f"{size / GB:.2f} GB" if size >= GB else f"{size / 1e6:.1f} MB"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

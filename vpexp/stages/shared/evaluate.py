@@ -1,0 +1,194 @@
+"""Evaluate a model on a split of a data set, and tell: tables, overlays, records."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from vpexp import visuals
+from vpexp.console import console, say
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.batch import EvaluationSet
+from vpexp.data.image_files import IMAGE_SUFFIXES
+from vpexp.data.images import read_image
+from vpexp.data.loaders import build_evaluation_loader, with_objects
+from vpexp.data.masks import decode_rle
+from vpexp.embeddings.cache import EmbeddingCache
+from vpexp.errors import DataError
+from vpexp.evaluation.click_protocol import build_interaction
+from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, evaluate
+from vpexp.evaluation.report import build_class_table, build_click_table, build_metrics_table, counts_clicks
+from vpexp.inference.predictor import Predictor
+from vpexp.stages.shared.context import RunContext
+from vpexp.stages.shared.dataset import build_prompt_recipe
+
+BLIND_DROP = 0.05  # an F1 drop below it means that another image's embedding does nearly as well
+
+
+def choose_device(cfg: DictConfig) -> torch.device:
+    """Choose where evaluation runs, as Lightning's ``accelerator`` would."""
+    wanted = str(cfg.trainer.accelerator)
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def assess(
+    context: RunContext,
+    predictor: Predictor,
+    dataset: AnnotatedDataset,
+    split: str,
+    *,
+    description: str,
+    baselines: bool = False,
+    overlays: int = 0,
+    cache: EmbeddingCache | None = None,
+    timed_images: int = 0,
+) -> EvaluationResult:
+    """Evaluate a predictor on a split.
+
+    Args:
+        context: the run.
+        predictor: any backend.
+        dataset: holds the split.
+        split: train, val or test.
+        description: for the progress bar.
+        baselines: also score the filled box and the wrong-image control.
+        overlays: how many images, spread evenly over the split, are kept for pictures.
+        cache: of the predictor's encoder; None encodes all images.
+        timed_images: so many are encoded all the same, for the time it takes.
+
+    Raises:
+        DataError: the split has no object to evaluate, or none of its images can be read.
+    """
+    cfg = context.cfg
+    recipe = build_prompt_recipe(cfg.prompt)
+    images = EvaluationSet(
+        with_objects(dataset.splits[split].images),
+        recipe,
+        embeddings=cache.stored if cache else None,
+        read_first=timed_images,
+    )
+    if not len(images):
+        raise DataError(f"the {split} split of {dataset.root} has no object with a mask: nothing to evaluate")
+    keep = np.linspace(0, len(images) - 1, min(overlays, len(images))).round().astype(int).tolist()
+    result = evaluate(
+        predictor,
+        build_evaluation_loader(images, cfg.data.num_workers),
+        dataset.categories,
+        total=len(images),
+        description=description,
+        baselines=baselines,
+        keep=keep,
+        remember=cache.remember if cache else None,
+        interaction=build_interaction(recipe),
+    )
+    if not result.images:
+        raise DataError(
+            f"none of the {len(images)} images of the {split} split can be read: {result.unreadable[0].reason}"
+        )
+    return result
+
+
+def tell_unreadable(split: str, unreadable: Mapping[str, str]) -> None:
+    """Say how many images of a split could not be read, and why the first of them."""
+    if unreadable:
+        what = "image was" if len(unreadable) == 1 else "images were"
+        first = next(iter(unreadable.values()))
+        say(f"{len(unreadable)} {what} passed over in {split}, damaged inside; the first: {first}", style="yellow")
+
+
+def record_unreadable(context: RunContext, details: Mapping[str, Mapping[str, Any]]) -> None:
+    """Count the images whose pixels could not be read beside what was skipped of each split, in ``run.json``."""
+    splits = context.folder.read_run_json().get("splits", {})
+    for split, about in details.items():
+        if split in splits and about["unreadable"]:
+            splits[split]["skipped"]["image cannot be decoded"] = len(about["unreadable"])
+    context.folder.update_run_json(splits=splits)
+
+
+def tell_result(title: str, column: str, result: EvaluationResult, before: Mapping[str, float] | None = None) -> None:
+    """Print the metrics of a model on a split, what it had before and its baselines beside them, and the classes."""
+    tell_unreadable(title, _list_unreadable(result))
+    names = {"box_filled": "box filled", "wrong_image": "wrong image"}
+    shown: dict[str, Mapping[str, float]] = {"before": before} if before else {}
+    shown[column] = result.metrics
+    shown |= {names[name]: metrics for name, metrics in result.baselines.items()}
+    console.print(build_metrics_table(f"{title}: {result.images} images, {result.objects} objects", shown))
+    if counts_clicks(result.metrics):
+        console.print(
+            build_click_table("by clicks", {name: shown[name] for name in shown if counts_clicks(shown[name])})
+        )
+    if len(result.per_class.get("map_per_class", {})) > 1:
+        console.print(build_class_table(result.per_class, "by class"))
+    if result.baselines:
+        _tell_control(result)
+
+
+def _tell_control(result: EvaluationResult) -> None:
+    drop = result.wrong_image_drop
+    filled = result.baselines["box_filled"]["f1-score"]
+    if not np.isfinite(drop):
+        say("wrong image: needs at least two images")
+        return
+    gain = result.metrics["f1-score"] - filled
+    say(f"f1-score: {gain:+.4f} against the filled box; {drop:.4f} lost when the model is given another image")
+    if drop < BLIND_DROP:
+        say(
+            "the masks hardly depend on the image: the model answers from the prompt alone (looser boxes, points or an "
+            "unfrozen encoder make it look)",
+            style="yellow",
+        )
+
+
+def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> None:
+    """Write the kept predictions as pictures and log them."""
+    taken: set[str] = set()
+    for kept in result.kept:
+        try:
+            picture = _draw(kept)
+        except DataError as error:  # its embedding was stored, and its file is gone by now
+            say(f"no picture: {error}", style="yellow")
+            continue
+        name = kept.sample.annotations.image_id
+        if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
+            name = name.removesuffix(PurePath(name).suffix)
+        visuals.save_picture(picture, context.folder.overlays / f"{split}_{visuals.name_picture(name, taken)}.png")
+    if result.kept:
+        context.tracker.log_artifact(context.folder.overlays)
+
+
+def summarize(result: EvaluationResult, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Turn a result into numbers by name (``test/f1-score``) and details for ``metrics.json``."""
+    numbers = {f"{prefix}/{name}": value for name, value in result.metrics.items()}
+    for baseline, metrics in result.baselines.items():
+        numbers |= {f"{prefix}/{baseline}/{name}": value for name, value in metrics.items()}
+    for name, by_class in result.per_class.items():
+        numbers |= {f"{prefix}/{name}/{label}": value for label, value in by_class.items()}
+    details = {
+        "images": result.images,
+        "objects": result.objects,
+        "unreadable": _list_unreadable(result),
+    }
+    return numbers, {prefix: details}
+
+
+def _list_unreadable(result: EvaluationResult) -> dict[str, str]:
+    return {image.image_id: image.reason for image in result.unreadable}
+
+
+def _draw(kept: KeptPrediction) -> Any:
+    sample = kept.sample
+    annotated = [decode_rle(rle) for rle in sample.annotations.masks]
+    predicted = [decode_rle(rle) for rle in kept.predicted]
+    overlap = sum(int((p & a).sum()) for p, a in zip(predicted, annotated, strict=True))
+    total = sum(int(p.sum() + a.sum()) for p, a in zip(predicted, annotated, strict=True))
+    f1 = 2 * overlap / total if total else 0.0
+    captions = (f"annotated: {len(annotated)} objects", f"predicted from the prompts: F1 {f1:.3f}")
+    image_HW3 = sample.image_HW3
+    if image_HW3 is None:
+        image_HW3 = read_image(sample.annotations.path, sample.annotations.exif_transpose)
+    return visuals.draw_comparison(image_HW3, annotated, predicted, kept.prompts, captions)

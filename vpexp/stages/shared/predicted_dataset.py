@@ -1,0 +1,106 @@
+"""The data set that ``stage=predict`` makes of its masks: ``output.format=coco``."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vpexp.config.quoting import quote_value, quote_word
+from vpexp.console import say
+from vpexp.data.writers.images import SYMLINK, LabelledImage, LabelledObject, NameGiver
+from vpexp.data.writers.overlap import cut_overlaps, drop_repeated
+from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, check_target, write_dataset
+from vpexp.inference.predict_plan import PredictionPlan, PredictionTask
+from vpexp.inference.segment import FoundMask
+
+REPEATED = "repeating a better mask"
+COVERED = "covered by better masks"
+UNLABELLED = "images without a mask"
+
+
+class LabelCollector:
+    """Collects the masks of images, and writes them as a data set.
+
+    Args:
+        cfg: the section ``output``.
+        folder: where the data set goes unless ``output.folder`` says otherwise.
+        plan: what is to be predicted.
+
+    Raises:
+        ConfigError, DataError: the data set could not be written there, or in that format.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: Path, plan: PredictionPlan) -> None:
+        self.cfg = cfg
+        self.folder = Path(cfg.folder).expanduser() if cfg.folder else folder
+        self.images: list[LabelledImage] = []
+        self.left_out: Counter[str] = Counter()
+        self._categories = plan.categories
+        self._names = NameGiver(cfg.format)
+        check_target(self.folder, cfg.format, plan.list_used())
+
+    def add(self, task: PredictionTask, size_HW: tuple[int, int], masks: Sequence[FoundMask]) -> None:
+        """Add the masks of an image: those that it had, and those that were found."""
+        objects = [] if task.annotated is None else self._list_annotated(task)
+        for mask in masks:
+            label = self._categories[0] if task.prompts is None else task.prompts.labels[mask.prompt]
+            objects.append(LabelledObject(mask.rle, label, max(mask.score, 0.0)))
+        distinct = drop_repeated(objects, self.cfg.max_iou) if self.cfg.max_iou < 1 else objects
+        self.left_out[REPEATED] += len(objects) - len(distinct)
+        cuts = self.cfg.overlap == "cut" or self.cfg.format in ONE_OBJECT_A_PIXEL
+        cut = cut_overlaps(distinct) if cuts else distinct
+        self.left_out[COVERED] += len(distinct) - len(cut)
+        self.left_out[UNLABELLED] += not cut
+        if cut:
+            split = task.split or self.cfg.split
+            name = self._names.choose(task.file_name, split)
+            self.images.append(LabelledImage(name, task.image.path, *size_HW, split, tuple(cut)))
+
+    def write(self) -> None:
+        """Write the data set, and say where it is and how to train on it."""
+        if not self.images:
+            say(f"no data set is written to {self.folder}: no image has a mask", style="yellow")
+            return
+        notes = write_dataset(
+            self.folder,
+            self.cfg.format,
+            self.images,
+            self._categories,
+            shape=self.cfg.masks,
+            placing=self.cfg.images,
+        )
+        described = self.describe()
+        counts = (
+            f"{described['images']} images, {described['objects']} masks, {described['predicted']} of them predicted"
+        )
+        say(f"data set: {self.folder} ({self.cfg.format}; {counts})")
+        left_out = [f"{count} {reason}" for reason, count in self.left_out.items() if count]
+        if left_out:
+            say(f"left out of it: {', '.join(left_out)}")
+        if renamed := self._names.renamed:
+            old, new = renamed[0]
+            notes.append(f"images renamed, because the format needs other names: {len(renamed)} ({old} is {new})")
+        for note in notes:
+            say(note, style="yellow")
+        outside = " data.allow_outside=true" if self.cfg.images == SYMLINK else ""
+        root = quote_word(f"data.root={quote_value(self.folder)}")
+        say(f"train on it: python -m vpexp stage=train data=auto {root}{outside}")
+
+    def describe(self) -> dict[str, Any]:
+        """Say in numbers what the data set holds."""
+        objects = [one for image in self.images for one in image.objects]
+        return {
+            "folder": str(self.folder),
+            "format": self.cfg.format,
+            "images": len(self.images),
+            "objects": len(objects),
+            "predicted": sum(one.score is not None for one in objects),
+            "left_out": {reason: count for reason, count in self.left_out.items() if count},
+        }
+
+    def _list_annotated(self, task: PredictionTask) -> list[LabelledObject]:
+        assert task.annotated is not None
+        masks, labels_N = task.annotated.masks, task.annotated.labels_N.tolist()
+        return [LabelledObject(mask, self._categories[label]) for mask, label in zip(masks, labels_N, strict=True)]

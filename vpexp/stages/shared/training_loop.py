@@ -1,0 +1,125 @@
+"""What trains: model, data and Lightning's Trainer as the configuration describes them, the same in every process."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from vpexp.console import say
+from vpexp.data.annotations import AnnotatedDataset
+from vpexp.embeddings.cache import EmbeddingCache
+from vpexp.errors import DataError
+from vpexp.evaluation.click_protocol import build_interaction
+from vpexp.inference.torch_model import apply_checkpoint, build_identity, build_model, read_checkpoint
+from vpexp.models.sam import Sam
+from vpexp.stages.shared.context import RunContext
+from vpexp.stages.shared.dataset import build_prompt_recipe
+from vpexp.tracking.metrics_csv import append_metrics
+from vpexp.training.build import (
+    build_callbacks,
+    build_loss,
+    build_optimizer_factory,
+    build_scheduler_factory,
+)
+from vpexp.training.callbacks import EpochRecorder, IterationTimer, build_checkpoint_callbacks
+from vpexp.training.datamodule import FineTuningData
+from vpexp.training.module import SamFineTuner
+from vpexp.training.step_loss import StepLoss
+from vpexp.training.trainer import build_trainer
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLoop:
+    """What trains: built before the first evaluation, so that a wrong option does not cost the wait for it."""
+
+    module: SamFineTuner
+    data: FineTuningData
+    trainer: pl.Trainer
+    best: ModelCheckpoint
+
+    def use_embeddings(self, cache: EmbeddingCache | None) -> None:
+        """Read stored embeddings instead of pixels, and encode what is missing; None encodes in every step."""
+        self.module.embedding_cache = cache
+        self.data.use_embeddings(cache.stored if cache else None)
+
+
+def build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
+    """Build the model to start from; also name the parts that a start checkpoint brought."""
+    cfg = context.cfg
+    sam = build_model(cfg.model, seed=cfg.seed, cache_dir=context.cache_dir)
+    if cfg.checkpoint is None or cfg.resume:
+        return sam, ()
+    checkpoint = read_checkpoint(Path(cfg.checkpoint))
+    apply_checkpoint(sam, checkpoint)
+    say(f"starting from {checkpoint.path}")
+    return sam, checkpoint.parts
+
+
+def build_loop(
+    context: RunContext, sam: Sam, dataset: AnnotatedDataset, brought: tuple[str, ...], *, rank: int = 0
+) -> TrainingLoop:
+    """Build what trains.
+
+    Args:
+        context: the run.
+        sam: the model.
+        dataset: with splits train and val.
+        brought: names the parts that a start checkpoint brought.
+        rank: of this process, where several devices train.
+    """
+    cfg = context.cfg
+    recipe = build_prompt_recipe(cfg.prompt)
+    left_out = [part for part in cfg.model.freeze if part not in brought]
+    module = SamFineTuner(
+        sam,
+        freeze=list(cfg.model.freeze),
+        step_loss=StepLoss(build_loss(cfg.loss), cfg.loss.resolution, recipe.feed_mask),
+        categories=dataset.categories,
+        build_optimizer=build_optimizer_factory(cfg.optimizer),
+        build_scheduler=build_scheduler_factory(cfg.scheduler),
+        identity=build_identity(sam, cfg, left_out=left_out, categories=dataset.categories),
+        interaction=build_interaction(recipe),
+    )
+    data = FineTuningData(
+        dataset,
+        recipe,
+        image_size=sam.image_size,
+        resolution=cfg.loss.resolution,
+        batch_size=cfg.data.batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+    )
+    # Lightning builds its own when training starts; these only show whether the options are right.
+    module.build_scheduler(module.build_optimizer([p for p in sam.parameters() if p.requires_grad]), 1)
+    best, last = build_checkpoint_callbacks(context.folder.checkpoints)
+    assert isinstance(best, ModelCheckpoint)
+    recorder = EpochRecorder(partial(_record_epoch, context, module, data))
+    callbacks: list[Callback] = [*build_callbacks(cfg.callbacks), IterationTimer(), recorder, best, last]
+    trainer = build_trainer(
+        cfg.trainer,
+        callbacks,
+        tensorboard=context.folder.tensorboard,
+        rank=rank,
+        # Boxes and points have weights of their own, and a step prompts by one of them.
+        find_unused_parameters="prompt_encoder" not in cfg.model.freeze,
+    )
+    if trainer.world_size > len(data.validation_set):
+        raise DataError(
+            f"the val split has {len(data.validation_set)} images with objects, fewer than the {trainer.world_size} "
+            f"processes of trainer.devices={cfg.trainer.devices}: set trainer.devices=1"
+        )
+    return TrainingLoop(module, data, trainer, best)
+
+
+def _record_epoch(
+    context: RunContext, module: SamFineTuner, data: FineTuningData, metrics: dict[str, float], epoch: int
+) -> None:
+    if len(module.unreadable) == len(data.training_set):
+        raise DataError(
+            f"none of the {len(data.training_set)} images of the train split can be read: "
+            f"{min(module.unreadable.values())}"
+        )
+    append_metrics(context.folder.metrics_csv, epoch, metrics)
+    context.tracker.log_metrics(metrics, step=epoch)
