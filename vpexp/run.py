@@ -121,7 +121,7 @@ def _run_recorded(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, 
 
 
 def _explain(error: BaseException, cfg: DictConfig, folder: RunFolder) -> OutputError | None:
-    """Say in one line that the disk is full, whichever library found out; None where it is not."""
+    """Describe in one line that the disk is full, whichever library found out; None where it is not."""
     reason = None if isinstance(error, VpexpError) else find_full_disk(error)
     if reason is None:
         return None

@@ -207,7 +207,7 @@ class RunFolder:
             self.reserved.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
-        """Say whether a process works in the folder; where the file system has no locks nobody can know: True.
+        """Return whether a process works in the folder; where the file system has no locks nobody can know: True.
 
         The lock is asked for, not taken: a process that begins to work in the folder meanwhile gets it.
         """

@@ -97,7 +97,7 @@ def leave_stops_to_parent(worker: int) -> None:
 
 
 def is_sigterm(error: BaseException | None) -> bool:
-    """Say whether an exit was caused by SIGTERM or SIGHUP."""
+    """Return whether an exit was caused by SIGTERM or SIGHUP."""
     return isinstance(error, SystemExit) and error.code in [128 + number for number in EXITS]
 
 

@@ -186,7 +186,7 @@ def read_peak() -> int:
 
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what is measured."""
+    """Describe what is measured."""
     import otx
     import torch
 

@@ -74,7 +74,7 @@ def _turn(contender: Contender) -> dict[str, Any]:
 
 
 def _peak(contender: Contender) -> dict[str, Any]:
-    """Say how much memory this process, without its children, has ever held: bytes."""
+    """Return how much memory this process, without its children, has ever held: bytes."""
     del contender
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"bytes": peak if sys.platform == "darwin" else peak * KIB}

@@ -94,7 +94,7 @@ class KeptAnnotations:
         _prune(self._directory, self.path)
 
     def _is_complete(self, dataset: AnnotatedDataset) -> bool:
-        """Say whether all images are among the files that were looked at; one elsewhere could change unseen."""
+        """Return whether all images are among the files that were looked at; one elsewhere could change unseen."""
         if any(reason in split.skipped for split in dataset.splits.values() for reason in (MISSING_IMAGE, OUTSIDE)):
             return False
         known = {str(self._folder.path(name)) for name in self._folder.files}

@@ -247,7 +247,7 @@ class _Loading:
         return splits
 
     def describe(self, splits: dict[str, Split]) -> list[str]:
-        """Say what is unusual about the data that was read."""
+        """Describe what is unusual about the data that was read."""
         used = {split.source: self._read[split.source] for split in splits.values()}
         notes = describe_remarks(subset.ledger for subset in used.values())
         unsettled = sum(subset.ledger.unsettled_turns for subset in used.values())
@@ -281,7 +281,7 @@ def _take_part(count: int, source: SplitSource, val_fraction: float, seed: int) 
 
 
 def _note_shared(first: Split, second: Split, files: dict[str, set[Path]]) -> str | None:
-    """Say that two splits share image files; a split that stands in for another one shares them all by design.
+    """Report that two splits share image files; a split that stands in for another one shares them all by design.
 
     ``files`` remembers the files of splits, because following links takes long.
     """

@@ -120,7 +120,7 @@ class Folder:
         return inside if recursive else [name for name in inside if "/" not in name[len(prefix) :]]
 
     def has_image(self, name: str) -> bool:
-        """Say whether this relative name is an image file."""
+        """Return whether this relative name is an image file."""
         return name in self._images
 
     @property
@@ -155,7 +155,7 @@ def fold(name: str) -> str:
 
 
 def is_annotation_folder(name: str) -> bool:
-    """Say whether data sets keep annotation files in folders of this name."""
+    """Return whether data sets keep annotation files in folders of this name."""
     return name.lower() in _ANNOTATION_FOLDERS
 
 
@@ -164,7 +164,7 @@ def _is_in_mask_folder(name: str) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Say whether there is a regular file of this name; a name that no file can have is no file, and no error."""
+    """Return whether there is a regular file of this name; a name that no file can have is no file, and no error."""
     try:
         return path.is_file()
     except (OSError, ValueError):

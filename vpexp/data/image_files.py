@@ -86,7 +86,7 @@ def prefer_read(names: list[str]) -> list[str]:
 
 
 def is_image_file(folder: Path, name: str) -> bool:
-    """Say whether a file counts as an image: by the ending of its name, or where it has none by its content.
+    """Return whether a file counts as an image: by the ending of its name, or where it has none by its content.
 
     Files of types that are known and not read count too, so that they are reported where an image is looked for.
 

@@ -60,7 +60,7 @@ class ImageHeader:
 
     @property
     def transposed_size(self) -> tuple[int, int]:
-        """Say the (height, width) after turning as EXIF says."""
+        """Return the (height, width) after turning as EXIF says."""
         if self.orientation in _SWAPPING_ORIENTATIONS:
             return self.width, self.height
         return self.height, self.width
@@ -283,6 +283,6 @@ def choose_orientation(header: ImageHeader, annotated_size: tuple[int, int] | No
 
 
 def settles_orientation(header: ImageHeader, annotated_size: tuple[int, int] | None) -> bool:
-    """Say whether the annotated size tells which way up an image is meant: a turned or mirrored one of two sizes."""
+    """Return whether the annotated size tells which way up an image is meant: a turned or mirrored one of two sizes."""
     is_told = annotated_size is not None and header.transposed_size != (header.height, header.width)
     return header.orientation == 1 or is_told

@@ -45,7 +45,7 @@ class Region:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Say how to index an array [H, W] with it."""
+        """Return what indexes an array [H, W] with it."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     @property

@@ -1,4 +1,4 @@
-"""Saying why a split has nothing to learn from, and what to do about it."""
+"""Explaining why a split has nothing to learn from, and what to do about it."""
 
 from vpexp.data.folder import Folder
 from vpexp.data.image_files import UNREAD_KIND, UNREAD_TYPE
@@ -77,7 +77,7 @@ _CONSEQUENCES = (NOTHING_USABLE, OF_SHARED_ID)
 
 
 def advise(reason: str) -> str | None:
-    """Say what to do about objects or images that were left out for a reason; None where nothing is known."""
+    """Describe what to do about objects or images that were left out for a reason; None where nothing is known."""
     if reason.removeprefix("mask: ").startswith((UNREAD_TYPE, UNREAD_KIND)):
         return "save them as PNG, or as TIFF of one or three channels; mask arrays as PNG of whole numbers"
     return _CAUSES[reason][1] if reason in _CAUSES else None

@@ -108,7 +108,7 @@ class SkipLedger:
 
 
 def describe_remarks(ledgers: Iterable[SkipLedger]) -> list[str]:
-    """Say what is remarkable about the reading of images, a line a remark."""
+    """Describe what is remarkable about the reading of images, a line a remark."""
     joined: dict[str, Remark] = {}
     for ledger in ledgers:
         for text, own in ledger.remarks.items():

@@ -145,7 +145,7 @@ def find_split(name: str) -> str | None:
 
 
 def says_split(name: str, split: str, requested: str) -> bool:
-    """Say whether a subset of this name is a split: called as requested, or with an alias of the split as a word."""
+    """Return whether a subset of this name is a split: called as requested, or with an alias of the split as a word."""
     is_default = requested.lower() in ALIASES[split]
     return name.lower() == requested.lower() or (is_default and bool(set(_words(name)) & set(ALIASES[split])))
 

@@ -62,12 +62,12 @@ class LabellingApp:
     labels: list[str] = field(default_factory=list)
 
     def list_images(self, request: Request, content: Any) -> Any:
-        """Say what is labelled with what: once a page."""
+        """Describe what is labelled with what: once a page."""
         del request, content
         return {**self.title, "images": [image.name for image in self.session.images], **self._describe_state()}
 
     def read_state(self, request: Request, content: Any) -> Any:
-        """Say what other pages have changed since a version."""
+        """Describe what other pages have changed since a version."""
         del content
         if request.query_params.get("version") == self._version:
             return {"version": self._version}

@@ -61,7 +61,7 @@ def name_address(host: str, opened: socket.socket) -> str:
 
 
 def is_local(opened: socket.socket) -> bool:
-    """Say whether only this machine can reach the server."""
+    """Return whether only this machine can reach the server."""
     address = str(opened.getsockname()[0])
     return address == "::1" or address.startswith("127.")
 

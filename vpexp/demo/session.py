@@ -132,7 +132,7 @@ def _agrees(step: Step, mask_HW: NDArray[np.bool_]) -> bool:
 
 
 def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
-    """Say which prompt gave a mask, as ``stage=predict`` does: ``box``, ``points`` and ``point_labels``."""
+    """Return which prompt gave a mask, as ``stage=predict`` does: ``box``, ``points`` and ``point_labels``."""
     points = [step for step in steps if isinstance(step, Point)]
     prompt: dict[str, Any] = {}
     for step in steps:

@@ -135,7 +135,7 @@ class LabelStore:
             del self._deleted[number]
 
     def relabel(self, number: int, label: str) -> None:
-        """Say that a mask shows something else; errors as of ``delete``."""
+        """Report that a mask shows something else; errors as of ``delete``."""
         with self._lock:
             labels = self.labels.with_label(label)
             entry = {**self._find(number).entry, "category_id": labels.labels[label]}

@@ -78,7 +78,7 @@ def _trace(
 
 
 def _name_shapes(graph: Any, sam: Sam) -> None:
-    """Say the shapes of the outputs, which the exporter cannot tell."""
+    """Report the shapes of the outputs, which the exporter cannot tell."""
     side, low = sam.embedding_size, sam.image_size // 4
     shapes: dict[str, tuple[int | str, ...]] = {
         "image_embeddings": (1, sam.embedding_channels, side, side),

@@ -118,6 +118,6 @@ class EmbeddingCache:
 
 
 def describe_trouble(stored: StoredEmbeddings, error: OSError) -> str:
-    """Say that the store cannot be written, and that the run goes on."""
+    """Report that the store cannot be written, and that the run goes on."""
     reason = error.strerror or str(error)
     return f"embeddings: {stored.store.root} cannot be written ({reason}); going on, what is not stored is encoded each time"

@@ -93,7 +93,7 @@ class EncoderChoice:
         return embeddings_BCHW
 
     def describe(self) -> str:
-        """Say what encoded: ``torch``, or ``openvino (0.52 s an image, torch 0.71 s)``."""
+        """Describe what encoded: ``torch``, or ``openvino (0.52 s an image, torch 0.71 s)``."""
         times = {name: _measure(seconds) for name, seconds in self._seconds.items() if len(seconds) >= TRIALS}
         name = self._current.name
         if len(times) < 2:

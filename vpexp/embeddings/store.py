@@ -131,7 +131,7 @@ def try_lock(descriptor: int) -> bool | None:
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
-    """Say whether a path still leads to the file that was opened."""
+    """Return whether a path still leads to the file that was opened."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -198,18 +198,18 @@ class EmbeddingStore:
         return compute_entry_bytes(self.shape, self.precision)
 
     def find_path(self, image_key: str) -> Path:
-        """Say where an entry lies or would lie."""
+        """Return where an entry lies or would lie."""
         return self.folder / image_key[:2] / f"{image_key}{ENTRY}"
 
     def has(self, image_key: str) -> bool:
-        """Say whether there is an entry of the right length; whether it is whole shows when it is read."""
+        """Return whether there is an entry of the right length; whether it is whole shows when it is read."""
         try:
             return self.find_path(image_key).stat().st_size == self.entry_bytes
         except OSError:
             return False
 
     def remove_cut_off(self, image_key: str) -> bool:
-        """Remove an entry of the wrong length; say whether there was one."""
+        """Remove an entry of the wrong length; return whether there was one."""
         path = self.find_path(image_key)
         with contextlib.suppress(OSError):
             if path.stat().st_size != self.entry_bytes:
@@ -262,7 +262,7 @@ class EmbeddingStore:
         claim.publish(pack_entry(self.round(embedding_CHW), self.encoder_key, image_key))
 
     def write(self, image_key: str, embedding_CHW: NDArray[Any]) -> bool:
-        """Write an entry unless it is there, or being written; say whether it was.
+        """Write an entry unless it is there, or being written; return whether it was.
 
         Raises:
             OSError: it cannot be written.

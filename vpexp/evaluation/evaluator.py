@@ -224,7 +224,7 @@ class Evaluator:
         sample: EvaluationSample,
         counts: Sequence[PixelCounts],
     ) -> tuple[Answers, float]:
-        """Ask for all objects of an image, add their masks to the counts of each round, and say how long decoding took."""
+        """Ask for all objects of an image, add their masks to the counts of each round, and return how long decoding took."""
         annotations = sample.annotations
         chunk = min(CHUNK_PROMPTS, max(1, CHUNK_PIXELS // (annotations.height * annotations.width)))
         whole = Answers([[] for _ in counts], np.zeros(0, np.float32), [])

@@ -34,7 +34,7 @@ def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) 
 
 
 def counts_clicks(metrics: Mapping[str, float]) -> bool:
-    """Say whether metrics are of a test by clicks."""
+    """Return whether metrics are of a test by clicks."""
     return any(name.startswith(NOC) for name in metrics)
 
 

@@ -115,7 +115,7 @@ def build_result(rle: Rle, score: float, *, image: Mapping[str, Any], category_i
 
 
 def describe_prompt(prompts: Prompts, index: int) -> dict[str, Any]:
-    """Say which prompt gave a result: its place among the image's, and its box, points, or both (pixels of the image)."""
+    """Return which prompt gave a result: its place among the image's, and its box, points, or both (pixels of the image)."""
     coords_P2, labels_P = prompts.coords_NP2[index], prompts.labels_NP[index]
     described: dict[str, Any] = {"index": index}
     box_4 = prompts.find_box(index)

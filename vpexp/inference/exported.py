@@ -81,7 +81,7 @@ class ModelMetadata:
 
 
 def is_exported_reference(path: Path) -> bool:
-    """Say whether a path is a file of an exported model, or a folder that holds one."""
+    """Return whether a path is a file of an exported model, or a folder that holds one."""
     if path.is_dir():
         return bool(_find_bases(path))
     return path.suffix in (*FORMATS, ".bin")

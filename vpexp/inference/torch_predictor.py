@@ -128,7 +128,7 @@ def threshold_part(low_res_11hw: Tensor, region: Region, upscaling: Upscaling) -
 
 
 def _pays(low_res_11hw: Tensor, region: Region, upscaling: Upscaling) -> bool:
-    """Say whether to compute the region alone: on a CPU, in float32, and where it is a small part of a larger image."""
+    """Return whether to compute the region alone: on a CPU, in float32, and where it is a small part of a larger image."""
     height, width = upscaling.original_hw
     return (
         low_res_11hw.device.type == "cpu"

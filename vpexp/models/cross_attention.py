@@ -178,5 +178,5 @@ def _add_product(base: Tensor, left_NXK: Tensor, right_NKY: Tensor) -> Tensor:
 
 
 def is_exporting() -> bool:
-    """Say whether a graph is being recorded, in which sizes may not decide what is computed."""
+    """Return whether a graph is being recorded, in which sizes may not decide what is computed."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

@@ -85,7 +85,7 @@ def _download_locked(url: str, path: Path, sha256: str) -> None:
 
 
 def _fetch(url: str, part: Path, description: str) -> bool:
-    """Download ``url`` to ``part``, going on from what is already there; say whether it went on or started anew."""
+    """Download ``url`` to ``part``, going on from what is already there; return whether it went on or started anew."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vpexp"})  # noqa: S310
     if have:

@@ -117,7 +117,7 @@ class Sam(nn.Module):
 
 
 def _plan_padding(point_labels_NP: Tensor) -> tuple[bool, bool]:
-    """Say whether the padding token is needed at all, and whether any token must be masked.
+    """Return whether the padding token is needed at all, and whether any token must be masked.
 
     Attention without a mask is faster, so batches of boxes only, or of points only, take the short way. A graph that
     is being exported must serve both, and may not look at the labels.

@@ -174,7 +174,7 @@ def compute_state_hash(module: nn.Module) -> str:
 
 
 def identify_model(state: Mapping[str, Tensor]) -> str | None:
-    """Say which model a state dict looks like, by its entries' names and widths; None if like none that is known."""
+    """Return which model a state dict looks like, by its entries' names and widths; None if like none that is known."""
     keys = state.keys() - UNUSED_KEYS
     for name in list_models():
         info = get_model_info(name)

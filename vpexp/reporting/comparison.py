@@ -118,7 +118,7 @@ def build_table(comparison: Comparison) -> Table:
 
 
 def describe_columns(comparison: Comparison) -> str:
-    """Say in one line what the columns are, and how the times were taken."""
+    """Describe in one line what the columns are, and how the times were taken."""
     named = "; ".join(f"{name}: {COLUMNS[name]}" for name in comparison.columns)
     return f"{named}. Times were taken one column after another: other work on the machine shows in them."
 
@@ -138,7 +138,7 @@ def compute_changes(
 
 
 def describe_changes(columns: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Say in a line for each step what it changed."""
+    """Describe in a line for each step what it changed."""
     return [
         f"{pair}: " + ", ".join(f"{name} {_format_change(value)}" for name, value in changes.items())
         for pair, changes in compute_changes(columns).items()

@@ -137,7 +137,7 @@ def _read_metrics(folder: RunFolder) -> dict[str, Any]:
 
 
 def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> Section:
-    """Say what was trained, and on what.
+    """Describe what was trained, and on what.
 
     Args:
         cfg: the configuration, as plain containers.
@@ -172,7 +172,7 @@ def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str,
 
 
 def describe_verdict(train: Mapping[str, Any]) -> Section | None:
-    """Say whether the training helped, as its ``run.json`` does; None where it says nothing."""
+    """Return whether the training helped, as its ``run.json`` does; None where it says nothing."""
     return Section("Did fine-tuning help?", (train["verdict"],), finding=True) if "verdict" in train else None
 
 
@@ -184,7 +184,7 @@ def _describe_split(name: str, split: Mapping[str, Any]) -> str:
 
 
 def describe_control(control: Mapping[str, float], blind_drop: float) -> Section | None:
-    """Say whether the masks depend on the image, or the prompt says it all; None where it was not measured.
+    """Return whether the masks depend on the image, or the prompt says it all; None where it was not measured.
 
     Args:
         control: from ``read_control``.
@@ -219,7 +219,7 @@ def read_control(metrics: Metrics, split: str) -> dict[str, float]:
 
 
 def describe_steps(steps: Mapping[str, Mapping[str, Any]]) -> Section:
-    """Say how each step ended and how long it took.
+    """Describe how each step ended and how long it took.
 
     Args:
         steps: by name, ``status`` and ``seconds``.
@@ -238,7 +238,7 @@ def _format_seconds(seconds: float) -> str:
 def describe_differences(
     columns: Columns, exports: Mapping[str, Metrics], quantization: Metrics | None = None
 ) -> Section | None:
-    """Say what each step changed, how many mask pixels of an exported model differ from torch, what INT8 gained.
+    """Describe what each step changed, how many mask pixels of an exported model differ from torch, what INT8 gained.
 
     Args:
         columns: the comparison's columns.

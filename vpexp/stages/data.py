@@ -120,7 +120,7 @@ def _write(context: RunContext, survey: Survey, findings: list[Finding]) -> dict
 
 
 def _tell(findings: list[Finding]) -> None:
-    """Say what to look at."""
+    """Describe what to look at."""
     say("")
     say(
         "what to look at:" if findings else "nothing stands out",

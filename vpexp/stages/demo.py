@@ -81,7 +81,7 @@ def _shorten(folder: Path) -> str:
 
 
 def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
-    """Say and record what was labelled."""
+    """Report and record what was labelled."""
     masks = len(store.labels.masks)
     metrics = {
         "demo/images_labelled": float(len(store.labels.count_by_image())),

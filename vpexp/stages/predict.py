@@ -82,7 +82,7 @@ class _Job:
     tally: _Tally
 
     def describe(self) -> dict[str, Any]:
-        """Say in numbers what came of the images."""
+        """Describe in numbers what came of the images."""
         tally = self.tally
         dataset = {} if self.labels is None else {"dataset": self.labels.describe()}
         return dataset | {

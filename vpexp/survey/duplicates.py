@@ -135,7 +135,7 @@ class Pair:
 
     @property
     def is_leak(self) -> bool:
-        """Say whether the picture is in two splits."""
+        """Return whether the picture is in two splits."""
         return self.first.split != self.second.split
 
 

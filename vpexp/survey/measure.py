@@ -99,7 +99,7 @@ def measure_dataset(dataset: AnnotatedDataset) -> tuple[SplitMeasures, ...]:
 
 
 def _stands_in(split: Split, dataset: AnnotatedDataset) -> bool:
-    """Say whether a split is the val split once more, because the data set has no test split."""
+    """Return whether a split is the val split once more, because the data set has no test split."""
     val = dataset.splits.get("val")
     return split.name == "test" and val is not None and split.source == val.source
 

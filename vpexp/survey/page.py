@@ -139,7 +139,7 @@ def _draw(split: str, image: AnnotatedImage, path: Path, categories: Sequence[st
 
 
 def _describe(image: AnnotatedImage, categories: Sequence[str]) -> str:
-    """Say how many objects of which classes an image has."""
+    """Describe how many objects of which classes an image has."""
     counts = Counter(categories[label] for label in image.labels_N.tolist()).most_common()
     named = ", ".join(f"{count} {name}" for name, count in counts[:NAMED_CLASSES])
     more = f", {len(counts) - NAMED_CLASSES} more classes" if len(counts) > NAMED_CLASSES else ""

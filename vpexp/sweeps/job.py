@@ -155,7 +155,7 @@ def _read_objective(folder: RunFolder, record: SweepRecord) -> float:
 
 
 def explain_missing(metric: str, metrics: dict[str, float | None]) -> str:
-    """Say that a number is not measured, and which are."""
+    """Report that a number is not measured, and which are."""
     known = sorted(name for name, value in metrics.items() if value is not None and not name.startswith("before/"))
     return f"sweep.metric={metric} is not measured; there are {', '.join(known[:KNOWN])}"
 

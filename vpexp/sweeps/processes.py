@@ -85,7 +85,7 @@ def ignore_first_interrupt() -> Iterator[None]:
 
 
 def is_sweeps_process(process: int) -> bool:
-    """Say whether this is the process that orders the jobs."""
+    """Return whether this is the process that orders the jobs."""
     return os.getpid() == process
 
 
@@ -171,12 +171,12 @@ def _is_running(job: RunFolder) -> bool:
 
 
 def is_lost_worker(error: Exception) -> bool:
-    """Say whether a launcher raised it because a worker is gone: joblib's pool, a machine of Ray, a job of submitit."""
+    """Return whether a launcher raised it because a worker is gone: joblib's pool, a machine of Ray, a job of submitit."""
     return isinstance(error, BrokenProcessPool) or type(error).__module__.partition(".")[0] in ("ray", "submitit")
 
 
 def can_start_again(error: Exception) -> bool:
-    """Say whether all other jobs have ended too, or can be ended, and so may be started again; not those in a queue."""
+    """Return whether all other jobs have ended too, or can be ended, and so may be started again; not those in a queue."""
     return not type(error).__module__.startswith("submitit")
 
 

@@ -99,7 +99,7 @@ class Search:
         return max(self._jobs - len(self._get_trials(TrialState.COMPLETE)), 0)
 
     def is_about_no_result(self, error: Exception) -> bool:
-        """Say whether Optuna's sweeper has run all it was asked to, and stumbled over there being no best trial."""
+        """Return whether Optuna's sweeper has run all it was asked to, and stumbled over there being no best trial."""
         from optuna.trial import TrialState
 
         done = not self._get_trials(TrialState.RUNNING, TrialState.COMPLETE)

@@ -104,7 +104,7 @@ def _check_parameters(
 
 
 def _is_complete(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Say whether a folder holds the data set; False if it is not there, DataError if it is someone else's."""
+    """Return whether a folder holds the data set; False if it is not there, DataError if it is someone else's."""
     if not folder.exists():
         return False
     try:

@@ -320,7 +320,7 @@ def close_dead_run(folder: RunFolder, journal: Journal) -> None:
 
 
 def mark_killed(folder: RunFolder) -> bool:
-    """Write into a run's own record that its process is gone; say whether it was believed to be running."""
+    """Write into a run's own record that its process is gone; return whether it was believed to be running."""
     record = folder.read_run_json()
     if record.get("status") != "RUNNING":
         return False

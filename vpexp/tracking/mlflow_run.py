@@ -63,7 +63,7 @@ class RunDescription:
 
 
 class MlflowRun:
-    """Tells one MLflow run what happens; returns at once, a thread delivers.
+    """Records what happens in one MLflow run; returns at once, a thread delivers.
 
     Args:
         journal: what was told; None records nothing.

@@ -71,7 +71,7 @@ class Sender:
         self._thread.start()
 
     def wake(self) -> None:
-        """Say that there is something to deliver."""
+        """Report that there is something to deliver."""
         with self._changed:
             self._changed.notify_all()
 
@@ -234,12 +234,12 @@ def find_senders_below(folder: Path) -> list[Sender]:
 
 
 def is_at_work(folder: Path) -> bool:
-    """Say whether a sender is at work in this process for the run in a folder."""
+    """Return whether a sender is at work in this process for the run in a folder."""
     return folder.resolve() in _at_work
 
 
 def tell_away(uri: str, reason: str) -> None:
-    """Tell that a store cannot be used, unless people know."""
+    """Report that a store cannot be used, unless people know."""
     with _lock:
         known = uri in _away
         _away.add(uri)
@@ -251,7 +251,7 @@ def tell_away(uri: str, reason: str) -> None:
 
 
 def tell_back(uri: str) -> None:
-    """Tell that a store is back, if people were told that it was away."""
+    """Report that a store is back, if people were told that it was away."""
     with _lock:
         known = uri in _away
         _away.discard(uri)

@@ -219,7 +219,7 @@ def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Say what is wrong in a few words: for a connection, the system's words at the bottom of what libraries made of it."""
+    """Describe what is wrong in a few words: for a connection, the system's words at the bottom of what libraries made of it."""
     causes = list(_list_causes(error))
     innermost = causes[-1]
     if isinstance(innermost, OSError) and innermost.strerror:
@@ -230,7 +230,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Say whether an error comes from the way to a server, not from the server."""
+    """Return whether an error comes from the way to a server, not from the server."""
     return any(
         isinstance(cause, ConnectionError | socket.gaierror)
         or _is_timeout(cause)

@@ -66,7 +66,7 @@ class FineTuningData(pl.LightningDataModule):
         return build_evaluation_loader(self.validation_set, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Say where the order of images goes on: the epoch, and how many of its batches are done."""
+        """Return where the order of images goes on: the epoch, and how many of its batches are done."""
         if self.trainer is None:
             return {"epoch": 0, "batches_done": 0}
         progress = self.trainer.fit_loop.epoch_loop.batch_progress

@@ -148,7 +148,7 @@ def make_unique(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def describe_repeated(file_name: str, images: Sequence[AnnotatedImage]) -> list[str]:
-    """Say how many images of an annotation file are files that it names more than once; nothing if there are none."""
+    """Report how many images of an annotation file are files that it names more than once; nothing if there are none."""
     repeated = len(images) - len({image.path for image in images})
     return [f"{file_name}: {repeated} of the images are files that another image names too"] if repeated else []
 

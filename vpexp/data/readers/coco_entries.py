@@ -101,12 +101,12 @@ def read_size(entry: Entry) -> tuple[int, int] | None:
 
 
 def is_true(value: Any) -> bool:
-    """Say whether a flag is set, in whatever way it is written."""
+    """Return whether a flag is set, in whatever way it is written."""
     return value not in (0, False, None, "0", "", "false", "False")
 
 
 def is_empty(segmentation: Any) -> bool:
-    """Say whether there is no segmentation: absent, [], [[]] or an RLE without content."""
+    """Return whether there is no segmentation: absent, [], [[]] or an RLE without content."""
     if isinstance(segmentation, list):
         return all(isinstance(part, list) and not part for part in segmentation)
     return not segmentation

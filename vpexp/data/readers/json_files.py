@@ -1,4 +1,4 @@
-"""Telling COCO from Datumaro JSON without reading gigabytes, and naming the subset that a file holds."""
+"""Distinguishing COCO from Datumaro JSON without reading gigabytes, and naming the subset that a file holds."""
 
 import gc
 import json
@@ -26,7 +26,7 @@ _UNNAMED = "default"
 
 
 def classify_json(path: Path) -> str | None:
-    """Say whether a JSON file is a data set: ``coco``, ``datumaro`` or None.
+    """Return whether a JSON file is a data set: ``coco``, ``datumaro`` or None.
 
     Looks at the first 64 KiB, and reads the whole file only if that does not tell.
     """
@@ -48,7 +48,7 @@ def classify_json(path: Path) -> str | None:
 
 
 def _classify_by_keys(path: Path) -> str | None:
-    """Say what a JSON file is by the keys of its whole content."""
+    """Describe what a JSON file is by the keys of its whole content."""
     try:
         keys = set(_read_keys(path))
     except (DataError, OSError):
@@ -118,13 +118,13 @@ def describe_unreadable(unreadable: Mapping[str, str]) -> str:
 
 
 def is_main_annotation(file_name: str) -> bool:
-    """Say whether only a file of object annotations is called so."""
+    """Return whether only a file of object annotations is called so."""
     name = PurePosixPath(file_name).name.lower()
     return name.startswith("instances_") or name == "_annotations.coco.json"
 
 
 def _explain_unreadable(path: Path) -> str:
-    """Say in a few words what a file that is no data set is."""
+    """Describe in a few words what a file that is no data set is."""
     try:
         if not path.stat().st_size:
             return "the file is empty"

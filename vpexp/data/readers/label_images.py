@@ -213,12 +213,12 @@ class LabelMap:
     is_declared: bool = True
 
     def is_object(self, value: int) -> bool:
-        """Say whether a declared number stands for objects, and not for background or void."""
+        """Return whether a declared number stands for objects, and not for background or void."""
         name = self.names.get(value)
         return name is not None and value not in self.background and not is_background_name(name)
 
     def is_background(self, value: int) -> bool:
-        """Say whether a number stands for background or void: declared so, or 0 or void and not declared at all."""
+        """Return whether a number stands for background or void: declared so, or 0 or void and not declared at all."""
         is_known = value in self.names or value in self.background or value in (0, find_void(self.names))
         return is_known and not self.is_object(value)
 
@@ -234,7 +234,7 @@ class LabelMap:
 
 
 def is_background_name(name: str) -> bool:
-    """Say whether a class of this name is no object."""
+    """Return whether a class of this name is no object."""
     return name.strip("_ ").lower() in _BACKGROUND_NAMES
 
 
@@ -336,7 +336,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def has_only_background(classes_HW: IndexMask, label_map: LabelMap) -> bool:
-    """Say whether a class map holds nothing but background and void."""
+    """Return whether a class map holds nothing but background and void."""
     return all(label_map.is_background(value) for value in find_values(classes_HW))
 
 

@@ -208,7 +208,7 @@ class SemanticReader:
         return LabelMap({value: f"class {value}" for value in sorted(objects)}, background=background)
 
     def _note(self, note: str) -> None:
-        """Say something once, whatever the number of subsets that it is true of."""
+        """Report something once, whatever the number of subsets that it is true of."""
         if note not in self.notes:
             self.notes.append(note)
 
@@ -229,7 +229,7 @@ class SemanticReader:
         return gather_objects(placed, objects, ledger)
 
     def _explain_values(self, masks_directory: str, seen: set[int], label_map: LabelMap) -> None:
-        """Say that no mask holds an object, and which values there are instead."""
+        """Report that no mask holds an object, and which values there are instead."""
         declared = ", ".join(f"{value} ('{label_map.names[value]}')" for value in label_map.object_values)
         raise DataError(
             f"{self._folder.path(masks_directory)}: nothing to learn from: the masks hold only background and void "
@@ -264,7 +264,7 @@ class ValueSurvey:
         self._squares += np.bincount(corner_HW[is_square_HW], minlength=_TABLE)
 
     def looks_blurred(self) -> bool:
-        """Say whether most values only make thin lines.
+        """Return whether most values only make thin lines.
 
         Blurring leaves values between those of two regions: one pixel wide along their border, never an area. Squares
         of 2 x 2 equal pixels tell them from the many small classes that a data set may really have.
@@ -344,7 +344,7 @@ def _compare(mask: str, image: str) -> list[tuple[str, str]]:
 
 
 def _runs_on(first: str, second: str) -> bool:
-    """Say whether two texts, one behind the other, are parts of one number or word."""
+    """Return whether two texts, one behind the other, are parts of one number or word."""
     edge = first[-1:] + second[:1]
     return len(edge) == 2 and (edge.isdigit() or edge.isalpha())
 

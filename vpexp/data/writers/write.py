@@ -55,7 +55,7 @@ def check_target(folder: Path, format: str, categories: Sequence[str]) -> None: 
 
 
 def _find_fault(name: str, format: str) -> str | None:  # noqa: A002
-    """Say what stops a format from having objects of a class of this name; None if nothing does."""
+    """Describe what stops a format from having objects of a class of this name; None if nothing does."""
     if format != "coco" and is_background_name(name):
         return "means no object"
     is_text = name and name == name.encode("utf-8", "replace").decode()

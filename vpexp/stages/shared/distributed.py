@@ -136,7 +136,7 @@ class Followers:
                 raise error
 
     def explain(self, patience: float) -> VpexpError | None:
-        """Say what ended a follower; None where none has ended within ``patience`` seconds."""
+        """Describe what ended a follower; None where none has ended within ``patience`` seconds."""
         deadline = time.monotonic() + patience
         settled = False
         while True:

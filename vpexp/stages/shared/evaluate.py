@@ -94,7 +94,7 @@ def assess(
 
 
 def tell_unreadable(split: str, unreadable: Mapping[str, str]) -> None:
-    """Say how many images of a split could not be read, and why the first of them."""
+    """Describe how many images of a split could not be read, and why the first of them."""
     if unreadable:
         what = "image was" if len(unreadable) == 1 else "images were"
         first = next(iter(unreadable.values()))

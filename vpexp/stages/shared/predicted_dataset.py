@@ -89,7 +89,7 @@ class LabelCollector:
         say(f"train on it: python -m vpexp stage=train data=auto {root}{outside}")
 
     def describe(self) -> dict[str, Any]:
-        """Say in numbers what the data set holds."""
+        """Describe in numbers what the data set holds."""
         objects = [one for image in self.images for one in image.objects]
         return {
             "folder": str(self.folder),
