@@ -52,6 +52,19 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.parametrize("stage", ["test", "ptq", "export"])
+def test_stage__that_does_not_train_starts_without_lightning(stage):
+    code = f"import sys, vpexp.stages.{stage}; print({{'pytorch_lightning', 'torchmetrics'}} & sys.modules.keys())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == "set()\n"
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """What reached the stages: a list of (configuration, overrides)."""
