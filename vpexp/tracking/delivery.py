@@ -260,9 +260,11 @@ class Courier:
         self.journal.save()
 
     def _register(self, entry: Entry) -> None:
-        self._check_own(Path(entry.content["package"]))
+        package = self.journal.folder / entry.content["package"]
+        self._check_own(package)
         maker = self._read_run(Path(entry.content["maker"]))
-        register_version(self.client, maker if maker and maker.run_id else self.journal.state, entry.content)
+        content = {**entry.content, "package": package}
+        register_version(self.client, maker if maker and maker.run_id else self.journal.state, content)
 
     def _read_run(self, folder: Path) -> State | None:
         """Read where another run stands in the same store; what it could not deliver itself is delivered first."""

@@ -133,9 +133,11 @@ class MlflowRun:
             tags: of the version.
             description: of the version.
         """
+        if self.journal is None:
+            return
         content = {
             "name": name,
-            "package": str(package.absolute()),
+            "package": _write_place(package, self.journal.folder),
             "maker": str(maker.absolute()),
             "tags": {key: str(value) for key, value in tags.items()},
             "description": description,

@@ -1,6 +1,7 @@
 """Models, origins and versions in a real database, told through journals as runs tell them."""
 
 import json
+import os
 
 import pytest
 from mlflow import MlflowClient
@@ -27,7 +28,7 @@ def client(uri):
 def tell(tmp_path, uri):
     """Write what a run would tell into its journal, without a store: ``tell("export", origin="train", model=...)``."""
 
-    def tell_run(name, *, origin=None, is_model=True, model=None, register=None, maker=None, ends=True):
+    def tell_run(name, *, origin=None, is_model=True, model=None, register=None, package=None, maker=None, ends=True):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         RunFolder(folder).update_run_json(stage=name)
@@ -39,10 +40,15 @@ def tell(tmp_path, uri):
         if model:
             journal.append("model", {"name": model, "kind": "openvino", "tags": {"precision": "FP32"}})
         if register:
-            package = tmp_path / "package"
+            package = (tmp_path / package) if package else folder / "package"
             package.mkdir(exist_ok=True)
             (package / "MLmodel").write_text("flavors: {}")
-            versions = {"name": register, "package": str(package), "tags": {"a": "b"}, "description": "about"}
+            versions = {
+                "name": register,
+                "package": os.path.relpath(package, folder),
+                "tags": {"a": "b"},
+                "description": "about",
+            }
             journal.append("register", versions | {"maker": str(tmp_path / (maker or name))})
         if ends:
             journal.append("close", {"status": "FINISHED"})
@@ -175,13 +181,22 @@ def test_register__for_the_run_that_made_the_model(tell, client):
     assert version.tags["model_id"] == read_state(ptq).model_id
 
 
+def test_register__what_lies_elsewhere_is_not_uploaded(tell, client, tmp_path):
+    export = tell("export", model="IR", register="foreign", package="of_the_user")
+
+    _, (refused,) = deliver(export)
+
+    assert refused.endswith("of_the_user is outside of the run's folder")
+    assert client.search_model_versions("name = 'foreign'") == []
+
+
 def test_register__what_is_gone_from_disk_is_said_and_stops_nothing(tell, client, tmp_path):
     export = tell("export", model="IR", register="gone")
-    (tmp_path / "package" / "MLmodel").unlink()
+    (export / "package" / "MLmodel").unlink()
 
     delivered, refused = deliver(export)
 
     assert delivered == 3
-    assert refused == (f"register: {tmp_path}/package is gone, so gone has no new version: run the stage again",)
+    assert refused == (f"register: {export}/package is gone, so gone has no new version: run the stage again",)
     assert client.search_model_versions("name = 'gone'") == []
     assert client.get_run(read_state(export).run_id).info.status == "FINISHED"
