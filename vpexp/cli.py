@@ -135,7 +135,7 @@ def _build_job(failures: list[Exception], full_error: str | None, config_dir: st
 
             with set_full_error(full_error):
                 run(cfg, asked)
-        except Exception as error:  # noqa: BLE001  (told by the caller, not by Hydra)
+        except Exception as error:  # noqa: BLE001  (the caller reports it, not Hydra)
             failures.append(error)
 
     return run_job

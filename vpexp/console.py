@@ -26,7 +26,7 @@ _LARGE_BYTES = 32 * 2**20
 
 
 class LastingConsole(Console):
-    """A console whose terminal or reader may go: what is said then goes to the run's log alone."""
+    """A console whose terminal or reader may go: lines then go to the run's log alone."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, as ``Console`` does."""
@@ -120,7 +120,7 @@ def show_progress(items: Collection[Item], description: str) -> Iterator[Item]:
 
 @contextmanager
 def show_wait(description: str, path: Path) -> Iterator[None]:
-    """Show that something goes on while one file is read, if it is large; how far it is cannot be told.
+    """Show that something goes on while one file is read, if it is large; how far it is is unknown.
 
     Args:
         description: What is done.

@@ -192,7 +192,7 @@ _MISSING = object()
 
 
 def _start_settings(stage: str, checkpoint: CheckpointLike) -> dict[str, Any]:
-    """The stage, and what it starts from where that was said."""
+    """The stage, and what it starts from where that is given."""
     if isinstance(checkpoint, EllipsisType):
         return {"stage": stage}
     if isinstance(checkpoint, StageResult):

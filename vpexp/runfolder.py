@@ -190,7 +190,7 @@ class RunFolder:
                 if count:
                     _held_here[place] = (file, count)
                 else:
-                    self.lock.unlink(missing_ok=True)  # while it is held: nobody else can hold it now
+                    self.lock.unlink(missing_ok=True)  # while it is held: no other process can hold it now
                     file.close()
 
     @contextmanager
@@ -207,7 +207,7 @@ class RunFolder:
             self.reserved.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
-        """Return whether a process works in the folder; where the file system has no locks nobody can know: True.
+        """Return whether a process works in the folder; where the file system has no locks that is unknown: True.
 
         The lock is asked for, not taken: a process that begins to work in the folder meanwhile gets it.
         """

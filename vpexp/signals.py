@@ -109,7 +109,7 @@ def describe_stop(error: BaseException | None) -> str | None:
 
 
 def drop_output() -> None:
-    """Send nowhere what is still to be said: nobody reads it any more, and the run goes on, or ends, without."""
+    """Discard further output, which has no reader any more; the run goes on, or ends, without it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

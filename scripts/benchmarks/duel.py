@@ -209,7 +209,7 @@ def assert_same(work: str, name: str, got: Checks, expected: Checks, tolerances:
     shared = [key for key in expected if key in got]
     if not shared:
         raise BenchmarkError(f"{work}: nothing shows that '{name}' computes what the plain side does")
-    said = []
+    described = []
     for key in shared:
         if got[key].shape != expected[key].shape:
             raise BenchmarkError(f"{work}: {key} of '{name}' is {got[key].shape}, plain {expected[key].shape}")
@@ -220,8 +220,8 @@ def assert_same(work: str, name: str, got: Checks, expected: Checks, tolerances:
                 f"{work}: {key} of '{name}' differs from the plain side's by {difference:.2e} of its largest value "
                 f"({largest:.3g}), more than {tolerances[key]:.0e}: they do not compute the same"
             )
-        said.append(f"{key} {difference:.0e}")
-    return ", ".join(said)
+        described.append(f"{key} {difference:.0e}")
+    return ", ".join(described)
 
 
 def summarize(ours: list[Turn], plain: list[Turn], checked: str) -> Comparison:

@@ -187,5 +187,5 @@ def open_peer(python: Path, **options: Any) -> Iterator[Peer]:
 
 def _explain(python: Path, code: int, log: IO[str]) -> PeerError:
     log.seek(0)
-    said = log.read().strip().splitlines()[-SHOWN_LINES:]
-    return PeerError("\n".join([f"{python}: the peer ended with code {code}", *said]))
+    lines = log.read().strip().splitlines()[-SHOWN_LINES:]
+    return PeerError("\n".join([f"{python}: the peer ended with code {code}", *lines]))

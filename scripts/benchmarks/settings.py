@@ -1,4 +1,4 @@
-"""What both sides of a benchmark are told."""
+"""The settings of both sides of a benchmark."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""The process of one side: ``python -m scripts.benchmarks.side WORK SIDE``, told over a pipe what to do next.
+"""The process of one side: ``python -m scripts.benchmarks.side WORK SIDE``, driven over a pipe.
 
 Reads one line of settings, then commands; answers each with one line of JSON. All that libraries print goes to standard
 error. Each side has a process to itself, so that allocator, threads and caches of one do not touch the other.

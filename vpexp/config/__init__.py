@@ -1,4 +1,4 @@
-"""The configuration: its types, how it is composed, checked, saved, and what is said when it is wrong."""
+"""The configuration: its types, how it is composed, checked, saved, and explained where it is wrong."""
 
 from vpexp.config.compose import compose_config
 from vpexp.config.saved import INHERITED, inherit, load_config, save_config

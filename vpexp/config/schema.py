@@ -1,4 +1,4 @@
-"""The types of the configuration: what every key of ``conf/`` may hold, and what it holds when nobody says.
+"""The types of the configuration: what every key of ``conf/`` may hold, and what it holds by default.
 
 The sections ``optimizer``, ``scheduler`` and ``callbacks`` are free: their keys are the arguments of their ``_target_``.
 
@@ -115,7 +115,7 @@ class DataConfig:
 
 @dataclass
 class PromptConfig:
-    """What the model is told about each object."""
+    """The prompts that the model is given for each object."""
 
     type: str = "box"
     """box, point, both (each object by a box or a point; where a prompt has both, the box wins), or clicks (a first prompt, then

@@ -33,7 +33,7 @@ class SplitSource:
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """The sources of all splits that were asked for, and what is to be said about them."""
+    """The sources of all splits that were asked for, and notes about them."""
 
     sources: dict[str, SplitSource]
     notes: list[str] = field(default_factory=list)

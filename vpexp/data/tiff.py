@@ -106,7 +106,7 @@ class TiffFile:
 
     @property
     def channels_left_out(self) -> int:
-        """Count the channels behind the colours that are not said to be alpha."""
+        """Count the channels behind the colours that are not marked as alpha."""
         return tuple(self._first.extrasamples).count(0) if self._first.photometric == _RGB else 0
 
     @cached_property

@@ -62,7 +62,7 @@ class Guard:
         return None
 
     def _is_trusted(self, host: str) -> bool:
-        """Trust this machine's names, and addresses in numbers, which nobody can make lead elsewhere."""
+        """Trust this machine's names, and addresses in numbers, which cannot be made to lead elsewhere."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
             if name in self._names:

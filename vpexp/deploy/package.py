@@ -72,7 +72,7 @@ def _build_signature() -> Any:
 
     numbers = Array(DataType.double)
     mask = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
-    # MLflow would refuse whole numbers where it is told to expect doubles, so the prompts are checked by vpexp.
+    # MLflow would refuse whole numbers where the signature has doubles, so the prompts are checked by vpexp.
     prompts = [ColSpec(AnyType(), name, required=False) for name in PROMPTS]
     return ModelSignature(
         Schema([ColSpec(DataType.string, IMAGE), *prompts]),

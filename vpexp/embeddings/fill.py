@@ -235,7 +235,7 @@ def fill_embeddings(
 
 
 class _Filler:
-    """Encodes what nobody else does, in batches; images of a batch are claimed until it is written."""
+    """Encodes what no other process does, in batches; images of a batch are claimed until it is written."""
 
     def __init__(
         self, images: MissingImages, encoders: EncoderChoice, report: FillReport, advance: Callable[[], None]

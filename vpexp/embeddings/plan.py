@@ -181,7 +181,7 @@ def _list_folders(folder: Path) -> list[Path]:
 
 
 def _remove_forgotten(draft: Path) -> None:
-    """Remove the draft of a writer that is no more: nobody holds its lock."""
+    """Remove the draft of a writer that is gone: its lock is free."""
     descriptor = os.open(draft, os.O_RDWR)
     try:
         locked = try_lock(descriptor)

@@ -82,7 +82,7 @@ class Claim:
         os.close(self._descriptor)
 
     def release(self) -> None:
-        """Give the claim up; the lock goes last, so that nobody takes over a draft that is about to go."""
+        """Give the claim up; the lock goes last, so that no process takes over a draft that is about to go."""
         with contextlib.suppress(OSError):
             if is_same_file(self._descriptor, self._draft):
                 self._draft.unlink()

@@ -27,7 +27,7 @@ class Gain:
     Attributes:
         before: F1 of the first.
         after: F1 of the second.
-        standard_error: of the difference, over images; NaN where it cannot be said (one image, sums not recorded).
+        standard_error: of the difference, over images; NaN where it is unknown (one image, sums not recorded).
         images: that both were measured on.
     """
 

@@ -1,4 +1,4 @@
-"""Where the pixels of a mask can lie, told from its low-resolution logits, without upscaling them.
+"""Where the pixels of a mask can lie, computed from its low-resolution logits, without upscaling them.
 
 Logits go from the low resolution to the model's square, lose the padding, and go to the original size, both times by
 bilinear interpolation. Its weights are never negative: a pixel above 0 has at least one logit above 0 among the few that

@@ -129,7 +129,7 @@ def _build_config(context: RunContext, step: Step) -> DictConfig:
     cfg.export.format = "onnx" if step.name in ONNX_STEPS else "openvino"
     cfg.checkpoint = str(_find_model(context, step.source)) if step.source else pipeline.checkpoint
     cfg.resume = None
-    cfg.tracking.register = None  # at the end, when the tests have said how good it is
+    cfg.tracking.register = None  # at the end, when the tests have measured it
     if pipeline.resume and step.stage == "train" and folder.last_checkpoint.is_file():
         cfg.checkpoint, cfg.resume = None, str(folder.path)
     return cfg

@@ -34,7 +34,7 @@ LOOKED_AT = 2
 """So many neighbours of a picture are compared by thumbnail, and so many of these in detail: in a video all are alike."""
 
 LEAST_CONTRAST = 1.5
-"""Standard deviation of the grey levels (0..255) below which a picture has nothing to be told by."""
+"""Standard deviation of the grey levels (0..255) below which a picture has no features to compare."""
 
 MOST_UNLIKE = 0.04
 """One minus the correlation of two thumbnails of one picture; measured on copies 0.0001 to 0.036, on others from 0.25."""

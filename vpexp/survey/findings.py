@@ -24,13 +24,13 @@ from vpexp.survey.survey import Finding, Survey
 from vpexp.survey.tables import format_share
 
 MANY = 0.1
-"""From this share of objects on something is said about them."""
+"""The share of objects from which they are reported."""
 MOST = 0.5
 FEW_IMAGES = 10
 IMBALANCE = 20
-"""How many times as many objects the largest class has before that is said."""
+"""How many times as many objects the largest class has before that is reported."""
 UNEQUAL_SPLITS = 2.0
-"""Factor between the typical objects of two splits before that is said."""
+"""Factor between the typical objects of two splits before that is reported."""
 LISTED = 5
 LARGE_MODEL_SIZE = 1024
 """Input of the original SAM models, in pixels."""
@@ -101,11 +101,11 @@ def _find_repeated(survey: Survey) -> Iterator[Finding]:
 
 
 def _find_shortage(survey: Survey) -> Iterator[Finding]:
-    told: set[str] = set()
+    reported: set[str] = set()
     for split in survey.splits:
-        if split.object_count or split.source in told:
+        if split.object_count or split.source in reported:
             continue
-        told.add(split.source)
+        reported.add(split.source)
         what = "nothing to learn from" if split.name == "train" else "nothing to measure"
         reasons = order_by_count(split.skipped)
         causes = ", ".join(f"{reason}: {count:,}" for reason, count in reasons)
@@ -145,8 +145,8 @@ def _find_boxes(survey: Survey) -> Iterator[Finding]:
 
 
 def _find_skipped(survey: Survey) -> Iterator[Finding]:
-    told = {BOX_ONLY, *WITHOUT_OBJECTS, *(one.reason for one in survey.damaged)}
-    reasons = dict.fromkeys(reason for split in survey.splits for reason in split.skipped if reason not in told)
+    reported = {BOX_ONLY, *WITHOUT_OBJECTS, *(one.reason for one in survey.damaged)}
+    reasons = dict.fromkeys(reason for split in survey.splits for reason in split.skipped if reason not in reported)
     for reason in reasons:
         yield Finding(
             "note" if reason in (CROWD, VOID_REGION) else "warning",

@@ -33,7 +33,7 @@ class Survey:
         image_size: pixels of its input's longest side.
         object_sizes: the sizes of objects by split, of splits that have any.
         notes: what the reader had to say.
-        duplicates: pictures that occur twice; None where nobody looked.
+        duplicates: pictures that occur twice; None where they were not looked for.
         damaged: image files that cannot be used.
     """
 

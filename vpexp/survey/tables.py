@@ -161,7 +161,7 @@ def render(table: DataTable) -> Group:
 
 
 def format_share(share: float) -> str:
-    """Format a share as percent; what is little is not said to be nothing."""
+    """Format a share as percent; a small share is not rounded to 0."""
     percent = 100 * share
     if 0 < percent < 0.1:
         return "< 0.1 %"

@@ -220,7 +220,7 @@ def _can_go_on(error: Exception, sweep: SweepFolder, watch: DeathWatch) -> bool:
 
 
 def _explain_end(error: Exception, plan: SweepPlan, search: Search | None) -> Exception | None:
-    """Explain what ended the sweep; None where the jobs have told and recorded it."""
+    """Explain what ended the sweep; None where the jobs have reported and recorded it."""
     if isinstance(error, JobFailedError) or (search and search.is_about_no_result(error)):
         return None
     if is_lost_worker(error):

@@ -66,7 +66,7 @@ def run_sweep_job(cfg: Any) -> float:
 def _work_elsewhere(record: SweepRecord) -> Iterator[None]:
     """In a process beside the sweep's: the same working folder, and no pictures of progress over one another."""
     quiet_libraries()
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the parent's address is told once
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the parent's address is printed once
     folder = Path(record.cwd)
     if Path.cwd() != folder and folder.is_dir():
         os.chdir(folder)

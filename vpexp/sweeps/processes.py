@@ -161,7 +161,7 @@ class DeathWatch:
             self.first_dead = [job for job in gone if _is_running(job)]
             if self.first_dead:
                 return
-        # The launcher was told before this thread had looked again.
+        # The launcher knew before this thread had looked again.
         self.first_dead = [job for job in self._sweep.find_jobs() if not job.is_held() and _is_running(job)]
 
 

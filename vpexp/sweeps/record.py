@@ -115,9 +115,9 @@ def hash_job(cfg: DictConfig, values: Mapping[str, str]) -> str:
     """
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
-    told = {str(name): value for name, value in content.items() if name not in UNHASHED}
-    told |= {key.lstrip("+"): value for key, value in values.items() if key.lstrip("+").partition(".")[0] in UNHASHED}
-    text = json.dumps(told, sort_keys=True, default=str)
+    hashed = {str(name): value for name, value in content.items() if name not in UNHASHED}
+    hashed |= {key.lstrip("+"): value for key, value in values.items() if key.lstrip("+").partition(".")[0] in UNHASHED}
+    text = json.dumps(hashed, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 

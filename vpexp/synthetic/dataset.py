@@ -137,7 +137,7 @@ def _write_files(folder: Path, scene: str, size: tuple[int, int], counts: dict[s
     names = [(split, index) for split, count in counts.items() for index in range(count)]
     contents = {split: _start_annotations(scene) for split, count in counts.items() if count}
     for split, index in show_progress(names, f"Drawing {scene} images"):
-        # every image has its own stream of random numbers, told by its split and number
+        # every image has its own stream of random numbers, seeded by its split and number
         stream = np.random.SeedSequence(entropy=seed, spawn_key=(list(counts).index(split), index))
         drawn = SCENES[scene].draw(np.random.default_rng(stream), *size)
         file_name = f"{split}_{index:04d}.jpg"

@@ -67,7 +67,7 @@ class Courier:
     """Delivers the entries of one journal.
 
     Args:
-        journal: is told MLflow's id of the run.
+        journal: takes MLflow's id of the run.
     """
 
     def __init__(self, journal: Journal) -> None:

@@ -43,7 +43,7 @@ class Entry:
 
     Attributes:
         kind: create, reopen, params, metrics, tags, artifact, dataset, origin, model, register or close.
-        time: when it was said, milliseconds since 1970.
+        time: of the record, milliseconds since 1970.
         content: depends on the kind; what JSON can hold.
         number: its place in the journal, from 1.
     """
@@ -84,8 +84,8 @@ class Journal:
         entries: all that are on disk.
 
     Attributes:
-        is_open: whether the last that was told is not the run's end.
-        last_time: when something was told last; 0 where nothing was.
+        is_open: whether the last record is not the run's end.
+        last_time: of the last record; 0 where there is none.
     """
 
     def __init__(self, folder: Path, state: State, entries: list[Entry]) -> None:
@@ -145,7 +145,7 @@ class Journal:
             return len({entry.number for entry in self._waiting} | set(self.state.set_aside))
 
     def start_again(self) -> None:
-        """The store has lost the run: everything is to be told anew."""
+        """The store has lost the run: everything is to be sent anew."""
         with self._lock:
             self.state = State(self.state.uri)
             unsaved = [entry for entry in self._waiting if entry.number > self._last_number - len(self._unsaved)]
@@ -202,7 +202,7 @@ def open_journal(folder: Path, uri: str | None = None) -> Journal | None:
 
     Args:
         folder: the run's folder.
-        uri: the store; another one than the journal was for is told everything from the start. None: as it was.
+        uri: the store; another one than the journal was for is sent everything from the start. None: as it was.
 
     Returns:
         The journal; None where there is none and ``uri`` is None.
@@ -267,7 +267,7 @@ def _ends_within_line(path: Path) -> bool:
 
 
 def read_begin(folder: Path) -> int:
-    """Read when a run began to tell, milliseconds since 1970; 0 where it has told nothing."""
+    """Read the time of a run's first record, milliseconds since 1970; 0 where there is none."""
     path = folder / ENTRIES
     if not path.is_file():
         return 0
@@ -309,7 +309,7 @@ def close_abandoned_runs(client: Any, experiment_id: str) -> int:
 
 
 def close_dead_run(folder: RunFolder, journal: Journal) -> None:
-    """End the journal of a run that nobody works in and that has not said how it ended, at the last it said."""
+    """End the journal of a run whose process is gone and whose end is not recorded, at the time of its last record."""
     if not journal.is_open:
         return
     mark_killed(folder)
@@ -329,7 +329,7 @@ def mark_killed(folder: RunFolder) -> bool:
 
 
 def _find_last_sign(folder: RunFolder) -> int | None:
-    """Find when a run told something last, milliseconds since 1970; None: nobody knows."""
+    """Find the time of a run's last record, milliseconds since 1970; None where it is unknown."""
     try:
         return int((folder.path / ENTRIES).stat().st_mtime * 1000)
     except OSError:

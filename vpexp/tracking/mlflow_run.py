@@ -1,4 +1,4 @@
-"""One run in MLflow. What it is told goes into a journal first: a store that is slow, down or gone never costs the run."""
+"""One run in MLflow. What it records goes into a journal first: a store that is slow, down or gone never costs the run."""
 
 import logging
 import math
@@ -66,7 +66,7 @@ class MlflowRun:
     """Records what happens in one MLflow run; returns at once, a thread delivers.
 
     Args:
-        journal: what was told; None records nothing.
+        journal: of the records; None records nothing.
         upload_command: what people type to upload what the store has missed.
         parent: folder of the run that this one belongs to.
     """

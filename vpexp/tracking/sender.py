@@ -19,7 +19,7 @@ LONGEST_PAUSE = 60.0
 LAST_PAUSE = 1.0  # the same at the end of the run, when somebody waits
 LAST_TRIES = 3
 ENTRY_TRIES = 3  # of an entry that fails while the store is there; then those behind it have their turn
-BUSY_TRIES = 3  # of a database that others write to, until people are told
+BUSY_TRIES = 3  # of a database that others write to, until that is reported
 _at_work: dict[Path, "Sender"] = {}  # by run folder
 _lock = threading.Lock()
 _away: set[str] = set()
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Delivers what is in a journal, in order, until it is told to stop; holds the run's folder as long.
+    """Delivers what is in a journal, in order, until it is stopped; holds the run's folder as long.
 
     Args:
         journal: of the run.
-        tells: whether people are told of the store's coming and going.
+        tells: whether the store's coming and going is reported.
 
     Attributes:
         delivered: how many entries have arrived.
@@ -251,7 +251,7 @@ def tell_away(uri: str, reason: str) -> None:
 
 
 def tell_back(uri: str) -> None:
-    """Report that a store is back, if people were told that it was away."""
+    """Report that a store is back, if it was reported away."""
     with _lock:
         known = uri in _away
         _away.discard(uri)

@@ -114,7 +114,7 @@ def connect(uri: str) -> Any:
     if file is None:
         return MlflowClient(tracking_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a failure is told by who asked
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the caller reports a failure
     # The first client makes the tables, which two processes must not do at once.
     with FileLock(file.with_name(f".{file.name}.lock"), timeout=LOCK_SECONDS):
         _check_file(file)
@@ -137,7 +137,7 @@ def find_experiment(client: Any, uri: str, name: str, artifact_folder: Path) -> 
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        # A server keeps artifacts where it was told to; a local database would put them into the working folder.
+        # A server keeps artifacts where it is configured to; a local database would put them into the working folder.
         location = artifact_folder.resolve().as_uri() if is_sqlite(uri) else None
         try:
             return str(client.create_experiment(name, artifact_location=location))

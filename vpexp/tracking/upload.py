@@ -50,7 +50,7 @@ def upload_waiting(folders: list[Path], uri: str | None = None, until: float = m
 
     Args:
         folders: of runs.
-        uri: another store than the journals are for, which is told everything; None: what each journal says.
+        uri: another store than the journals are for, which is sent everything; None: the store that each journal names.
         until: when to give up (``time.monotonic``).
 
     Raises:

@@ -155,7 +155,7 @@ def join(store: Store, device: torch.device, *, rank: int, world_size: int) -> I
 def release() -> None:
     """Let go of a process of this machine that waits for others on a GPU, where a lost one is not noticed by itself.
 
-    On a CPU the connection to a process breaks with it, and whoever waits for it is told.
+    On a CPU the connection to a process breaks with it, which raises in the process that waits for it.
     """
     if distributed.is_initialized() and distributed.get_backend() == "nccl":
         distributed.distributed_c10d._abort_process_group()  # noqa: SLF001 (what torch offers for this)

@@ -50,7 +50,7 @@ class StopBetweenSteps(Callback):
     A second Ctrl-C stops at once. A handler of Ctrl-C that was there before is asked first: what it lets pass is no stop.
 
     Attributes:
-        reason: the exception by which the training is to end; None while nobody has asked for it.
+        reason: the exception by which the training is to end; None while none is asked for.
         has_trained: whether a step was done; before that, what fails in a training that goes on is what it was given.
     """
 

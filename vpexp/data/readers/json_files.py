@@ -205,7 +205,7 @@ def name_subset(file_name: str) -> str:
 
 
 def name_subsets(files: list[str]) -> dict[str, str]:
-    """Name the subset of each file; two of one name are told apart by their folders.
+    """Name the subset of each file; two of one name are named with their folders.
 
     Returns:
         Subset name -> file.

@@ -135,7 +135,7 @@ def _read_values(path: Path, file: ImageFile, colors: Mapping[Color, int], *, of
 
 
 def _check_numbers(path: Path, values_HW: NDArray[Any]) -> IndexMask:
-    """Check that numbers are whole, and not too large to be told from colours."""
+    """Check that numbers are whole, and not so large that they may be colours."""
     if values_HW.dtype.kind == "f" and not (np.isfinite(values_HW).all() and (values_HW == np.rint(values_HW)).all()):
         raise MaskFileError(path, FRACTIONS)
     if not -UNKNOWN_COLOR < int(values_HW.min()) <= int(values_HW.max()) < UNKNOWN_COLOR:
@@ -165,9 +165,9 @@ def _read_palette(image: Image.Image, colors: Mapping[Color, int], *, of_instanc
         for index in used
         if 3 * index + 2 < len(palette)
     }
-    told = set(own.values())
-    is_telling = len(told) == len(used) if of_instances else len(told) > 1 or len(used) == 1
-    if len(own) < len(used) or not told <= set(colors) or not is_telling:
+    distinct = set(own.values())
+    is_telling = len(distinct) == len(used) if of_instances else len(distinct) > 1 or len(used) == 1
+    if len(own) < len(used) or not distinct <= set(colors) or not is_telling:
         return indices_HW
     table = np.arange(256)
     for index, color in own.items():

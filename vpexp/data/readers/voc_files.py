@@ -194,7 +194,7 @@ def read_xml_file(path: Path) -> XmlFile:
     """
     try:
         root = ET.parse(path).getroot()  # noqa: S314 (expat bounds the expansion of entities itself)
-    except (OSError, ET.ParseError, LookupError, ValueError) as error:  # the last two: an encoding nobody knows
+    except (OSError, ET.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
         raise DataError(f"{path}: {error}") from error
     objects = []
     bad = boxless = 0

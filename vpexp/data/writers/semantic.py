@@ -37,11 +37,11 @@ def write_semantic(
         write_meta(folder / split / META_FILE, categories)
         _write_scores(folder / split / "scores.csv", own)
     losses = np.sum([_count_losses(image) for image in images], axis=0).tolist()
-    said = (
+    losses_described = (
         "objects touch another of their class: class masks make one of them",
         "objects have several parts: class masks make one object of each",
     )
-    return [f"{count} {what}" for count, what in zip(losses, said, strict=True) if count]
+    return [f"{count} {what}" for count, what in zip(losses, losses_described, strict=True) if count]
 
 
 def _count_losses(image: LabelledImage) -> tuple[int, int]:

@@ -202,8 +202,8 @@ class Followers:
 
     def _read(self, word: str, rank: int) -> dict[str, Any] | None:
         key = name_key(word, rank)
-        said: dict[str, Any] | None = json.loads(self.store.get(key)) if self.store.check([key]) else None
-        return said
+        report: dict[str, Any] | None = json.loads(self.store.get(key)) if self.store.check([key]) else None
+        return report
 
     def _build_error(self, rank: int, what: str) -> ProcessError:
         line = f"process {rank + 1} of the {self.world_size} that train {what}; its log: "
@@ -261,7 +261,7 @@ def fit_on_devices(context: RunContext, loop: TrainingLoop, dataset: AnnotatedDa
         context: the run.
         loop: rank 0's own.
         dataset: that it was built on.
-        encoder: whose cache holds what is needed; it is told what followers encoded.
+        encoder: whose cache holds what is needed; what followers encoded is added to its counts.
 
     Raises:
         VpexpError: what went wrong in any of the processes.
@@ -311,7 +311,7 @@ def _fit_joined(cfg: DictConfig, loop: TrainingLoop, followers: Followers) -> No
             fit(trainer, loop.module, loop.data, _get_resumed(cfg))
     except VpexpError:
         raise
-    except Exception as error:  # a connection that broke: who broke it may have said why
+    except Exception as error:  # a connection that broke: who broke it may have reported why
         reason = followers.explain(PATIENCE_SECONDS if isinstance(error, RuntimeError) else 0.0)
         if reason is None:
             raise

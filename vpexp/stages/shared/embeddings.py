@@ -1,4 +1,4 @@
-"""The embedding cache of a stage: opened, filled, told about and recorded."""
+"""The embedding cache of a stage: opened, filled, reported and recorded."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A follower: a process that trains beside rank 0 and keeps no record. Rank 0 starts it, nobody else.
+"""A follower: a process that trains beside rank 0 and keeps no record. Rank 0 alone starts it.
 
 ``python -m vpexp.stages.shared.follow <rank> <process of rank 0> <run folder>``, with its assignment on standard input; what it
 prints is its log, ``rank_<rank>.log`` in the run folder.
@@ -24,7 +24,7 @@ LOOK_SECONDS = 0.5
 def main() -> None:
     """Follow rank 0 through its training.
 
-    Exits with code 1 after an error, which rank 0 is told of.
+    Exits with code 1 after an error, which is sent to rank 0.
     """
     rank, leader = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
@@ -45,7 +45,7 @@ def _run(rank: int) -> None:
         from vpexp.stages.shared.distributed import follow
 
         say_to_rank_0(store, DONE, rank, follow(assignment, rank, store))
-    except SystemExit:  # rank 0 was stopped, and said so
+    except SystemExit:  # rank 0 was stopped, and sent the stop
         log.info("stopped")
     except Exception as error:
         log.exception("failed")

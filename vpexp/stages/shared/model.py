@@ -19,7 +19,7 @@ def load_configured_model(context: RunContext, doing: str) -> "tuple[Sam, Checkp
 
     Args:
         context: the run; its ``checkpoint`` is a .ckpt file or null.
-        doing: the first word of what is said: ``testing``.
+        doing: the first word of the line printed: ``testing``.
     """
     from vpexp.inference.torch_model import build_model, load_checkpoint_model, read_checkpoint
 
@@ -38,7 +38,7 @@ def load_stage_predictor(context: RunContext, doing: str) -> Predictor:
 
     Args:
         context: the run; its ``checkpoint`` is a .ckpt file, a file of an exported model, or null.
-        doing: the first words of what is said: ``predicting with``.
+        doing: the first words of the line printed: ``predicting with``.
     """
     cfg = context.cfg
     if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in EXPORTED_SUFFIXES:
