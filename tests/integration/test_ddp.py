@@ -146,7 +146,7 @@ def test_sigterm__ends_all_processes_and_the_resumed_run_is_that_of_one_process_
     assert 1 <= done < 30
     assert "resume=" in output
     goal = f"trainer.max_epochs={done + 1}"
-    assert train(build_overrides(f"resume='{folder}'", goal)) == folder
+    assert train(build_overrides(*TWO, f"resume='{folder}'", goal)) == folder
     expected = train([*build_overrides(*ONE, goal), f"paths.output_dir='{tmp_path}/one'", "tracking=none"])
     assert_same_training(expected, folder)
     assert_one_record(tmp_path / "out", folder)
