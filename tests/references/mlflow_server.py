@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-START_SECONDS = 90.0
+from tests.references.servers import LEAN, STARTED
 
 
 def find_free_port() -> int:
@@ -46,10 +46,14 @@ class MlflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
-        deadline = time.monotonic() + START_SECONDS
+            self._process = subprocess.Popen(
+                command, env={**os.environ, **LEAN}, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        deadline = time.monotonic() + STARTED
         while not self._answers():
-            assert time.monotonic() < deadline, "the MLflow server did not start"
+            if time.monotonic() > deadline:
+                self.stop()
+                raise AssertionError("the MLflow server did not start")
             time.sleep(0.1)
 
     def stop(self) -> None:
