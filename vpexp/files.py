@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON that is read with a plain word where it is damaged, and full disks."""
+"""Files that are written whole or not at all, JSON that is read with one line where it is damaged, links, and full disks."""
 
 import errno
 import json
@@ -55,13 +55,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_without_nan(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
-def write_lines(path: Path, content: Mapping[str, Sequence[Mapping[str, Any]]], *, durable: bool = False) -> None:
+def write_lines(path: Path, content: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Write lists of objects as JSON with one object a line, so that people and ``diff`` can read them."""
     parts = []
     for name, values in content.items():
         lines = ",\n".join(json.dumps(value, allow_nan=False) for value in values)
         parts.append(f"{json.dumps(name)}: [\n{lines}\n]" if lines else f"{json.dumps(name)}: []")
-    write_text(path, "{" + ",\n".join(parts) + "}\n", durable=durable)
+    write_text(path, "{" + ",\n".join(parts) + "}\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,6 +87,11 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def is_below(path: str | Path, home: str | Path) -> bool:
+    """Return whether a file lies in a folder, once all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home))
 
 
 def find_full_disk(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.files import read_json, write_json
+from vpexp.files import is_below, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class RunFolder:
         place = self.path.resolve()
         for folder in (place, *(place / name for name in (CHECKPOINTS, "tensorboard", "overlays"))):
             for path in folder.iterdir() if folder.is_dir() else ():
-                if path.is_symlink() and not path.resolve().is_relative_to(place):
+                if path.is_symlink() and not is_below(path, place):
                     raise CheckpointError(
                         f"{path} is a link to {path.readlink()}: a run writes into its own folder alone; if it is yours, "
                         "put there what the link names"

@@ -102,7 +102,7 @@ def is_sigterm(error: BaseException | None) -> bool:
 
 
 def describe_stop(error: BaseException | None) -> str | None:
-    """Say in words which signal an exception was caused by; None for any other."""
+    """Describe which signal an exception was caused by; None for any other."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     return f"stopped by {signal.Signals(int(str(error)) - 128).name}" if is_sigterm(error) else None

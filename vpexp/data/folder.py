@@ -10,6 +10,7 @@ from unicodedata import normalize
 from vpexp.data.image_files import NOT_A_FILE, is_image_file
 from vpexp.data.skipped import OUTSIDE
 from vpexp.errors import DataError
+from vpexp.files import is_below
 
 HIDDEN = (".", "__MACOSX")
 _ANNOTATION_FOLDERS = ("annotation", "annotations", "coco_annotations")
@@ -256,11 +257,6 @@ def _find_reason(kind: str, *, leads_out: bool) -> str | None:
     if kind == "nothing":  # opening it fails, and is counted then
         return None
     return NOT_A_FILE if kind == "else" else OUTSIDE if leads_out else None
-
-
-def is_below(path: str | Path, home: str | Path) -> bool:
-    """Return whether a file lies in a folder, once all links are followed."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home))
 
 
 def list_files(root: Path) -> list[str]:

@@ -10,10 +10,11 @@ from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
-from vpexp.data.folder import compose, is_below, is_special, walk
+from vpexp.data.folder import compose, is_special, walk
 from vpexp.data.image_files import IMAGE_SUFFIXES, NOT_A_FILE, UNREAD_SUFFIXES, describe_unread, is_image_file
 from vpexp.data.skipped import OUTSIDE, SkipLedger, order_by_count
 from vpexp.errors import ConfigError, DataError
+from vpexp.files import is_below
 
 _NO_IMAGES = "files that are no images, passed over: {total} (such as {example})"
 ARCHIVE_LEFTOVERS = "__MACOSX"  # hidden on the system that made it

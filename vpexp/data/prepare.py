@@ -17,7 +17,7 @@ import numpy as np
 from vpexp.console import say, show_progress
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError, VpexpError
-from vpexp.files import write_text
+from vpexp.files import is_below, write_text
 
 Coco = dict[str, Any]
 
@@ -126,7 +126,7 @@ def _place_images(files: Mapping[Path, Path], home: Path) -> None:
     missing = [source for source in files if not source.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: image file is missing ({len(missing)} of {len(files)} are); download it again")
-    outside = next((source for source in files if not source.resolve().is_relative_to(home.resolve())), None)
+    outside = next((source for source in files if not is_below(source, home)), None)
     if outside:
         raise DataError(f"{outside}: a link that leads out of {home}; put the file itself there")
     for source, target in show_progress(list(files.items()), "Placing images"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.errors import CheckpointError, VpexpError
+from vpexp.files import is_below
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.journal import FOLDER_TAG, Entry, Journal, State, close_abandoned_runs, open_journal, read_state
 from vpexp.tracking.models import PackageMissingError, log_made_model, log_taken_model, register_version
@@ -231,7 +232,7 @@ class Courier:
 
     def _check_own(self, path: Path) -> None:
         """Refuse to upload what is not the run's: its folder may have been made elsewhere, to name files of the user."""
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.journal.folder)):
+        if not is_below(path, self.journal.folder):
             raise ArtifactError(f"{path} is outside of the run's folder")
 
     def _log_dataset(self, entry: Entry) -> None:
