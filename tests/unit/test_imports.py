@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import vpexp
+from vpexp.deploy.package import ROOMS as SERVED
 
 ROOMS = (  # from the lowest to the highest
     *("errors", "files", "signals", "runtime", "console", "runfolder", "visuals", "config", "tracking"),
@@ -16,15 +17,16 @@ ROOMS = (  # from the lowest to the highest
 )
 
 
-def list_imports() -> dict[str, set[str]]:
-    """List what each module of vpexp imports of the others."""
+def list_imports(*, at_start: bool = False) -> dict[str, set[str]]:
+    """List what each module of vpexp imports of the others, in functions too; ``at_start``: when it is imported itself."""
     root = Path(vpexp.__file__).parent
     files = {".".join(file.relative_to(root).with_suffix("").parts): file for file in root.rglob("*.py")}
     modules = {name.removesuffix(".__init__"): file for name, file in files.items() if name != "__init__"}
     found = {}
     for module, file in modules.items():
         found[module] = set()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body if at_start else ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vpexp"):
                 named = {f"{node.module}.{alias.name}".removeprefix("vpexp.") for alias in node.names}
                 inner = node.module.removeprefix("vpexp").removeprefix(".")
@@ -50,3 +52,16 @@ def test_imports__lead_in_no_circle():
         TopologicalSorter(list_imports()).prepare()
     except CycleError as error:
         pytest.fail(f"modules import each other in a circle: {error.args[1]}")
+
+
+def test_served_code__has_all_that_it_imports():
+    root, imports = Path(vpexp.__file__).parent, list_imports(at_start=True)
+    files = [file.relative_to(root).with_suffix("") for room in SERVED for file in root.glob(room)]
+    copied = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    reached, found = set(), ["deploy.serving", "inference.openvino_predictor", "inference.onnx_predictor"]
+    while found:
+        module = found.pop()
+        reached.add(module)
+        found += imports[module] - reached
+    assert len(reached) > 10
+    assert reached <= copied

@@ -18,6 +18,7 @@ SERVED_MODEL = Path(__file__).with_name("served_model.py")
 ROOMS = (
     "__init__.py",
     "errors.py",
+    "files.py",
     "runtime.py",
     "data/*.py",
     "inference/*.py",
