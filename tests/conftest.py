@@ -1,6 +1,5 @@
 """What tests share: drawn images and exported models, made once, and a quiet configuration that trains in a second."""
 
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from tests.references.exports import DrawnImage, build_debug_sam, draw_vineyard, export
+from tests.references.preloaded import PreloadedPython, copy_first_database
 from vpexp.config import compose_config
 from vpexp.inference.exported import ExportedModel
 from vpexp.run import run
@@ -42,20 +42,14 @@ RunDebug = Callable[..., StageResult]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _migrate_one_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let every new MLflow database be a copy of the session's first: to make one takes some hundred migrations."""
-    from vpexp.tracking import store
-
-    create, first = store.create_database, tmp_path_factory.mktemp("mlflow") / "first.db"
-
-    def copy(file: Path) -> None:
-        if not first.exists():
-            create(first)
-        shutil.copyfile(first, file)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "create_database", copy)
-        yield
+def _start_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy MLflow's databases from the session's first, and fork ``python -m vpexp`` from a process with all imports."""
+    first = tmp_path_factory.mktemp("mlflow") / "first.db"
+    preloaded = PreloadedPython(first)
+    preloaded.install()
+    copy_first_database(first)
+    yield
+    preloaded.remove()
 
 
 @pytest.fixture(scope="session")

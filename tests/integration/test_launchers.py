@@ -133,11 +133,11 @@ def ray_nodes(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
 
 
 @pytest.mark.slow
-def test_ray__a_machine_that_is_lost_costs_its_job_only(tmp_path: Path, cache_dir: Path, ray_nodes):
+def test_ray__jobs_of_a_machine_that_is_lost_go_on_at_another(tmp_path: Path, cache_dir: Path, ray_nodes):
     address, raylets = ray_nodes
     out = tmp_path / "out"
     sweep = start(
-        *(*SHORT, *place_in(out, cache_dir), "optimizer.lr=1e-6,1e-5,1e-4"),
+        *(*SHORT, *place_in(out, cache_dir), "optimizer.lr=1e-6,1e-5"),
         *("trainer.max_epochs=12", "callbacks.early_stopping=null", "hydra/launcher=ray_cluster"),
         *(f"hydra.launcher.ray.init.address='{address}'", "hydra.launcher.ray.remote.max_retries=0"),
     )
@@ -146,16 +146,11 @@ def test_ray__a_machine_that_is_lost_costs_its_job_only(tmp_path: Path, cache_di
         process.kill()
     said, _ = sweep.communicate(timeout=SECONDS)
 
-    assert sweep.returncode == 1, said
-    assert sorted(get_statuses(find_sweep(out))) == ["FINISHED", "FINISHED", "KILLED"]
-
-    again = start(f"sweep.resume='{find_sweep(out).path}'")
-    said, _ = again.communicate(timeout=SECONDS)
-
-    assert again.returncode == 0, said
-    assert get_statuses(find_sweep(out)) == ["FINISHED"] * 3
+    assert sweep.returncode == 0, said
+    assert "once more, by itself, after the others" in said
+    assert get_statuses(find_sweep(out)) == ["FINISHED"] * 2
     with sqlite3.connect(out / "mlflow.db") as database:
-        assert database.execute("select status from runs").fetchall() == [("FINISHED",)] * 4
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)] * 3
 
 
 @pytest.fixture

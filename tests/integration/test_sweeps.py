@@ -189,18 +189,22 @@ def test_sweep__runs_of_a_dead_process_are_closed_by_the_next_start(command: Com
     assert {run.info.status for run in runs if run not in dead} == {"FINISHED"}
 
 
-def test_sweep__a_killed_worker_takes_only_its_own_job_with_it(command: Command, tmp_path: Path) -> None:
+def test_sweep__a_worker_that_is_killed_twice_takes_only_its_own_job_with_it(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = command("optimizer.lr=1e-6,1e-5,1e-4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     wait_for(lambda: (tmp_path / "sweeps").is_dir() and len(find_sweep(tmp_path).find_jobs()) >= 2)
     sweep = find_sweep(tmp_path)
     victim = RunFolder(sweep.path / "1")
-    wait_for(lambda: count_epochs(victim) >= 1)
+    wait_for(lambda: victim.read_run_json().get("status") == "RUNNING")
+    worker = victim.read_run_json()["process"]
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: victim.read_run_json()["process"] != worker)  # by itself, when the others have ended
     os.kill(victim.read_run_json()["process"], signal.SIGKILL)
 
     said = finish(process, code=1)
 
-    assert "job 1 was killed with its process; the others go on" in said
+    assert "once more, by itself, after the others" in said
+    assert "job 1 was killed with its process again; the others go on" in said
     parent, children = read_store(tmp_path)
     assert {name: run.info.status for name, run in children.items()} == {
         "lr=1e-6": "FINISHED",

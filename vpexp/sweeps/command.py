@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from vpexp.signals import describe_stop, is_sigterm
 from vpexp.sweeps.job import JobFailedError, explain_missing, run_sweep_job
 from vpexp.sweeps.plan import SweepPlan, plan_sweep
 from vpexp.sweeps.processes import (
-    DeathWatch,
     SweepStopped,
     can_start_again,
     end_ray_workers,
+    find_lost_jobs,
     is_lost_worker,
     stop_in_two_steps,
+    wait_for_jobs,
 )
 from vpexp.sweeps.record import STAGE, SweepFolder, SweepRecord
 from vpexp.sweeps.search import Search
@@ -37,7 +37,7 @@ from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, open_mlflow_run
 RESUME = "sweep.resume="
 CONFIG_FLAGS = ("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 FAILED, INTERRUPTED = 1, 130
-ENDING_SECONDS, LOOK = 30.0, 0.2  # that workers of a lost process are waited for
+ENDING_SECONDS = 30.0  # that workers of a lost process are waited for
 IDLE_LOSSES = 3  # workers lost one after another while no job ran in them; then the machine is to blame
 
 log = logging.getLogger("vpexp")
@@ -158,15 +158,13 @@ def _wait_for_running_jobs(sweep: SweepFolder) -> None:
     Raises:
         CheckpointError: a job is still at work, in a queue or on another machine; it would be run twice.
     """
-    until = time.monotonic() + ENDING_SECONDS
-    while held := [job for job in sweep.find_jobs() if job.is_held()]:
-        if time.monotonic() > until:
-            names = ", ".join(job.path.name for job in held)
-            raise CheckpointError(
-                f"{sweep.path}: still at work: job {names}; wait for its end, or end it (if no process of this sweep is left "
-                f"anywhere, delete .lock in {held[0].path})"
-            )
-        time.sleep(LOOK)
+    held = wait_for_jobs(sweep, ENDING_SECONDS)
+    if held:
+        names = ", ".join(job.path.name for job in held)
+        raise CheckpointError(
+            f"{sweep.path}: still at work: job {names}; wait for its end, or end it (if no process of this sweep is left "
+            f"anywhere, delete .lock in {held[0].path})"
+        )
 
 
 def _close_lost_jobs(sweep: SweepFolder) -> None:
@@ -181,42 +179,59 @@ def _close_lost_jobs(sweep: SweepFolder) -> None:
 
 
 def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> BaseException | None:
-    """Run all jobs; return what ended the sweep before its time."""
+    """Run all jobs; return what ended the sweep before its time.
+
+    Jobs that went with a lost worker run a second time when the others have ended, each by itself: so the one that takes its
+    worker with it costs no other, and one that was unlucky gets its result.
+    """
     overrides = [*plan.overrides, f"hydra.sweep.dir={quote_value(sweep.path)}"]
+    turns: list[RunFolder | None] = [None]  # all jobs, or one by itself
     idle_losses = 0
     try:
         with stop_in_two_steps(sweep):
-            while True:
-                added = search.prepare() if search else []
+            while turns:
+                alone = turns.pop(0)
+                sweep.write(replace(sweep.read(), alone=_get_hash(alone) if alone else ""))
+                added = search.prepare(alone) if search else []
                 if search and not added:
-                    return None
+                    continue
                 try:
-                    watch = DeathWatch(sweep)
-                    with watch if plan.workers != 1 else nullcontext():
-                        start_hydra(run_sweep_job, [*overrides, *added], plan.flags)
-                    stopped = not search and sweep.stop_marker.exists() and len(sweep.find_jobs()) < plan.jobs
+                    start_hydra(run_sweep_job, [*overrides, *added], plan.flags)
                 except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
-                    if _can_go_on(error, sweep, watch):
-                        idle_losses = 0 if watch.first_dead else idle_losses + 1
-                        if idle_losses <= IDLE_LOSSES:
-                            continue
-                    return _explain_end(error, plan, search)
-                return SweepStopped() if stopped else None
+                    lost = find_lost_jobs(sweep) if is_lost_worker(error) else []
+                    idle_losses = 0 if lost else idle_losses + 1
+                    if not is_lost_worker(error) or not can_start_again(error) or idle_losses > IDLE_LOSSES:
+                        return _explain_end(error, plan, search)
+                    turns = _plan_turns(sweep, turns, alone, lost)
+                if sweep.stop_marker.exists() and (turns or (not search and len(sweep.find_jobs()) < plan.jobs)):
+                    return SweepStopped()
+            return None
     except (SweepStopped, KeyboardInterrupt, SystemExit) as stop:
         return stop
     finally:
         end_ray_workers(sweep)
 
 
-def _can_go_on(error: Exception, sweep: SweepFolder, watch: DeathWatch) -> bool:
-    """Where a worker was lost, end the others of its kind, and leave out the job that went with it, if there was one."""
-    if not is_lost_worker(error):
-        return False
-    end_ray_workers(sweep)
-    _leave_out_dead(sweep, watch)
-    if not watch.first_dead:
-        say("a worker was lost while it ran no job; the jobs go on in new ones", style="yellow")
-    return can_start_again(error)
+def _plan_turns(
+    sweep: SweepFolder, turns: list[RunFolder | None], alone: RunFolder | None, lost: list[RunFolder]
+) -> list[RunFolder | None]:
+    """Plan how it goes on after a loss: what was lost for the first time once more, and by itself; what was alone no more."""
+    if alone is None:
+        names = ", ".join(job.path.name for job in lost)
+        again = f"job {names} once more, by itself, after the others" if lost else "it ran no job"
+        say(f"a worker was lost; {again}", style="yellow")
+        record = sweep.read()
+        sweep.write(replace(record, left_out=(*record.left_out, *map(_get_hash, lost))))
+        return [None, *turns, *lost]
+    if not lost:  # its worker went before the job began
+        return [alone, *turns]
+    _close_lost_jobs(sweep)
+    say(f"job {alone.path.name} was killed with its process again; the others go on", style="red")
+    return turns
+
+
+def _get_hash(job: RunFolder) -> str:
+    return str(job.read_run_json().get("config_hash"))
 
 
 def _explain_end(error: Exception, plan: SweepPlan, search: Search | None) -> Exception | None:
@@ -227,17 +242,6 @@ def _explain_end(error: Exception, plan: SweepPlan, search: Search | None) -> Ex
         line = next(iter(str(error).strip().splitlines()), "")
         return WorkerError(f"a worker was lost, jobs in a queue go on: {type(error).__name__}: {line}")
     return explain_error(error, plan.overrides, ()) or error
-
-
-def _leave_out_dead(sweep: SweepFolder, watch: DeathWatch) -> None:
-    """After a worker died: its job is left out, and the others that went with it go on in a new pool."""
-    lost = [job for job in watch.first_dead if job.read_run_json().get("status") != "FINISHED"]
-    dead = [job.read_run_json().get("config_hash") for job in lost]
-    _close_lost_jobs(sweep)
-    for job in lost:
-        say(f"job {job.path.name} was killed with its process; the others go on", style="red")
-    record = sweep.read()
-    sweep.write(replace(record, left_out=(*record.left_out, *(str(name) for name in dead))))
 
 
 def _conclude(

@@ -84,8 +84,8 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
     values = read_values(overrides, record.varying)
     name = name_job(values)
     config_hash = hash_job(cfg, values)
-    if config_hash in record.left_out:
-        raise JobFailedError(f"job {number} ({name}) took its process with it before")
+    if (config_hash != record.alone) if record.alone else (config_hash in record.left_out):
+        raise JobFailedError(f"job {number} ({name}) does not run now")
     folder = _choose_folder(sweep, number, config_hash)
     place = int(folder.path.name) if record.searches else number  # a search that goes on counts its trials anew
     label = f"job {folder.path.name} ({place + 1} of {record.jobs}), {name}"

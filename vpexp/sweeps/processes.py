@@ -1,7 +1,6 @@
-"""The processes of a sweep: Ctrl-C, workers that die or are lost, and the end of those whose parent is gone.
+"""The processes of a sweep: Ctrl-C, workers that are lost, and the end of those whose parent is gone.
 
-Ctrl-C once lets the jobs under way finish and starts no other; twice stops now. Where one worker dies, its pool ends the
-others too, and they are not to blame: so it is watched which process went first. A worker ends when the process that orders
+Ctrl-C once lets the jobs under way finish and starts no other; twice stops now. A worker ends when the process that orders
 its jobs is gone, and all workers end with the sweep.
 """
 
@@ -22,10 +21,9 @@ from vpexp.signals import TERMINATED, stop_on_sigterm
 from vpexp.sweeps.record import SweepFolder
 
 PARENT_SECONDS = 1.0
-WATCH_SECONDS = 0.02
-LOOKS_A_SCAN = 25  # jobs that begin are looked for less often than ends
 LEAVING_SECONDS = 15.0  # that workers are given to end
 LOOK = 0.2
+UNDER_WAY = ("STARTING", "RUNNING")  # the last word of a process that was killed
 
 
 class SweepStopped(BaseException):
@@ -125,51 +123,6 @@ class ParentWatch:
                 return
 
 
-class DeathWatch:
-    """Looks at the locks of running jobs while a pool works.
-
-    Args:
-        sweep: whose jobs are watched.
-
-    Attributes:
-        first_dead: the jobs whose processes were gone first, all that went within one look.
-    """
-
-    def __init__(self, sweep: SweepFolder) -> None:
-        self.first_dead: list[RunFolder] = []
-        self._sweep = sweep
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        alive: list[RunFolder] = []
-        looks = 0
-        while not self._ended.wait(WATCH_SECONDS):
-            if looks % LOOKS_A_SCAN == 0:
-                alive = [job for job in self._sweep.find_jobs() if job.is_held()]
-            looks += 1
-            gone = [job for job in alive if not job.is_held()]
-            alive = [job for job in alive if job not in gone]
-            self.first_dead = [job for job in gone if _is_running(job)]
-            if self.first_dead:
-                return
-        # The launcher knew before this thread had looked again.
-        self.first_dead = [job for job in self._sweep.find_jobs() if not job.is_held() and _is_running(job)]
-
-
-def _is_running(job: RunFolder) -> bool:
-    """By its own last word, which a process that is killed cannot take back."""
-    return bool(job.read_run_json().get("status") == "RUNNING")
-
-
 def is_lost_worker(error: Exception) -> bool:
     """Return whether a launcher raised it because a worker is gone: joblib's pool, a machine of Ray, a job of submitit."""
     return isinstance(error, BrokenProcessPool) or type(error).__module__.partition(".")[0] in ("ray", "submitit")
@@ -180,12 +133,38 @@ def can_start_again(error: Exception) -> bool:
     return not type(error).__module__.startswith("submitit")
 
 
+def find_lost_jobs(sweep: SweepFolder) -> list[RunFolder]:
+    """Find the jobs that went with a worker, when a launcher has reported one as lost, and end what is left of its kind.
+
+    A pool (joblib) ends its other workers where one is killed, and does not tell which that was: all jobs that were under way
+    are found. Ray's other machines go on until they are ended here: their jobs are not among those found.
+    """
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        wait_for_jobs(sweep, LEAVING_SECONDS)
+        return _find_lost(sweep)
+    lost = _find_lost(sweep)
+    end_ray_workers(sweep)
+    return lost
+
+
+def _find_lost(sweep: SweepFolder) -> list[RunFolder]:
+    return [job for job in sweep.find_jobs() if not job.is_held() and job.read_run_json().get("status") in UNDER_WAY]
+
+
 def end_ray_workers(sweep: SweepFolder) -> None:
     """Leave Ray's cluster, which ends this sweep's jobs there; without that they are ended too, but after their record."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return
-    ray.shutdown()
-    deadline = time.monotonic() + LEAVING_SECONDS
-    while time.monotonic() < deadline and any(job.is_held() for job in sweep.find_jobs()):
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+        wait_for_jobs(sweep, LEAVING_SECONDS)
+
+
+def wait_for_jobs(sweep: SweepFolder, seconds: float) -> list[RunFolder]:
+    """Wait until no process works in the folder of a job; return the jobs where one still does after these seconds."""
+    until = time.monotonic() + seconds
+    while held := [job for job in sweep.find_jobs() if job.is_held()]:
+        if time.monotonic() > until:
+            break
         time.sleep(LOOK)
+    return held

@@ -40,7 +40,8 @@ class SweepRecord:
         process: that orders the jobs.
         workers: jobs at once on this machine; None where a launcher decides that elsewhere.
         searches: whether a sweeper chooses values as it goes.
-        left_out: hashes of jobs that took their process with them, and are not tried again until the sweep is resumed.
+        left_out: hashes of jobs that a lost worker took with it, and that do not run beside others.
+        alone: hash of the one job that runs now; empty for all but those left out.
     """
 
     overrides: tuple[str, ...]
@@ -56,6 +57,7 @@ class SweepRecord:
     workers: int | None
     searches: bool
     left_out: tuple[str, ...] = ()
+    alone: str = ""
 
 
 class SweepFolder(RunFolder):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.config.quoting import quote_value
+from vpexp.runfolder import RunFolder
 from vpexp.sweeps.plan import STUDY, SweepPlan
 from vpexp.sweeps.processes import SweepStopped
 from vpexp.sweeps.record import SweepFolder
@@ -56,10 +57,13 @@ class Search:
         self._before = len(self._get_trials())
         self._is_new_start = True
 
-    def prepare(self) -> list[str]:
-        """Queue the trials that go on, and say how many are to be run.
+    def prepare(self, alone: RunFolder | None = None) -> list[str]:
+        """Queue the trials that go on, and count how many are to be run.
 
-        What has failed is tried again once a start of the sweep; what took its process with it is not, in this start.
+        What has failed is tried again once a start of the sweep; what went with a lost worker is left out.
+
+        Args:
+            alone: the job of the only trial that is to be run.
 
         Returns:
             Overrides for Hydra; empty if there is nothing to run.
@@ -71,8 +75,13 @@ class Search:
             again += self._get_trials(TrialState.FAIL)
         self._is_new_start = False
         self.close()
+        if alone is not None:
+            lost = _read_values(alone.read_run_json()["values"])
+            trial = next(trial for trial in reversed(self._get_trials()) if _read_values(trial.params) == lost)
+            self._study.enqueue_trial(trial.params)
+            return self._override_hydra(1)
         complete = {_read_values(trial.params) for trial in self._get_trials(TrialState.COMPLETE)}
-        given_up = complete | self._find_dead()
+        given_up = complete | self._find_left_out()
         queued = {_read_values(trial.system_attrs[FIXED_PARAMS]) for trial in self._get_trials(TrialState.WAITING)}
         for trial in sorted(again, key=lambda trial: int(trial.number)):
             values = _read_values(trial.params)
@@ -83,8 +92,11 @@ class Search:
         remaining = self.count_unfinished() - len({_read_values(trial.params) for trial in failed} - queued - complete)
         if remaining <= 0:
             return []
+        return self._override_hydra(remaining)
+
+    def _override_hydra(self, trials: int) -> list[str]:
         overrides = {
-            "hydra.sweeper.n_trials": remaining,
+            "hydra.sweeper.n_trials": trials,
             "hydra.sweeper.storage": self._storage,
             "hydra.sweeper.study_name": self._study.study_name,
         }
@@ -115,8 +127,8 @@ class Search:
     def _get_trials(self, *states: Any) -> list[Any]:
         return list(self._study.get_trials(deepcopy=False, states=states or None))
 
-    def _find_dead(self) -> set[Values]:
-        """Find the parameters of the jobs that took their processes with them since the sweep was started."""
+    def _find_left_out(self) -> set[Values]:
+        """Find the parameters of the jobs that went with lost workers since the sweep was started."""
         left_out = self._sweep.read().left_out
         records = [job.read_run_json() for job in self._sweep.find_jobs()]
         return {_read_values(record["values"]) for record in records if record.get("config_hash") in left_out}

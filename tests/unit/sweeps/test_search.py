@@ -1,10 +1,12 @@
 """Searches by Optuna in this process; the stage is a function of the test."""
 
 import math
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
 from tests.unit.sweeps.conftest import find_sweep, measure
+from vpexp.sweeps import command
 from vpexp.sweeps.record import SweepFolder
 
 optuna = pytest.importorskip("optuna", reason="scripts/setup installs Optuna and its sweeper")
@@ -84,6 +86,31 @@ def test_search__a_failed_trial_ends_nothing_and_is_tried_again_on_resume(start,
     assert get_statuses(sweep) == ["FINISHED"] * 5
     assert len(get_trials(sweep, "COMPLETE")) == 5
     assert sweep.read_run_json()["status"] == "FINISHED"
+
+
+def test_search__a_trial_that_went_with_its_worker_runs_again_by_itself(start, stage, tmp_path, monkeypatch, capsys):
+    stage.work = fail_on_call(stage, 2, RuntimeError("as far as the launcher sees"))
+    start_hydra, starts = command.start_hydra, []
+
+    def lose_a_worker_once(*arguments):
+        starts.append(len(stage.asked))
+        try:
+            start_hydra(*arguments)
+        finally:
+            sweep = find_sweep(tmp_path)
+            for job in sweep.find_jobs() if len(starts) == 1 else ():
+                if job.read_run_json()["status"] == "FAILED":
+                    job.update_run_json(status="RUNNING")
+                    raise BrokenProcessPool
+
+    monkeypatch.setattr(command, "start_hydra", lose_a_worker_once)
+    assert start(*SEARCH, "hydra.sweeper.n_trials=3") == 0
+
+    assert "job 1 once more, by itself, after the others" in capsys.readouterr().out
+    assert stage.asked[-1] == stage.asked[1]
+    assert starts[-1] == len(stage.asked) - 1
+    assert get_statuses(find_sweep(tmp_path)) == ["FINISHED"] * 3
+    assert len(get_trials(find_sweep(tmp_path), "COMPLETE")) == 3
 
 
 def test_search__stopped_goes_on_with_the_same_study_and_the_half_done_trial(start, stage, tmp_path):
