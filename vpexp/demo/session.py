@@ -10,12 +10,13 @@ edges of its pixels.
 
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 
 from vpexp.data.annotations import Rle
@@ -183,8 +184,9 @@ class LabelSession:
         self.images = images
         self._predictor = predictor
         self._refine = refine
-        self._embeddings = _Memory(kept)
-        self._answers = _Memory(REMEMBERED)
+        self._embeddings: LRUCache[Any, ImageEmbedding] = LRUCache(kept)
+        self._answers: LRUCache[Any, Answer] = LRUCache(REMEMBERED)
+        self._waiting = threading.Condition()  # for the same image or answer, that somebody else has asked for
         self._opened: dict[int, str] = {}  # what the file of an image was when a page opened it
         self._encoding = threading.Lock()
         self._decoding = threading.Lock()
@@ -211,17 +213,15 @@ class LabelSession:
         Raises:
             ImageFileError: the image cannot be read.
         """
-        key = (index, read_stamp(self.images[index].path))
-        self._opened.setdefault(*key)
-        embedding: ImageEmbedding | None = self._embeddings.get(key)
-        if embedding is not None:
-            return embedding
-        with self._encoding:  # whoever asked for the same image meanwhile finds it done
-            encoded: ImageEmbedding = self._embeddings.get(key, self._encode_file, index)
-        return encoded
+        stamp = read_stamp(self.images[index].path)
+        self._opened.setdefault(index, stamp)
+        return self._encode_file(index, stamp)
 
-    def _encode_file(self, index: int) -> ImageEmbedding:
-        return self._predictor.embed(read_image(self.images[index].path))
+    @cachedmethod(attrgetter("_embeddings"), condition=attrgetter("_waiting"))
+    def _encode_file(self, index: int, stamp: str) -> ImageEmbedding:
+        del stamp
+        with self._encoding:
+            return self._predictor.embed(read_image(self.images[index].path))
 
     def segment(self, index: int, steps: Steps) -> Answer:
         """Answer the steps taken on one object.
@@ -233,13 +233,17 @@ class LabelSession:
         first = len(steps) if self._refine == NEVER else 1
         answer: Answer | None = None
         for count in range(first, len(steps) + 1):
-            taken = steps[:count]
-            key = (index, stamp, taken)
-            answer = self._answers.get(key, self._decode, embedding, taken, answer)
+            answer = self._decode(embedding, steps[:count], answer, place=(index, stamp))
         assert answer is not None
         return answer
 
-    def _decode(self, embedding: ImageEmbedding, steps: Steps, before: Answer | None) -> Answer:
+    @cachedmethod(
+        attrgetter("_answers"), key=lambda _, __, steps, ___, place: (place, steps), condition=attrgetter("_waiting")
+    )
+    def _decode(
+        self, embedding: ImageEmbedding, steps: Steps, before: Answer | None, *, place: tuple[int, str]
+    ) -> Answer:
+        del place
         with self._decoding:
             if before is None:
                 return _build_answer(self._predictor.decode(embedding, **build_arguments(steps)))
@@ -259,27 +263,3 @@ def _rank(answer: Answer, steps: Sequence[Step]) -> tuple[int, float]:
 
 def _build_answer(prediction: Prediction) -> Answer:
     return Answer(next(iter(prediction.encode_masks())), float(prediction.iou[0]), prediction.low_res[0])
-
-
-class _Memory:
-    """The values used last, by key; safe to use from several threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Any, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, make: Callable[..., Any] | None = None, *arguments: Any) -> Any:
-        """Find a value; where there is none, make it and keep it, or return None."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        if make is None:
-            return None
-        value = make(*arguments)
-        with self._lock:
-            self._values[key] = value
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return value

@@ -171,18 +171,20 @@ def find_duplicates(splits: Sequence[SplitMeasures], signatures: Sequence[Signat
         splits: all splits, in their order.
         signatures: of all their images, one after another.
     """
+    from scipy.cluster.hierarchy import DisjointSet
+
     places = [(split, row) for split in splits for row in range(split.image_count)]
-    same_file = list(_find_same_files(signatures))
-    groups = _Groups(len(signatures))
-    for first, second in same_file:
-        groups.join(first, second)
+    groups = DisjointSet(range(len(signatures)))
+    for first, second in _find_same_files(signatures):
+        groups.merge(first, second)
+    files = [index for index in groups if groups[index] == index]
     shortest = [int(split.sizes_I2[row].min()) for split, row in places]
-    for first, second in _find_same_pictures(signatures, shortest, groups):
-        groups.join(first, second)
+    for first, second in _find_same_pictures(signatures, shortest, files):
+        groups.merge(first, second)
     pairs: list[Pair] = []
     leaks: dict[tuple[str, str], int] = {}
     repeated: dict[str, int] = {}
-    for group in groups.list_groups():
+    for group in sorted(sorted(subset) for subset in groups.subsets() if len(subset) > 1):
         members = [_describe(*places[index]) for index in group]
         head = members[0]
         for index, member in zip(group[1:], members[1:], strict=True):
@@ -214,15 +216,13 @@ def _find_same_files(signatures: Sequence[Signature]) -> Iterator[tuple[int, int
 
 
 def _find_same_pictures(
-    signatures: Sequence[Signature], shortest: Sequence[int], groups: "_Groups"
+    signatures: Sequence[Signature], shortest: Sequence[int], files: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Find pairs of pictures that look the same, of those that are not known to be; ``shortest`` sides in pixels."""
+    """Find pairs of pictures that look the same, of ``files``, which differ; ``shortest`` sides in pixels."""
     kept = [
         index
-        for index, signature in enumerate(signatures)
-        if groups.is_first(index)
-        and signature.thumbnail_TT is not None
-        and signature.thumbnail_TT.std() >= LEAST_CONTRAST
+        for index in files
+        if (thumbnail_TT := signatures[index].thumbnail_TT) is not None and thumbnail_TT.std() >= LEAST_CONTRAST
     ]
     if len(kept) < 2:
         return
@@ -304,30 +304,3 @@ def _measure_change(picture_DD: NDArray[np.float32], other_DD: NDArray[np.float3
     above_DD = picture_DD - ndimage.maximum_filter(other_DD, 3)
     below_DD = ndimage.minimum_filter(other_DD, 3) - picture_DD
     return float(max(above_DD.max(), below_DD.max()))
-
-
-class _Groups:
-    """Groups of copies, each known by its first member."""
-
-    def __init__(self, count: int) -> None:
-        self._parents = list(range(count))
-
-    def _find(self, index: int) -> int:
-        while self._parents[index] != index:
-            self._parents[index] = self._parents[self._parents[index]]
-            index = self._parents[index]
-        return index
-
-    def is_first(self, index: int) -> bool:
-        return self._find(index) == index
-
-    def join(self, first: int, second: int) -> None:
-        low, high = sorted((self._find(first), self._find(second)))
-        self._parents[high] = low
-
-    def list_groups(self) -> list[list[int]]:
-        """List the groups of more than one member, members in order."""
-        groups: dict[int, list[int]] = {}
-        for index in range(len(self._parents)):
-            groups.setdefault(self._find(index), []).append(index)
-        return [group for group in groups.values() if len(group) > 1]
