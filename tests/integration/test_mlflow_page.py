@@ -17,10 +17,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.references.servers import LEAN
+
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-PATIENCE = 120
+PATIENCE = 180
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 pytestmark = [
@@ -57,6 +59,7 @@ def address(output_dir: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [ROOT / "scripts" / "mlflow_ui", output_dir, "--port", str(port), "--workers", "1"],
+        env={**os.environ, **LEAN},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
