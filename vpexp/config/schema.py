@@ -198,7 +198,8 @@ class CacheConfig:
     precision: str = "float16"
     """float16 (2.1 MB an image at 1024 px), or float32."""
     backend: str = "auto"
-    """What encodes on a CPU: torch, openvino (converting takes some ten seconds), or auto: the faster one."""
+    """What encodes on a CPU: torch, openvino (converting takes some ten seconds), or auto: openvino for 32 images of 1024 px or
+    as many pixels of other sizes, else torch."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ Legend: B images of a step, K of them stored, M of them not, C channels, H W row
 input size.
 """
 
-import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +18,8 @@ from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.inference.predictor import ImageEmbedding
 from vpexp.models.sam import Sam
 
+Encode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-log = logging.getLogger(__name__)
 
 
 class EncoderPasses:
@@ -28,9 +27,18 @@ class EncoderPasses:
 
     def __init__(self, sam: Sam) -> None:
         self.images = 0
-        sam.image_encoder.register_forward_pre_hook(self._count)
+        sam.image_encoder.register_forward_pre_hook(self._add)
 
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count(self, encode: Encode) -> Encode:
+        """Count what another runtime of the encoder does as well."""
+
+        def encode_counted(images_B3SS: NDArray[np.float32]) -> NDArray[np.float32]:
+            self.images += len(images_B3SS)
+            return encode(images_B3SS)
+
+        return encode_counted
+
+    def _add(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         del module
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # a conversion, not an image
             self.images += len(inputs[0])

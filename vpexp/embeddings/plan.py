@@ -6,22 +6,19 @@ modification time.
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpexp.console import build_progress
 from vpexp.data.annotations import AnnotatedImage
-from vpexp.embeddings.store import DRAFT, ENTRY, EmbeddingStore, compute_image_key, is_same_file, try_lock
+from vpexp.embeddings.store import ENTRY, LOCK, EmbeddingStore, compute_image_key, release, try_lock
 
 # Files are looked up by threads: they wait for the disk, and hashing lets go of the interpreter.
 MOST_READERS = 8
-LOCK = ".evicting"
-_FORGOTTEN_SECONDS = 86400.0  # drafts of file systems without locks
+EVICTING = ".evicting"  # held by the process that makes room
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def plan_embeddings(
     missing = [image for key, image in by_key.items() if key in chosen and key not in there]
     for key in there & chosen:
         store.touch(key)
-    eviction = make_room(
+    evicted = make_room(
         store.root,
         budget=max_bytes,
         needed=len(missing) * store.entry_bytes,
@@ -88,7 +85,7 @@ def plan_embeddings(
         damaged=damaged,
         not_kept=len(by_key) - len(chosen),
         needed_bytes=len(by_key) * store.entry_bytes,
-        evicted=eviction.entries,
+        evicted=evicted,
         unreadable=len(by_place) - len(keys),
     )
 
@@ -116,23 +113,8 @@ def _identify(places: Sequence[tuple[Path, bool]], readers: int) -> dict[tuple[P
     return keys
 
 
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """What was removed to make room.
-
-    Attributes:
-        entries: how many.
-        bytes: of how many bytes.
-        kept_bytes: what the folder holds now, entries in use included.
-    """
-
-    entries: int = 0
-    bytes: int = 0
-    kept_bytes: int = 0
-
-
-def make_room(root: Path, *, budget: int, needed: int, in_use: AbstractSet[Path]) -> Eviction:
-    """Remove the entries that were not used for longest until ``needed`` more bytes fit.
+def make_room(root: Path, *, budget: int, needed: int, in_use: AbstractSet[Path]) -> int:
+    """Remove the entries that were not used for longest until ``needed`` more bytes fit; return how many.
 
     Does nothing where another process is at it. What cannot be removed stays.
 
@@ -142,26 +124,33 @@ def make_room(root: Path, *, budget: int, needed: int, in_use: AbstractSet[Path]
         needed: bytes about to be written.
         in_use: entries that are never removed.
     """
-    with _hold_lock(root) as mine:
-        if not mine:
-            return Eviction()
-        found: list[tuple[float, int, Path]] = []
-        for path in _list_files(root):
+    lock = try_lock(root / EVICTING) if root.is_dir() else None
+    if lock is None:
+        return 0
+    found: list[tuple[float, int, Path]] = []
+    for path in _list_files(root):
+        if path.suffix == LOCK:
+            _remove_forgotten(path)
+        elif ENTRY in path.suffixes:  # also of formats before, and drafts of processes that were killed
             with contextlib.suppress(OSError):
-                if path.suffix == DRAFT:
-                    _remove_forgotten(path)
-                elif path.suffix == ENTRY:
-                    about = path.stat()
-                    found.append((about.st_mtime, about.st_size, path))
-        held, entries, freed = sum(size for _, size, _ in found), 0, 0
-        for _, size, path in sorted(found):
-            if held - freed + needed <= budget:
-                break
-            if path not in in_use:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    entries, freed = entries + 1, freed + size
-        return Eviction(entries, freed, held - freed)
+                about = path.stat()
+                found.append((about.st_mtime, about.st_size, path))
+    held, evicted = sum(size for _, size, _ in found), 0
+    for _, size, path in sorted(found):
+        if held + needed <= budget:
+            break
+        if path not in in_use:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                held, evicted = held - size, evicted + 1
+    lock.release()
+    return evicted
+
+
+def _remove_forgotten(path: Path) -> None:
+    """Remove the lock of a process that is gone."""
+    if (lock := try_lock(path)) is not None:
+        release(lock)
 
 
 def _list_files(root: Path) -> Iterator[Path]:
@@ -178,29 +167,3 @@ def _list_folders(folder: Path) -> list[Path]:
             return [Path(child.path) for child in children if child.is_dir(follow_symlinks=False)]
     except OSError:
         return []
-
-
-def _remove_forgotten(draft: Path) -> None:
-    """Remove the draft of a writer that is gone: its lock is free."""
-    descriptor = os.open(draft, os.O_RDWR)
-    try:
-        locked = try_lock(descriptor)
-        is_old = time.time() - os.fstat(descriptor).st_mtime > _FORGOTTEN_SECONDS
-        if (locked or (locked is None and is_old)) and is_same_file(descriptor, draft):
-            draft.unlink()
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _hold_lock(root: Path) -> Iterator[bool]:
-    """Let one process evict at a time; False where another one does, or where nothing can be removed anyway."""
-    try:
-        descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        yield False
-        return
-    try:
-        yield try_lock(descriptor) is not False
-    finally:
-        os.close(descriptor)

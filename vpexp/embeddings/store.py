@@ -3,11 +3,11 @@
 An entry is addressed by content: the image file's bytes, the encoder's weights, its input size, the preprocessing and the
 precision. So entries are shared by epochs, stages, runs and processes, and whatever changes asks for other entries.
 
-An entry's file is a header of 64 bytes, then the raw array. The header names what the entry is of and holds a checksum of
-itself and the array, so that a file that was cut off, has flipped bits, or lies under another entry's name is never taken
-for an embedding. Its draft (``<image key>.part``) is locked as long as its writer lives, and a killed writer's lock goes
-with it: where several processes fill one cache, whoever holds the lock encodes the image. File systems that know no locks
-give every writer a draft of its own: an image may then be encoded twice, and never wrongly.
+An entry is a safetensors file of one array. Its metadata name the encoder and the image and hold a CRC-32 of the array, so that
+a file that was cut off, has flipped bits, or lies under another entry's name is never taken for an embedding. Who encodes an
+image holds a lock beside its entry (``<image key>.part``), and a killed process's lock goes with it: where several processes
+fill one cache, one of them encodes the image. On file systems that know no locks an image may be encoded twice, and never
+wrongly.
 
 Legend: C channels, H W rows and columns of the embedding (S/16), S model input size.
 """
@@ -15,143 +15,60 @@ Legend: C channels, H W rows and columns of the embedding (S/16), S model input 
 import contextlib
 import hashlib
 import logging
-import mmap
 import os
-import struct
-import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.geometry import PREPROCESSING_VERSION
 from vpexp.errors import ConfigError
+from vpexp.files import replacing
 
 ENTRY = ".emb"
-_KEY_BYTES = 16
+LOCK = ".part"
 PRECISIONS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 """How embeddings may be kept."""
 
-HEADER_BYTES = 64
-_MAGIC = b"VPEXPEMB"
-_VERSION = 1
-# magic, version, bytes a number, three sides, encoder key, image key; the checksum of all that and the array comes last.
-_HEADER = struct.Struct("<8sHH3I16s16s")
-_CHECKSUM = struct.Struct("<I")
-_CHECKSUM_AT = HEADER_BYTES - _CHECKSUM.size
+_VERSION = 2  # of the entries' format: 1 had a header of vpexp's own
+_KEY_BYTES = 16
+_TENSOR = "embedding"
 Shape = tuple[int, int, int]
-fcntl: ModuleType | None
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-DRAFT = ".part"
 
 log = logging.getLogger(__name__)
 
 
-class Claim:
-    """The right to write one entry; ``publish`` or ``release`` ends it."""
-
-    def __init__(self, entry: Path, draft: Path, descriptor: int) -> None:
-        self.entry = entry
-        self._draft = draft
-        self._descriptor = descriptor
-
-    def publish(self, parts: Sequence[memoryview]) -> None:
-        """Write the entry and give it its name; on an OSError nothing is left behind.
-
-        Raises:
-            OSError: the disk is full, and the like.
-        """
-        try:
-            os.ftruncate(self._descriptor, 0)  # what a killed writer may have left
-            for part in parts:
-                _write_all(self._descriptor, part)
-            self._draft.replace(self.entry)
-        except BaseException:
-            self.release()
-            raise
-        os.close(self._descriptor)
-
-    def release(self) -> None:
-        """Give the claim up; the lock goes last, so that no process takes over a draft that is about to go."""
-        with contextlib.suppress(OSError):
-            if is_same_file(self._descriptor, self._draft):
-                self._draft.unlink()
-        os.close(self._descriptor)
-
-
-def claim_entry(entry: Path) -> Claim | None:
-    """Claim the writing of an entry that is missing.
+def try_lock(path: Path) -> BaseFileLock | None:
+    """Lock a file without waiting, for as long as this process lives; ``release`` ends it.
 
     Returns:
-        None where another process is writing it, or has written it by now.
-
-    Raises:
-        OSError: the folder cannot be written.
+        None where another process holds it. Where it cannot be locked at all, the lock that was tried: whoever goes on to
+        write finds out whether the folder can be written.
     """
-    draft = entry.with_suffix(DRAFT)
-    while True:
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT, 0o666)
-        locked = try_lock(descriptor)
-        if locked and is_same_file(descriptor, draft):
-            claim = Claim(entry, draft, descriptor)
-            if not entry.exists():
-                return claim
-            claim.release()
-            return None
-        os.close(descriptor)
-        if locked is None:
-            return _claim_unlocked(entry, draft)
-        if not locked:
-            return None
-
-        # The draft that was opened has become an entry, or went away, before its lock was had: look again.
-
-
-def try_lock(descriptor: int) -> bool | None:
-    """Lock a file without waiting; None where that cannot be done at all."""
-    if fcntl is None:
-        return None
+    lock = FileLock(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # file systems that know no locks say so in several ways
+        lock.acquire(blocking=False)
+    except Timeout:
         return None
-    return True
+    except OSError as error:
+        log.info("%s cannot be locked: %s", path, error)
+    return lock
 
 
-def is_same_file(descriptor: int, path: Path) -> bool:
-    """Return whether a path still leads to the file that was opened."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return False
-    opened = os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
-
-
-def _claim_unlocked(entry: Path, draft: Path) -> Claim | None:
+def release(lock: BaseFileLock) -> None:
+    """Remove the locked file, then let go of it: in this order no other process holds what is removed."""
     with contextlib.suppress(OSError):
-        draft.unlink()
-    if entry.exists():
-        return None
-    draft = entry.with_name(f"{entry.stem}.{uuid.uuid4().hex}{DRAFT}")
-    return Claim(entry, draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-
-
-def _write_all(descriptor: int, part: memoryview) -> None:
-    while part:
-        part = part[os.write(descriptor, part) :]
+        Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def compute_encoder_key(state_hash: str, image_size: int, precision: str) -> str:
@@ -162,7 +79,7 @@ def compute_encoder_key(state_hash: str, image_size: int, precision: str) -> str
         image_size: S, to which images are resized.
         precision: float16 or float32.
     """
-    text = f"{state_hash} {image_size} {precision} preprocessing {PREPROCESSING_VERSION}"
+    text = f"{state_hash} {image_size} {precision} preprocessing {PREPROCESSING_VERSION} entries {_VERSION}"
     return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 
@@ -226,40 +143,49 @@ class EmbeddingStore:
         """Read an embedding.
 
         Returns:
-            Read-only array [C, H, W] of the store's precision; None where the entry is missing, or was damaged, in
+            Array [C, H, W] of the store's precision; None where the entry is missing, or was damaged, in
             which case it is removed.
         """
         path = self.find_path(image_key)
         try:
-            return read_entry(
-                path, shape=self.shape, precision=self.precision, encoder_key=self.encoder_key, image_key=image_key
-            )
+            return read_entry(path, self.shape, self.precision, self.encoder_key, image_key)
         except DamagedEntryError as error:
             log.warning("%s is damaged (%s): encoded again", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
-        except (OSError, ValueError) as error:  # ValueError: mmap's word for a file that shrank meanwhile
+        except OSError as error:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 log.warning("%s cannot be read (%s): encoded again", path, error)
         return None
 
-    def claim(self, image_key: str) -> Claim | None:
-        """Claim the writing of a missing entry; None where another process does, or did, write it.
+    def claim(self, image_key: str) -> BaseFileLock | None:
+        """Claim the writing of a missing entry: ``publish`` it, or ``release`` the claim.
+
+        Returns:
+            None where another process is writing it, or has written it by now.
 
         Raises:
             OSError: the folder cannot be written.
         """
         path = self.find_path(image_key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return claim_entry(path)
+        claim = try_lock(path.with_suffix(LOCK))
+        if claim is not None and path.exists():
+            release(claim)
+            return None
+        return claim
 
-    def publish(self, claim: Claim, image_key: str, embedding_CHW: NDArray[Any]) -> None:
-        """Write a claimed entry, rounded to the store's precision.
+    def publish(self, claim: BaseFileLock, image_key: str, embedding_CHW: NDArray[Any]) -> None:
+        """Write a claimed entry, rounded to the store's precision, and end the claim.
 
         Raises:
-            OSError: it cannot be written; the claim is given up.
+            OSError: it cannot be written; nothing is left behind.
         """
-        claim.publish(pack_entry(self.round(embedding_CHW), self.encoder_key, image_key))
+        try:
+            with replacing(self.find_path(image_key)) as draft:
+                draft.write_bytes(pack_entry(self.round(embedding_CHW), self.encoder_key, image_key))
+        finally:
+            release(claim)
 
     def write(self, image_key: str, embedding_CHW: NDArray[Any]) -> bool:
         """Write an entry unless it is there, or being written; return whether it was.
@@ -318,60 +244,50 @@ class DamagedEntryError(Exception):
     """A file that does not hold the embedding that its name promises; the message says what is wrong with it."""
 
 
+@cache
 def compute_entry_bytes(shape: Shape, precision: str) -> int:
     """Compute the size of an entry's file."""
-    return HEADER_BYTES + int(np.prod(shape)) * PRECISIONS[precision].itemsize
+    no_key = "0" * 2 * _KEY_BYTES
+    return len(pack_entry(np.zeros(shape, PRECISIONS[precision]), no_key, no_key))
 
 
-def pack_entry(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> list[memoryview]:
-    """Lay out an entry.
+def pack_entry(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> bytes:
+    """Lay out an entry's file.
 
     Args:
         array_CHW: float16 or float32.
         encoder_key: 32 hexadecimal digits.
         image_key: the same.
-
-    Returns:
-        Header and array, to be written one after the other.
     """
-    array_CHW = np.ascontiguousarray(array_CHW, dtype=array_CHW.dtype.newbyteorder("<"))
-    header = bytearray(HEADER_BYTES)
-    _HEADER.pack_into(header, 0, *_describe(array_CHW.shape, array_CHW.itemsize, encoder_key, image_key))
-    raw = memoryview(array_CHW.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy knows it is a buffer
-    _CHECKSUM.pack_into(header, _CHECKSUM_AT, _compute_checksum(header[:_CHECKSUM_AT], raw))
-    return [memoryview(header), raw]
+    array_CHW = np.ascontiguousarray(array_CHW)
+    content: bytes = save({_TENSOR: array_CHW}, _describe(array_CHW, encoder_key, image_key))
+    return content
 
 
-def read_entry(path: Path, *, shape: Shape, precision: str, encoder_key: str, image_key: str) -> NDArray[Any]:
-    """Map an entry into memory and check all of it.
-
-    Returns:
-        Read-only array [C, H, W] that stays on disk until it is looked at again.
+def read_entry(path: Path, shape: Shape, precision: str, encoder_key: str, image_key: str) -> NDArray[Any]:
+    """Read an entry's array [C, H, W] and check all of the file.
 
     Raises:
         FileNotFoundError: there is no such entry.
         DamagedEntryError: the file is something else, or damaged.
         OSError: the file cannot be read.
     """
-    wanted = compute_entry_bytes(shape, precision)
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        if size != wanted:
-            raise DamagedEntryError(f"{size} bytes instead of {wanted}")
-        mapped = memoryview(mmap.mmap(file.fileno(), wanted, access=mmap.ACCESS_READ))
-    expected = _HEADER.pack(*_describe(shape, PRECISIONS[precision].itemsize, encoder_key, image_key))
-    if mapped[: _HEADER.size] != expected:
-        raise DamagedEntryError("its header is of another entry")
-    raw = mapped[HEADER_BYTES:]
-    if _CHECKSUM.unpack_from(mapped, _CHECKSUM_AT)[0] != _compute_checksum(mapped[:_CHECKSUM_AT], raw):
-        raise DamagedEntryError("its checksum is wrong")
-    array_CHW: NDArray[Any] = np.frombuffer(raw, dtype=PRECISIONS[precision]).reshape(shape)
+    size, wanted = path.stat().st_size, compute_entry_bytes(shape, precision)
+    if size != wanted:
+        raise DamagedEntryError(f"{size} bytes instead of {wanted}")
+    try:
+        with safe_open(path, framework="np") as file:
+            array_CHW: NDArray[Any] = file.get_tensor(_TENSOR)
+            metadata = file.metadata()
+    except SafetensorError as error:
+        raise DamagedEntryError(str(error)) from error
+    if (array_CHW.shape, array_CHW.dtype) != (shape, PRECISIONS[precision]):
+        raise DamagedEntryError("it is of another shape or precision")
+    if metadata != _describe(array_CHW, encoder_key, image_key):
+        raise DamagedEntryError("it is of another image or encoder, or its checksum is wrong")
     return array_CHW
 
 
-def _describe(shape: tuple[int, ...], itemsize: int, encoder_key: str, image_key: str) -> tuple[Any, ...]:
-    return _MAGIC, _VERSION, itemsize, *shape, bytes.fromhex(encoder_key), bytes.fromhex(image_key)
-
-
-def _compute_checksum(header: Any, raw: memoryview) -> int:
-    return zlib.crc32(raw, zlib.crc32(header))
+def _describe(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> dict[str, str]:
+    """Describe an entry in one text: the order of several differs from file to file."""
+    return {"vpexp": f"encoder {encoder_key} image {image_key} crc32 {zlib.crc32(array_CHW.data):08x}"}

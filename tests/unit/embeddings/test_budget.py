@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from vpexp.embeddings import plan, store
-from vpexp.embeddings.plan import LOCK, Eviction, make_room
-from vpexp.embeddings.store import claim_entry
+from vpexp.embeddings import plan
+from vpexp.embeddings.plan import EVICTING, make_room
+from vpexp.embeddings.store import release, try_lock
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def add(root):
 
 def test_make_room__the_oldest_go_first_of_all_encoders(root, add):
     new, old, older = add("aa", 1), add("bb", 5), add("cc", 9, encoder="other")
-    assert make_room(root, budget=300, needed=0, in_use=frozenset()) == Eviction(0, 0, 300)
-    assert make_room(root, budget=300, needed=150, in_use=frozenset()) == Eviction(2, 200, 100)
+    assert make_room(root, budget=300, needed=0, in_use=frozenset()) == 0
+    assert make_room(root, budget=300, needed=150, in_use=frozenset()) == 2
     assert [path.exists() for path in (new, old, older)] == [True, False, False]
 
 
 def test_make_room__what_is_in_use_stays(root, add):
     old, new = add("aa", 9), add("bb", 1)
-    assert make_room(root, budget=100, needed=0, in_use={old}).entries == 1
+    assert make_room(root, budget=100, needed=0, in_use={old}) == 1
     assert (old.exists(), new.exists()) == (True, False)
-    assert make_room(root, budget=10, needed=0, in_use={old}) == Eviction(0, 0, 100)
+    assert make_room(root, budget=10, needed=0, in_use={old}) == 0
     assert old.exists()
 
 
@@ -56,37 +56,35 @@ def test_make_room__other_files_are_left_alone(root, add):
 
 def test_make_room__not_while_another_process_does(root, add):
     add("aa", 9)
-    with (root / LOCK).open("w") as lock:
+    with (root / EVICTING).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert make_room(root, budget=0, needed=0, in_use=frozenset()) == Eviction()
-    assert make_room(root, budget=0, needed=0, in_use=frozenset()).entries == 1
+        assert make_room(root, budget=0, needed=0, in_use=frozenset()) == 0
+    assert make_room(root, budget=0, needed=0, in_use=frozenset()) == 1
 
 
-def test_make_room__forgotten_drafts_go_claimed_ones_stay(root, add):
+def test_make_room__forgotten_claims_go_held_ones_stay(root, add):
     entry = add("aa")
-    forgotten = entry.with_name("ab.part")
-    forgotten.write_bytes(b"half")
-    claim = claim_entry(entry.with_name("ac.emb"))
+    forgotten, held = entry.with_name("ab.part"), entry.with_name("ac.part")
+    forgotten.touch()
+    lock = try_lock(held)
     make_room(root, budget=1000, needed=0, in_use=frozenset())
-    assert not forgotten.exists()
-    claim.publish([memoryview(b"whole")])
-    assert entry.with_name("ac.emb").exists()
+    assert (forgotten.exists(), held.exists()) == (False, True)
+    release(lock)
 
 
-def test_make_room__without_locks_only_old_drafts_go(root, add, monkeypatch):
-    monkeypatch.setattr(store, "fcntl", None)
-    old, new = add("aa").with_name("ab.1.part"), add("aa").with_name("ac.2.part")
-    for path in (old, new):
-        path.touch()
-    os.utime(old, (0, 0))
-    make_room(root, budget=1000, needed=0, in_use=frozenset())
-    assert (old.exists(), new.exists()) == (False, True)
+def test_make_room__drafts_of_killed_processes_count_as_entries(root, add):
+    entry = add("aa", 1)
+    draft = entry.with_name(".ab.emb.1234")
+    draft.write_bytes(bytes(100))
+    os.utime(draft, (0, 0))
+    assert make_room(root, budget=100, needed=0, in_use=frozenset()) == 1
+    assert (entry.exists(), draft.exists()) == (True, False)
 
 
 def test_make_room__no_folder_yet(root):
-    assert make_room(root, budget=0, needed=10, in_use=frozenset()) == Eviction()
+    assert make_room(root, budget=0, needed=10, in_use=frozenset()) == 0
     root.write_text("not a folder")
-    assert make_room(root, budget=0, needed=10, in_use=frozenset()) == Eviction()
+    assert make_room(root, budget=0, needed=10, in_use=frozenset()) == 0
 
 
 def test_make_room__goes_on_where_an_entry_vanishes(root, add, monkeypatch):
@@ -94,4 +92,4 @@ def test_make_room__goes_on_where_an_entry_vanishes(root, add, monkeypatch):
     ghost = root / "enc" / "aa" / "ghost.emb"
     listed = plan._list_files
     monkeypatch.setattr(plan, "_list_files", lambda folder: [ghost, *listed(folder)])
-    assert make_room(root, budget=0, needed=0, in_use=frozenset()).entries == 1
+    assert make_room(root, budget=0, needed=0, in_use=frozenset()) == 1

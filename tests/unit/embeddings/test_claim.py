@@ -3,123 +3,139 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import filelock
+import numpy as np
 import pytest
 
-from vpexp.embeddings import store
-from vpexp.embeddings.store import claim_entry
+from vpexp.embeddings.store import EmbeddingStore, compute_image_key, release
 
-CONTENT = [memoryview(b"head"), memoryview(b"body")]
+SHAPE = (1, 2, 2)
+EMBEDDING = np.ones(SHAPE, np.float32)
+
+
+def open_store(root):
+    return EmbeddingStore(Path(root), "ab" * 16, SHAPE)
+
+
+def compute_key(number):
+    return compute_image_key(str(number).encode(), exif_transpose=False)
+
+
+KEY = compute_key(0)
 
 
 @pytest.fixture
-def entry(tmp_path):
-    return tmp_path / "a.emb"
+def store(tmp_path):
+    return open_store(tmp_path)
+
+
+def list_names(store):
+    return sorted(path.name for path in store.folder.rglob("*") if path.is_file())
 
 
 def run_script(script, *words):
     return subprocess.Popen([sys.executable, "-c", script, *map(str, words)], stdout=subprocess.PIPE, text=True)
 
 
-def test_claim__publish_gives_the_entry_its_name(entry):
-    claim = claim_entry(entry)
-    assert not entry.exists()
-    claim.publish(CONTENT)
-    assert entry.read_bytes() == b"headbody"
-    assert [path.name for path in entry.parent.iterdir()] == ["a.emb"]
-    assert claim_entry(entry) is None
+def test_claim__publish_gives_the_entry_its_name(store):
+    claim = store.claim(KEY)
+    assert not store.has(KEY)
+    store.publish(claim, KEY, EMBEDDING)
+    assert np.array_equal(store.read(KEY), EMBEDDING)
+    assert list_names(store) == [f"{KEY}.emb"]
+    assert store.claim(KEY) is None
+    assert list_names(store) == [f"{KEY}.emb"]
 
 
-def test_claim__release_lets_the_next_one_in(entry):
-    claim = claim_entry(entry)
-    assert claim_entry(entry) is None
-    claim.release()
-    assert list(entry.parent.iterdir()) == []
-    claim_entry(entry).publish(CONTENT)
-    assert entry.exists()
+def test_claim__release_lets_the_next_one_in(store):
+    claim = store.claim(KEY)
+    assert store.claim(KEY) is None
+    release(claim)
+    assert list_names(store) == []
+    store.publish(store.claim(KEY), KEY, EMBEDDING)
+    assert store.has(KEY)
 
 
-def test_claim__holds_no_file_open_in_the_end(entry):
+def test_claim__holds_no_file_open_in_the_end(store):
     def count():
         return len(list(Path("/proc/self/fd").iterdir()))
 
+    release(store.claim(KEY))
     before = count()
-    claim = claim_entry(entry)
-    claim_entry(entry)
-    claim.publish(CONTENT)
-    claim_entry(entry)
-    claim_entry(entry.with_name("b.emb")).release()
+    claim = store.claim(KEY)
+    store.claim(KEY)
+    store.publish(claim, KEY, EMBEDDING)
+    store.claim(KEY)
+    release(store.claim(compute_key(1)))
     assert count() == before
 
 
 HOLD = """
-import os, sys, time
-from pathlib import Path
-from vpexp.embeddings.store import claim_entry
-claim = claim_entry(Path(sys.argv[1]))
-os.write(claim._descriptor, b"half of an entry that is much longer than the one after it")
+import sys, time
+from tests.unit.embeddings.test_claim import KEY, open_store
+claim = open_store(sys.argv[1]).claim(KEY)
 print("claimed", flush=True)
 time.sleep(60)
 """
 
 
-def test_claim__of_a_killed_process_is_taken_over(entry):
-    process = run_script(HOLD, entry)
+def test_claim__of_a_killed_process_is_taken_over(store):
+    process = run_script(HOLD, store.root)
     assert process.stdout.readline() == "claimed\n"
-    assert claim_entry(entry) is None
+    assert store.claim(KEY) is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert entry.with_suffix(".part").exists()
-    claim_entry(entry).publish(CONTENT)
-    assert entry.read_bytes() == b"headbody"
-    assert [path.name for path in entry.parent.iterdir()] == ["a.emb"]
+    assert list_names(store) == [f"{KEY}.part"]
+    assert store.write(KEY, EMBEDDING)
+    assert list_names(store) == [f"{KEY}.emb"]
 
 
 RACE = """
 import sys
-from pathlib import Path
-from vpexp.embeddings.store import claim_entry
-folder, won = Path(sys.argv[1]), 0
-while not (folder / "go").exists():
-    pass
+from tests.unit.embeddings.test_claim import EMBEDDING, compute_key, open_store
+store, won = open_store(sys.argv[1]), 0
+print("ready", flush=True)
+sys.stdin.read()
 for number in range(300):
-    claim = claim_entry(folder / f"{number}.emb")
-    if claim is not None:
-        claim.publish([memoryview(sys.argv[2].encode())])
-        won += 1
+    won += store.write(compute_key(number), EMBEDDING)
 print(won)
 """
 
 
-def test_claim__each_entry_is_won_once(tmp_path):
-    processes = [run_script(RACE, tmp_path, name) for name in "abc"]
-    time.sleep(0.3)
-    (tmp_path / "go").touch()
-    won = [int(process.communicate()[0]) for process in processes]
+def test_claim__each_entry_is_won_once(store):
+    words = [sys.executable, "-c", RACE, str(store.root)]
+    processes = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.close()
+    won = [int(process.stdout.read()) for process in processes]
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert sum(won) == 300
-    assert len(list(tmp_path.glob("*.emb"))) == 300
-    assert not list(tmp_path.glob("*.part"))
+    assert list_names(store) == sorted(f"{compute_key(number)}.emb" for number in range(300))
 
 
-def test_claim__without_locks_every_writer_has_a_draft_of_its_own(entry, monkeypatch):
-    monkeypatch.setattr(store, "fcntl", None)
-    first, second = claim_entry(entry), claim_entry(entry)
-    assert len(list(entry.parent.glob("*.part"))) == 2
-    first.publish(CONTENT)
-    second.publish(CONTENT)
-    assert [path.name for path in entry.parent.iterdir()] == ["a.emb"]
-    assert claim_entry(entry) is None
-    assert [path.name for path in entry.parent.iterdir()] == ["a.emb"]
+def test_claim__without_locks_every_writer_may_write(store, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(filelock._unix.fcntl, "flock", refuse)
+    first, second = store.claim(KEY), store.claim(KEY)
+    for claim in (first, second):
+        store.publish(claim, KEY, EMBEDDING)
+    assert list_names(store) == [f"{KEY}.emb"]
+    assert np.array_equal(store.read(KEY), EMBEDDING)
+    assert store.claim(KEY) is None
+    assert list_names(store) == [f"{KEY}.emb"]
 
 
-def test_claim__draft_that_someone_removed(entry):
-    claim = claim_entry(entry)
-    entry.with_suffix(".part").unlink()
-    other = claim_entry(entry)
-    assert other is not None
-    claim.release()
-    assert entry.with_suffix(".part").exists(), "the draft of the other"
-    other.publish(CONTENT)
-    assert entry.exists()
+def test_claim__lock_that_someone_removed(store):
+    claim = store.claim(KEY)
+    store.find_path(KEY).with_suffix(".part").unlink()
+    other = store.claim(KEY)
+    for each in (claim, other):
+        store.publish(each, KEY, EMBEDDING)
+    assert np.array_equal(store.read(KEY), EMBEDDING)
+    assert list_names(store) == [f"{KEY}.emb"]

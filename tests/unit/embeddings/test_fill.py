@@ -14,9 +14,9 @@ from tests.unit.data.test_batch import save_scene
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
 from vpexp.embeddings import fill as fill_module
-from vpexp.embeddings.fill import EncoderChoice, ImageEncoder, fill_embeddings
+from vpexp.embeddings.fill import ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import plan_embeddings
-from vpexp.embeddings.store import EmbeddingStore, compute_image_key
+from vpexp.embeddings.store import EmbeddingStore, compute_image_key, release
 from vpexp.errors import ConfigError
 
 SIZE, SHAPE = 32, (3, 2, 2)
@@ -43,8 +43,8 @@ def save_images(root, count):
 
 def fill(store, images, *, workers=0, batch_size=1, encode=encode, max_bytes=PLENTY):
     plan = plan_embeddings(store, images, max_bytes=max_bytes)
-    choice = EncoderChoice(ImageEncoder("torch", encode, batch_size), None)
-    return fill_embeddings(store, plan, choice, image_size=SIZE, num_workers=workers)
+    encoder = ImageEncoder("torch", encode, batch_size)
+    return fill_embeddings(store, plan, encoder, image_size=SIZE, num_workers=workers)
 
 
 def read_all(store, images):
@@ -69,10 +69,9 @@ def test_fill__every_image_once_then_none(store, tmp_path, workers, batch_size):
     images = save_images(tmp_path, 10)
     report = fill(store, images, workers=workers, batch_size=batch_size)
     assert (report.encoded, report.shared, report.left, report.unreadable) == (10, 0, 0, 0)
-    assert report.encoders == {"torch": 10}
     assert_filled(store, images)
     again = fill(store, images, workers=workers, batch_size=batch_size)
-    assert (again.encoded, again.encoders) == (0, {})
+    assert again.encoded == 0
 
 
 def test_fill__damaged_images_are_left_out(store, tmp_path):
@@ -88,8 +87,7 @@ def test_fill__a_file_that_changes_meanwhile_is_stored_as_what_it_is(store, tmp_
     images = save_images(tmp_path, 2)
     plan = plan_embeddings(store, images, max_bytes=PLENTY)
     save_scene(images[1].path, width=90)
-    choice = EncoderChoice(ImageEncoder("torch", encode), None)
-    fill_embeddings(store, plan, choice, image_size=SIZE, num_workers=0)
+    fill_embeddings(store, plan, ImageEncoder("torch", encode), image_size=SIZE, num_workers=0)
     assert_filled(store, images)
 
 
@@ -205,7 +203,7 @@ def test_fill__does_not_wait_for_ever(store, tmp_path, monkeypatch):
     claim = store.claim(compute_image_key(images[0].path.read_bytes(), exif_transpose=False))
     report = fill(store, images)
     assert (report.encoded, report.left) == (1, 1)
-    claim.release()
+    release(claim)
 
 
 def test_fill__full_disk_ends_the_filling_not_the_run(store, tmp_path):

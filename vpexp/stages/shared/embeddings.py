@@ -1,5 +1,6 @@
 """The embedding cache of a stage: opened, filled, reported and recorded."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from vpexp.console import say
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.loaders import with_objects
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
-from vpexp.embeddings.fill import EncoderChoice, FillReport, ImageEncoder, fill_embeddings
+from vpexp.embeddings.fill import FillReport, ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import EmbeddingPlan, plan_embeddings
 from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_encoder_key
+from vpexp.errors import ConfigError
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.shared.context import RunContext
@@ -25,6 +27,12 @@ from vpexp.stages.shared.evaluate import choose_device
 FOLDER = "embeddings"  # below paths.cache_dir
 GB = 1e9
 IMAGES_AT_ONCE = 8  # on a GPU
+# Images of 1024 px from which OpenVINO is worth its conversion. Seconds of one thread, torch and OpenVINO: 0.109 and 0.061 an
+# image of SAM micro at 256 px, 4.18 and 2.59 of TinyViT at 1024 px; converting takes 4 and 12 seconds, and more threads
+# shorten the passes, not the conversion.
+IMAGES_WORTH_CONVERTING = 32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +41,8 @@ class EncoderUse:
 
     Attributes:
         cache: None where every image is encoded whenever it is used.
-        passes: counts the images that went through the torch encoder.
-        before: passes elsewhere: by another runtime, or before the run was interrupted.
+        passes: counts the images that went through the encoder.
+        before: those before the run was interrupted.
     """
 
     cache: EmbeddingCache | None
@@ -86,15 +94,13 @@ def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset,
     images = [image for split in dict.fromkeys(splits) for image in with_objects(dataset.splits[split].images)]
     plan = plan_embeddings(store, images, max_bytes=int(cfg.cache.max_gb * GB))
     sam.to(choose_device(cfg))
-    report = fill_embeddings(
-        store, plan, _build_encoders(cfg, sam), image_size=sam.image_size, num_workers=cfg.data.num_workers
-    )
+    encoder = _choose_encoder(cfg, sam, passes, len(plan.missing))
+    report = fill_embeddings(store, plan, encoder, image_size=sam.image_size, num_workers=cfg.data.num_workers)
     seconds = time.perf_counter() - started
     stored = StoredEmbeddings(store, plan.keys)
-    _tell(stored, plan, report, seconds, cfg.cache.max_gb)
+    _print_report(stored, plan, report, seconds, cfg.cache.max_gb)
     _record(context, stored, plan, report, seconds)
-    other = sum(count for name, count in report.encoders.items() if name != "torch")
-    return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before + other)
+    return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before)
 
 
 def _find_reason_against(cfg: DictConfig) -> str | None:
@@ -105,24 +111,35 @@ def _find_reason_against(cfg: DictConfig) -> str | None:
     return None
 
 
-def _build_encoders(cfg: DictConfig, sam: Sam) -> EncoderChoice:
-    device = next(sam.parameters()).device
+def _choose_encoder(cfg: DictConfig, sam: Sam, passes: EncoderPasses, missing: int) -> ImageEncoder:
+    """Choose what fills the cache: on a CPU, OpenVINO where it is asked for or worth its conversion, else torch."""
+    device, backend = next(sam.parameters()).device, str(cfg.cache.backend)
 
     def encode(images_B3SS: NDArray[np.float32]) -> NDArray[np.float32]:
         encoded_BCHW: NDArray[np.float32] = encode_images(sam, torch.from_numpy(images_B3SS).to(device)).cpu().numpy()
         return encoded_BCHW
 
-    def convert() -> ImageEncoder:
+    if device.type != "cpu":
+        return ImageEncoder("torch", encode, IMAGES_AT_ONCE)
+    worth = missing * (sam.image_size / 1024) ** 2 >= IMAGES_WORTH_CONVERTING
+    if missing and (backend == "openvino" or (backend == "auto" and worth)):
         from vpexp.deploy.openvino_format import build_openvino_encoder
 
-        return ImageEncoder("openvino", build_openvino_encoder(sam, threads=cfg.trainer.threads))
+        try:
+            run = build_openvino_encoder(sam, threads=cfg.trainer.threads)
+        except Exception as error:  # an encoder of the user's own may hold what OpenVINO does not know
+            reason = f"this encoder cannot be converted ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if backend == "openvino":
+                raise ConfigError(f"cache.backend=openvino: {reason}; set cache.backend=torch") from error
+            log.warning("%s", reason)
+        else:
+            return ImageEncoder("openvino", passes.count(run))
+    return ImageEncoder("torch", encode)
 
-    on_cpu = device.type == "cpu"
-    torch_encoder = ImageEncoder("torch", encode, 1 if on_cpu else IMAGES_AT_ONCE)
-    return EncoderChoice(torch_encoder, convert if on_cpu else None, backend=str(cfg.cache.backend))
 
-
-def _tell(stored: StoredEmbeddings, plan: EmbeddingPlan, report: FillReport, seconds: float, max_gb: float) -> None:
+def _print_report(
+    stored: StoredEmbeddings, plan: EmbeddingPlan, report: FillReport, seconds: float, max_gb: float
+) -> None:
     store, hits = stored.store, plan.found + report.shared
     kept = report.encoded + hits
     parts = [_count(kept + report.left + report.unreadable + plan.not_kept, "image")]
@@ -163,7 +180,7 @@ def _record(
     details: dict[str, Any] = {
         "enabled": True,
         **numbers,
-        "encoders": report.encoders,
+        "encoders": {report.encoder: report.encoded} if report.encoded else {},
         "precision": stored.store.precision,
         "folder": str(stored.store.folder),
         "trouble": str(report.trouble) if report.trouble else None,
