@@ -4,7 +4,8 @@ An entry is addressed by content: the image file's bytes, the encoder's weights,
 precision. So entries are shared by epochs, stages, runs and processes, and whatever changes asks for other entries.
 
 An entry is a safetensors file of one array. Its metadata name the encoder and the image and hold a CRC-32 of the array, so that
-a file that was cut off, has flipped bits, or lies under another entry's name is never taken for an embedding. Who encodes an
+a file that was cut off, has flipped bits, or lies under another entry's name is never taken for an embedding. The header is
+written here, always alike, and compared, not parsed: the array can be mapped, which saves a copy of it. Who encodes an
 image holds a lock beside its entry (``<image key>.part``), and a killed process's lock goes with it: where several processes
 fill one cache, one of them encodes the image. On file systems that know no locks an image may be encoded twice, and never
 wrongly.
@@ -15,9 +16,11 @@ Legend: C channels, H W rows and columns of the embedding (S/16), S model input 
 import contextlib
 import hashlib
 import logging
+import math
+import mmap
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,8 +29,6 @@ from typing import Any
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.geometry import PREPROCESSING_VERSION
@@ -41,7 +42,11 @@ PRECISIONS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": n
 
 _VERSION = 2  # of the entries' format: 1 had a header of vpexp's own
 _KEY_BYTES = 16
-_TENSOR = "embedding"
+_HEADER = (
+    '{"__metadata__": {"encoder": "%s", "image": "%s", "crc32": "%08x"}, '
+    '"embedding": {"dtype": "%s", "shape": %s, "data_offsets": [0, %d]}}'
+)
+_DTYPES = {2: "F16", 4: "F32"}  # safetensors' names by bytes a number
 Shape = tuple[int, int, int]
 
 log = logging.getLogger(__name__)
@@ -143,7 +148,7 @@ class EmbeddingStore:
         """Read an embedding.
 
         Returns:
-            Array [C, H, W] of the store's precision; None where the entry is missing, or was damaged, in
+            Read-only array [C, H, W] of the store's precision; None where the entry is missing, or was damaged, in
             which case it is removed.
         """
         path = self.find_path(image_key)
@@ -153,7 +158,7 @@ class EmbeddingStore:
             log.warning("%s is damaged (%s): encoded again", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: mmap's word for a file that shrank meanwhile
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 log.warning("%s cannot be read (%s): encoded again", path, error)
         return None
@@ -182,8 +187,9 @@ class EmbeddingStore:
             OSError: it cannot be written; nothing is left behind.
         """
         try:
-            with replacing(self.find_path(image_key)) as draft:
-                draft.write_bytes(pack_entry(self.round(embedding_CHW), self.encoder_key, image_key))
+            parts = pack_entry(self.round(embedding_CHW), self.encoder_key, image_key)
+            with replacing(self.find_path(image_key)) as draft, draft.open("wb") as file:
+                file.writelines(parts)
         finally:
             release(claim)
 
@@ -247,47 +253,51 @@ class DamagedEntryError(Exception):
 @cache
 def compute_entry_bytes(shape: Shape, precision: str) -> int:
     """Compute the size of an entry's file."""
-    no_key = "0" * 2 * _KEY_BYTES
-    return len(pack_entry(np.zeros(shape, PRECISIONS[precision]), no_key, no_key))
+    return sum(map(len, pack_entry(np.zeros(shape, PRECISIONS[precision]), "0" * 2 * _KEY_BYTES, "0" * 2 * _KEY_BYTES)))
 
 
-def pack_entry(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> bytes:
-    """Lay out an entry's file.
+def pack_entry(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> Sequence[bytes | memoryview]:
+    """Lay out an entry.
 
     Args:
         array_CHW: float16 or float32.
         encoder_key: 32 hexadecimal digits.
         image_key: the same.
+
+    Returns:
+        Header and array, to be written one after the other.
     """
     array_CHW = np.ascontiguousarray(array_CHW)
-    content: bytes = save({_TENSOR: array_CHW}, _describe(array_CHW, encoder_key, image_key))
-    return content
+    return _build_header(array_CHW, encoder_key, image_key), array_CHW.data.cast("B")
 
 
 def read_entry(path: Path, shape: Shape, precision: str, encoder_key: str, image_key: str) -> NDArray[Any]:
-    """Read an entry's array [C, H, W] and check all of the file.
+    """Map an entry into memory and check all of it.
+
+    Returns:
+        Read-only array [C, H, W] that stays on disk until it is looked at again.
 
     Raises:
         FileNotFoundError: there is no such entry.
         DamagedEntryError: the file is something else, or damaged.
         OSError: the file cannot be read.
     """
-    size, wanted = path.stat().st_size, compute_entry_bytes(shape, precision)
-    if size != wanted:
-        raise DamagedEntryError(f"{size} bytes instead of {wanted}")
-    try:
-        with safe_open(path, framework="np") as file:
-            array_CHW: NDArray[Any] = file.get_tensor(_TENSOR)
-            metadata = file.metadata()
-    except SafetensorError as error:
-        raise DamagedEntryError(str(error)) from error
-    if (array_CHW.shape, array_CHW.dtype) != (shape, PRECISIONS[precision]):
-        raise DamagedEntryError("it is of another shape or precision")
-    if metadata != _describe(array_CHW, encoder_key, image_key):
+    wanted, dtype = compute_entry_bytes(shape, precision), PRECISIONS[precision]
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size != wanted:
+            raise DamagedEntryError(f"{size} bytes instead of {wanted}")
+        mapped = memoryview(mmap.mmap(file.fileno(), wanted, access=mmap.ACCESS_READ))
+    start = wanted - math.prod(shape) * dtype.itemsize
+    array_CHW: NDArray[Any] = np.frombuffer(mapped[start:], dtype).reshape(shape)
+    if mapped[:start] != _build_header(array_CHW, encoder_key, image_key):
         raise DamagedEntryError("it is of another image or encoder, or its checksum is wrong")
     return array_CHW
 
 
-def _describe(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> dict[str, str]:
-    """Describe an entry in one text: the order of several differs from file to file."""
-    return {"vpexp": f"encoder {encoder_key} image {image_key} crc32 {zlib.crc32(array_CHW.data):08x}"}
+def _build_header(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> bytes:
+    """Build the header of a safetensors file: the length of a JSON text of a multiple of 8 bytes, and the text."""
+    dtype, shape, checksum = _DTYPES[array_CHW.itemsize], list(array_CHW.shape), zlib.crc32(array_CHW.data)
+    text = (_HEADER % (encoder_key, image_key, checksum, dtype, shape, array_CHW.nbytes)).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
