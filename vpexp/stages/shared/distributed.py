@@ -1,6 +1,8 @@
 """Training on several devices: this process is rank 0 and starts the others, which do as it does and keep no record.
 
-Rank 0 hands each follower an ``Assignment``, watches it, and ends it; a follower answers in the processes' store.
+Rank 0 hands each follower an ``Assignment``, watches it, and ends it; a follower answers in the processes' store. Of Lightning's
+launchers one runs the command line again, which a run that Python or a sweep started does not have, and the others train in
+children, away from rank 0's record, signals and model.
 """
 
 import json
@@ -16,12 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import LambdaCallback
 from torch.distributed.distributed_c10d import Store
 
 from vpexp import errors
@@ -120,27 +121,33 @@ class Followers:
             file.flush()
             for rank in range(1, self.world_size):
                 with Path(file.name).open("rb") as stdin, name_log(self._folder.path, rank).open("ab") as log_file:
-                    self._processes.append(_start(self._folder.path, rank, environment, stdin, log_file))
+                    process = subprocess.Popen(  # noqa: S603 (this Python and this package)
+                        [sys.executable, "-m", MODULE, str(rank), str(os.getpid()), str(self._folder.path)],
+                        stdin=stdin,
+                        stdout=log_file,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        start_new_session=True,  # a Ctrl-C is for rank 0
+                    )
+                self._processes.append(process)
             self._wait_until_ready()
         threading.Thread(target=self._watch, name="followers", daemon=True).start()
 
-    def check(self) -> None:
-        """Look whether all are there.
+    def check(self, *_: Any) -> None:
+        """Look whether all are there; a callback of Lightning's, whose arguments are not needed.
 
         Raises:
             VpexpError: one has ended before its time.
         """
-        if any(process.poll() not in (None, 0) for process in self._processes):
-            error = self.explain(PATIENCE_SECONDS)
-            if error is not None:
-                raise error
+        if self._find_ended() and (error := self.explain(PATIENCE_SECONDS)):
+            raise error
 
     def explain(self, patience: float) -> VpexpError | None:
         """Describe what ended a follower; None where none has ended within ``patience`` seconds."""
         deadline = time.monotonic() + patience
         settled = False
         while True:
-            ended = {rank: process.returncode for rank, process in self._enumerate() if process.poll() not in (None, 0)}
+            ended = self._find_ended()
             reports = {rank: report for rank in ended if (report := self._read(FAILED, rank))}
             for report in reports.values():
                 kind = getattr(errors, report["kind"], None)
@@ -169,8 +176,7 @@ class Followers:
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-        counts = [self._read(DONE, rank) for rank, _ in self._enumerate()]
-        return [count for count in counts if count is not None]
+        return [count for rank in range(1, self.world_size) if (count := self._read(DONE, rank)) is not None]
 
     def stop(self) -> None:
         """End those that are still there, with the processes that read images for them."""
@@ -182,20 +188,20 @@ class Followers:
         for process in self._processes:
             process.wait()
 
-    def _enumerate(self) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-        return iter(enumerate(self._processes, start=1))
+    def _find_ended(self) -> dict[int, int]:
+        """Find the ranks that have ended before their time, with their exit codes."""
+        codes = {rank: process.poll() for rank, process in enumerate(self._processes, start=1)}
+        return {rank: code for rank, code in codes.items() if code}
 
     def _wait_until_ready(self) -> None:
-        waiting = {rank for rank, _ in self._enumerate()}
-        while waiting:
+        while not self.store.check([name_key(READY, rank) for rank in range(1, self.world_size)]):
             self.check()
-            waiting = {rank for rank in waiting if not self.store.check([name_key(READY, rank)])}
             time.sleep(POLL_SECONDS)
 
     def _watch(self) -> None:
         """Free rank 0 where it waits on a GPU for a follower that is gone: there it would not notice for minutes."""
         while not self._over.wait(WATCH_SECONDS):
-            if any(process.poll() not in (None, 0) for process in self._processes):
+            if self._find_ended():
                 if not self._over.wait(PATIENCE_SECONDS):
                     release()
                 return
@@ -213,23 +219,6 @@ class Followers:
         return ProcessError(line)
 
 
-class FollowerWatch(Callback):
-    """Has rank 0 look after the followers at every step: in a long validation nothing else would tell."""
-
-    def __init__(self, followers: Followers) -> None:
-        self._followers = followers
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Look before a step."""
-        del trainer, pl_module
-        self._followers.check()
-
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Look before an image."""
-        del trainer, pl_module
-        self._followers.check()
-
-
 @contextmanager
 def open_followers(folder: RunFolder, world_size: int) -> Iterator[Followers]:
     """Hold followers, none of whom outlives the context."""
@@ -238,20 +227,6 @@ def open_followers(folder: RunFolder, world_size: int) -> Iterator[Followers]:
         yield followers
     finally:
         followers.stop()
-
-
-def _start(
-    folder: Path, rank: int, environment: dict[str, str], stdin: IO[bytes], log_file: IO[bytes]
-) -> "subprocess.Popen[bytes]":
-    """Start a follower in a process group of its own: a Ctrl-C is for rank 0."""
-    return subprocess.Popen(  # noqa: S603 (this Python and this package)
-        [sys.executable, "-m", MODULE, str(rank), str(os.getpid()), str(folder)],
-        stdin=stdin,
-        stdout=log_file,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
 
 
 def fit_on_devices(context: RunContext, loop: TrainingLoop, dataset: AnnotatedDataset, encoder: EncoderUse) -> None:
@@ -274,9 +249,22 @@ def fit_on_devices(context: RunContext, loop: TrainingLoop, dataset: AnnotatedDa
         return
     say(f"training in {world_size} processes: {world_size * context.cfg.data.batch_size} images a step")
     context.folder.update_run_json(processes=world_size)
+    cache, splits = encoder.cache, {name: dataset.splits[name] for name in ("train", "val")}
     with open_followers(context.folder, world_size) as followers, _share_processor(world_size) as threads:
-        followers.start(_assign(context, dataset, encoder.cache, followers, threads))
-        loop.trainer.callbacks.append(FollowerWatch(followers))  # type: ignore[attr-defined]  # Lightning's list
+        assignment = Assignment(
+            cfg=context.cfg,
+            folder=context.folder.path,
+            dataset=replace(dataset, splits=splits),
+            stored=cache.stored if cache else None,
+            writable=cache.writable if cache else False,
+            world_size=world_size,
+            port=followers.store.port,
+            threads=threads,
+        )
+        followers.start(assignment)
+        # At every image, for in a long validation nothing else would notice.
+        watch = LambdaCallback(on_train_batch_start=followers.check, on_validation_batch_start=followers.check)
+        loop.trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # Lightning's list
         _fit_joined(context.cfg, loop, followers)
         for counts in followers.leave():
             encoder.add(**counts)
@@ -316,21 +304,6 @@ def _fit_joined(cfg: DictConfig, loop: TrainingLoop, followers: Followers) -> No
         if reason is None:
             raise
         raise reason from error
-
-
-def _assign(
-    context: RunContext, dataset: AnnotatedDataset, cache: EmbeddingCache | None, followers: Followers, threads: int
-) -> Assignment:
-    return Assignment(
-        cfg=context.cfg,
-        folder=context.folder.path,
-        dataset=replace(dataset, splits={name: dataset.splits[name] for name in ("train", "val")}),
-        stored=cache.stored if cache else None,
-        writable=cache.writable if cache else False,
-        world_size=followers.world_size,
-        port=followers.store.port,
-        threads=threads,
-    )
 
 
 @contextmanager
