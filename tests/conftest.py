@@ -80,7 +80,8 @@ def debug_sam():
 @pytest.fixture(scope="session")
 def micro_sam():
     """The trained model of 256 px that comes with the package."""
-    from vpexp.models.weights import load_model
+
+    from vpexp.inference.load import load_model
 
     return load_model("sam_micro")
 

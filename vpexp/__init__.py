@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpexp.engine import Engine
-    from vpexp.inference.load import load_predictor
+    from vpexp.inference.load import load_model, load_predictor
     from vpexp.models.registry import list_models
-    from vpexp.models.weights import load_model
 
 _HOMES = {
     "Engine": "vpexp.engine",
     "list_models": "vpexp.models.registry",
-    "load_model": "vpexp.models.weights",
+    "load_model": "vpexp.inference.load",
     "load_predictor": "vpexp.inference.load",
 }
 

@@ -10,21 +10,15 @@ from vpexp.config.resumed import lay_over_saved
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
+from vpexp.registry import get_stage
 from vpexp.runfolder import LATEST, RunFolder, find_latest
 from vpexp.tracking.metrics_csv import read_metrics
 
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
-TAKE_EXPORTED = ("test", "ptq", "predict", "demo")  # stages whose checkpoint may be an exported model
-INHERIT = (
-    "test",
-    "export",
-    "predict",
-    "demo",
-)  # stages that take model, data and prompt from the run that made a .ckpt
 
 USED = {  # sections that the steps of a pipeline use, beside those that no run changes
-    "train": ("data", "prompt", "loss", "trainer", "callbacks", "seed"),
-    "test": ("data", "prompt", "stage"),
+    "train": ("data", "prompt", "loss", "trainer", "callbacks", "metrics", "seed"),
+    "test": ("data", "prompt", "stage", "metrics"),
     "export": ("export",),
     "ptq": ("ptq",),
 }
@@ -60,10 +54,10 @@ def complete(cfg: DictConfig, overrides: Sequence[str], *, whole: bool = False) 
 
 def _complete_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Name the checkpoint by its file (what "latest" means is another one after this run), and inherit from its run."""
-    stage = cfg.stage.name
+    stage, traits = cfg.stage.name, get_stage(cfg.stage.name)
     path = _find_latest_export(cfg) if (stage, cfg.checkpoint) == ("ptq", LATEST) else Path(cfg.checkpoint).expanduser()
     if is_exported_reference(path):
-        if stage not in TAKE_EXPORTED:
+        if not traits.takes_exported:
             raise CheckpointError(
                 f"checkpoint={path} is an exported model: stage={stage} takes a .ckpt or a run of training"
             )
@@ -73,7 +67,7 @@ def _complete_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfi
     file = find_checkpoint(cfg.checkpoint, Path(cfg.paths.output_dir))
     if stage == "ptq":
         raise CheckpointError(f"checkpoint={file} is not exported yet: stage=export makes what stage=ptq takes")
-    if stage in INHERIT:
+    if traits.inherits:
         cfg = inherit(cfg, read_checkpoint(file).cfg, overrides)
     cfg.checkpoint = str(file)
     return cfg

@@ -17,6 +17,7 @@ from vpexp.config.saved import name_data
 from vpexp.console import say
 from vpexp.errors import OutputError, VpexpError, make_printable
 from vpexp.files import RunLog, find_full_disk, quiet_full_disk, write_json
+from vpexp.registry import get_stage
 from vpexp.resolve import complete
 from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest
 from vpexp.runtime import keep_freed_memory, quiet_libraries
@@ -29,8 +30,6 @@ from vpexp.tracking.mlflow_run import MlflowRun, open_mlflow_run
 from vpexp.tracking.store import normalize_uri
 
 log = logging.getLogger("vpexp")
-
-UNRECORDED = ("models", "sync")  # stages that make nothing: no folder, no record
 
 
 def run(
@@ -52,7 +51,7 @@ def run(
     quiet_libraries()
     quiet_full_disk()
     validate(cfg)
-    if cfg.stage.name in UNRECORDED:
+    if not get_stage(cfg.stage.name).recorded:
         return _answer(cfg, overrides)
     cfg, resumed = complete(cfg, overrides, whole=folder is not None)
     if cfg.tracking.enabled:
@@ -170,11 +169,11 @@ def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, parent
 
 
 def _run_stage(context: RunContext) -> StageResult:
-    from vpexp.stages import get_stage
+    from vpexp.stages import find_stage
 
     keep_freed_memory()
     _limit_threads(context.cfg.trainer.threads)
-    return get_stage(context.cfg.stage.name)(context)
+    return find_stage(context.settings.stage)(context)
 
 
 def _log_end(context: RunContext, result: StageResult) -> None:

@@ -32,9 +32,10 @@ SIZES = (1_000, 10_000, 100_000)
 READ = """
 import json, re, resource, sys, time
 root, cache_dir = sys.argv[1:3]
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 started = time.perf_counter()
-split = load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache_dir).splits["train"]
+split = load_dataset(DataConfig(format="coco", root=str(root)), splits=("train",), cache_dir=cache_dir).splits["train"]
 seconds = time.perf_counter() - started
 pixels = sum(int(image.boxes_N4.sum()) for image in split.images)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

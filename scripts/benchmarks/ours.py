@@ -8,7 +8,7 @@ from scripts.benchmarks.settings import Settings
 from vpexp.config import compose_config
 from vpexp.config.quoting import quote_value
 from vpexp.data.annotations import AnnotatedDataset
-from vpexp.inference.torch_model import build_model
+from vpexp.inference.torch_model import load_sam
 from vpexp.models.sam import Sam
 from vpexp.runfolder import create_run_folder
 from vpexp.stages.shared.context import RunContext, StageResult
@@ -45,7 +45,7 @@ def open_context(settings: Settings, *asked: str) -> RunContext:
 
 def build_sam(context: RunContext) -> Sam:
     """Build the model that the run starts from."""
-    return build_model(context.cfg.model, seed=context.cfg.seed, cache_dir=context.cache_dir)
+    return load_sam(context.settings.model, seed=context.cfg.seed, weights_dir=context.weights_dir)
 
 
 def open_training(context: RunContext, sam: Sam) -> tuple[Any, AnnotatedDataset]:

@@ -16,10 +16,10 @@ from scripts.benchmarks.settings import Settings
 from vpexp.data.batch import EvaluationSet
 from vpexp.evaluation.evaluator import Evaluator
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.stages.shared.dataset import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.shared.dataset import load_configured_dataset
 
 TOLERANCES = {"f1": 1e-3, "map": 2e-2, "images": 0.0}
 CALIBRATION_IMAGES = 2
@@ -37,7 +37,7 @@ class Ours(Ready):
         context = ours.open_context(settings)
         dataset = load_configured_dataset(context, ("test",))
         self.categories = dataset.categories
-        self.images = EvaluationSet(dataset.splits["test"].images, build_prompt_recipe(context.cfg.prompt))
+        self.images = EvaluationSet(dataset.splits["test"].images, context.settings.prompt)
         self.predictor = self.open_predictor()
         self.turns = 0
 
@@ -67,7 +67,7 @@ class OursIr(Ours):
 
     def open_predictor(self) -> Predictor:
         """Open what ``stage=export`` writes."""
-        return open_exported(write_export(self.settings), threads=self.settings.threads)
+        return load_predictor(write_export(self.settings), threads=self.settings.threads)
 
 
 class OursInt8(Ours):
@@ -75,7 +75,7 @@ class OursInt8(Ours):
 
     def open_predictor(self) -> Predictor:
         """Open what ``stage=ptq`` writes."""
-        return open_exported(_write_int8(self.settings), threads=self.settings.threads)
+        return load_predictor(_write_int8(self.settings), threads=self.settings.threads)
 
     def check(self) -> dict[str, Any]:
         """INT8 is not exact: it is only to test as many images."""
@@ -108,21 +108,22 @@ class Plain(Ready):
 
 
 def _write_int8(settings: Settings) -> ExportedModel:
+    from vpexp.config.schema import PtqConfig
     from vpexp.deploy.calibration import read_calibration_set
-    from vpexp.deploy.quantize import INT8, WEIGHTS, QuantizationRecipe, quantize_model
+    from vpexp.deploy.quantize import INT8, WEIGHTS, quantize_model
 
     context = ours.open_context(settings)
     source = write_export(settings)
     calibration = read_calibration_set(
         load_configured_dataset(context, ("train",)).splits["train"].images,
         image_size=context.cfg.model.image_size,
-        recipe=build_prompt_recipe(context.cfg.prompt),
+        recipe=context.settings.prompt,
         count=CALIBRATION_IMAGES,
         seed=0,
     )
     method = INT8 if settings.model in CALIBRATED else WEIGHTS
     folder = settings.folder / f"int8_{settings.model}"
-    return quantize_model(source, folder, calibration, QuantizationRecipe(), {ENCODER: method, DECODER: method})
+    return quantize_model(source, folder, calibration, PtqConfig(), {ENCODER: method, DECODER: method})
 
 
 SIDES = {"ours": Ours, "ours_ir": OursIr, "ours_int8": OursInt8, "plain": Plain}

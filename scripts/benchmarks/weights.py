@@ -13,7 +13,7 @@ def write_weights(model: str, path: Path) -> Path:
     The encoder is random. Prompt encoder and decoder, which are the same in all models, are those of ``sam_micro``: masks
     of random weights are noise from edge to edge, and cost far more to encode than any that a model predicts.
     """
-    from vpexp.models.weights import load_model
+    from vpexp.inference.load import load_model
 
     torch.manual_seed(0)
     sam = load_model(model, weights="random")

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy import ndimage
 
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area, decode_rle
@@ -27,7 +28,7 @@ FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation")
 
 @pytest.fixture(scope="module")
 def nuclei():
-    return {name: load_dataset(format=name, root=NUCLEI / name) for name in FORMATS}
+    return {name: load_dataset(DataConfig(format=name, root=NUCLEI / name)) for name in FORMATS}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,9 @@ def test_nuclei__semantic_objects_are_the_connected_parts_of_the_union(nuclei, r
 
 
 def test_nuclei__semantic_whole_classes(reference):
-    dataset = load_dataset(format="common_semantic_segmentation", root=NUCLEI / FORMATS[3], instances="classes")
+    dataset = load_dataset(
+        DataConfig(format="common_semantic_segmentation", root=NUCLEI / FORMATS[3], instances="classes")
+    )
     for split, expected in reference.items():
         for stem, image in group_by_stem(dataset, split).items():
             (mask,) = image.masks
@@ -115,7 +118,7 @@ def test_nuclei__splits_categories_boxes_and_pixels(nuclei, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_nuclei__auto_finds_the_format(name):
-    dataset = load_dataset(format="auto", root=NUCLEI / name, splits=("val",))
+    dataset = load_dataset(DataConfig(format="auto", root=NUCLEI / name), splits=("val",))
     assert dataset.format == name
     assert dataset.notes[0].startswith("format: ")
 
@@ -156,7 +159,7 @@ def test_nuclei__broken_files_among_them(tmp_path, reference):
     kept[3]["segmentation"] = []
     del kept[4]["iscrowd"], kept[4]["bbox"]
     path.write_text(json.dumps(content))
-    train = load_dataset(format="coco", root=root).splits["train"]
+    train = load_dataset(DataConfig(format="coco", root=root)).splits["train"]
     assert len(train.images) == 35
     assert train.object_count == len(kept) - 4
     assert train.skipped == {
@@ -189,13 +192,13 @@ def test_nuclei__broken_files_among_them(tmp_path, reference):
     ],
 )
 def test_samples__read(folder, name, objects):
-    dataset = load_dataset(format="auto", root=SAMPLES / folder)
+    dataset = load_dataset(DataConfig(format="auto", root=SAMPLES / folder))
     assert dataset.format == name
     assert {split: part.object_count for split, part in dataset.splits.items()} == objects
 
 
 def test_samples__label_map_that_counts_from_one():
-    dataset = load_dataset(format="auto", root=SAMPLES / "css_rectangles")
+    dataset = load_dataset(DataConfig(format="auto", root=SAMPLES / "css_rectangles"))
     assert dataset.categories == ("Rectangle",)
     assert all(not image.labels_N.any() for split in dataset.splits.values() for image in split.images)
 
@@ -205,8 +208,8 @@ def test_samples__polygon_beside_a_crowd_in_val(folder):
     """The train file of these samples has one object, a box; their val file has a polygon and a crowd."""
     root = SAMPLES / "datumaro_coco_dataset" / folder
     with pytest.raises(DataError, match="the only object is a box without a mask"):
-        load_dataset(format="auto", root=root)
-    val = load_dataset(format="auto", root=root, splits=("val",)).splits["val"]
+        load_dataset(DataConfig(format="auto", root=root))
+    val = load_dataset(DataConfig(format="auto", root=root), splits=("val",)).splits["val"]
     assert val.object_count == 1
     assert val.skipped == {"crowd region": 1}
 
@@ -226,5 +229,5 @@ def test_samples__polygon_beside_a_crowd_in_val(folder):
 )
 def test_samples__nothing_to_learn_from(folder, message):
     with pytest.raises(DataError, match=message) as caught:
-        load_dataset(format="auto", root=SAMPLES / folder)
+        load_dataset(DataConfig(format="auto", root=SAMPLES / folder))
     assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import RunDebug
 from vpexp.cli import main
+from vpexp.config.schema import SyntheticConfig
 from vpexp.errors import DataError
 from vpexp.stages.shared.context import StageResult
 from vpexp.synthetic.dataset import write_synthetic_dataset
@@ -20,7 +21,7 @@ DRAWN = {"scene": "shapes", "image_size": 64, "train": 12, "val": 10, "test": 10
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn images, of which one in val is a train image saved again, one is cut off, one is gone, two have boxes only."""
-    root = write_synthetic_dataset(tmp_path_factory.mktemp("messy"), **DRAWN)
+    root = write_synthetic_dataset(tmp_path_factory.mktemp("messy"), SyntheticConfig(**DRAWN))
     images = root / "images"
     with Image.open(images / "train_0000.jpg") as image:
         image.save(images / "val_0000.jpg", quality=60)
@@ -118,7 +119,7 @@ def test_data__strict_ends_with_an_error_after_the_report(
 ) -> None:
     with pytest.raises(DataError, match=r"data\.strict=false"):  # the first defect: a file that is damaged or missing
         run_debug(tmp_path, "stage=data", "data=auto", f"data.root='{messy}'", "data.strict=true", "tracking=none")
-    root = write_synthetic_dataset(tmp_path / "drawn", **DRAWN)
+    root = write_synthetic_dataset(tmp_path / "drawn", SyntheticConfig(**DRAWN))
     shutil.copy(root / "images" / "train_0000.jpg", root / "images" / "test_0000.jpg")
 
     with pytest.raises(SystemExit) as end:

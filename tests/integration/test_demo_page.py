@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
 from tests.references.servers import choose_port
+from vpexp.config.schema import DataConfig, SyntheticConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
 from vpexp.data.prompts import find_deepest_point
@@ -155,11 +156,11 @@ class Window:
 def truths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Truth]:
     """The truth of each photo of ``photos``."""
     root = write_synthetic_dataset(
-        tmp_path_factory.mktemp("scene"), scene="vineyard", image_size=256, train=3, val=1, test=1
+        tmp_path_factory.mktemp("scene"), SyntheticConfig(scene="vineyard", image_size=256, train=3, val=1, test=1)
     )
     photos = tmp_path_factory.mktemp("photos") / "grapes"
     photos.mkdir()
-    dataset = load_dataset(format="coco", root=root, splits=("train",))
+    dataset = load_dataset(DataConfig(format="coco", root=root), splits=("train",))
     truths = {}
     for image in dataset.splits["train"].images:
         shutil.copy(image.path, photos)

@@ -14,16 +14,17 @@ from tests.conftest import RunDebug
 from tests.references.exports import take_images
 from vpexp.cli import main
 from vpexp.config import compose_config, load_config
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.deploy import onnx_format, openvino_format
 from vpexp.deploy.graph import ExportableDecoder
 from vpexp.engine import Engine
 from vpexp.errors import CheckpointError, ExportError
 from vpexp.inference.exported import find_exported, read_metadata
-from vpexp.inference.load import load_predictor, open_exported
+from vpexp.inference.load import load_model, load_predictor
 from vpexp.inference.torch_model import read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
-from vpexp.models.weights import compute_state_hash, load_model
+from vpexp.models.weights import compute_state_hash
 from vpexp.run import run
 from vpexp.stages.shared.context import StageResult
 
@@ -269,7 +270,7 @@ def test_test__files_alone_need_no_weights_and_no_configuration(
     monkeypatch.setenv("VPEXP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    for name in ("torch_predictor.TorchPredictor", "torch_model.read_checkpoint", "torch_model.build_model"):
+    for name in ("torch_predictor.TorchPredictor", "torch_model.read_checkpoint", "torch_model.load_sam"):
         monkeypatch.setattr(f"vpexp.inference.{name}", None)  # calling one of them would fail
     overrides = [
         *("stage=test", f"checkpoint='{alone}/exported_model_decoder.xml'", "data=coco", f"data.root='{data}'"),
@@ -338,11 +339,11 @@ def count_flipped(reference, other, images) -> tuple[int, int]:
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason=f"no test data in {DATA}")
 @pytest.mark.parametrize("which", ["micro_ir", "micro_onnx"])
 def test_parity__photos_that_are_not_square(which: str, micro_sam, request: pytest.FixtureRequest) -> None:
-    images = load_dataset(format="coco", root=NUCLEI, splits=("val",)).splits["val"].images
+    images = load_dataset(DataConfig(format="coco", root=NUCLEI), splits=("val",)).splits["val"].images
     oblong = [image for image in images if image.height != image.width and len(image) <= 60][:3]
     assert oblong
     flipped, inside = count_flipped(
-        TorchPredictor(micro_sam), open_exported(request.getfixturevalue(which), threads=1), take_images(oblong)
+        TorchPredictor(micro_sam), load_predictor(request.getfixturevalue(which), threads=1), take_images(oblong)
     )
     assert inside > 5_000
     assert round(1e4 * flipped / inside) == 0

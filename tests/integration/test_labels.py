@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
+from vpexp.config.schema import DataConfig
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
@@ -78,7 +79,7 @@ def test_predict__boxes_of_a_data_set_become_masks(
     assert result.metrics["predict/prompts"] == 6
     predicted = read_results(result)
     assert set(predicted) == {"train_1", "train_2", "val_0"}
-    dataset = load_dataset(format="auto", root=out, instances="classes")
+    dataset = load_dataset(DataConfig(format="auto", root=out, instances="classes"))
     assert (dataset.format, dataset.categories) == (format_, ("cell", "dust"))
     masks = read_masks(dataset)
     (left, right) = masks.pop("train_0")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.references.exports import LABELS, crop, draw_vineyard
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 from vpexp.inference.openvino_predictor import get_core
 
 pytest.importorskip("model_api", reason="openvino-model-api is not installed")
@@ -41,7 +41,7 @@ def prompter(micro_ir):
 
 @pytest.fixture(scope="module")
 def predictor(micro_ir):
-    return open_exported(micro_ir, threads=1)
+    return load_predictor(micro_ir, threads=1)
 
 
 def compute_ious(expected_NHW, got_NHW):

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from tests.conftest import RunDebug
 from vpexp.data.images import read_image
 from vpexp.errors import ConfigError, DataError
+from vpexp.inference.load import load_model
 from vpexp.inference.predictor import Predictor
-from vpexp.models.weights import load_model
 from vpexp.stages import predict
 from vpexp.stages.shared.context import StageResult
 
@@ -277,7 +277,7 @@ def test_predict__mistakes_are_one_line(tmp_path: Path, photos: Path, run_debug:
 def test_predict__malformed_prompts_are_said_before_the_model_is_loaded(
     tmp_path: Path, photos: Path, write_prompts, run_debug: RunDebug, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(predict, "load_stage_predictor", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_stage_model", lambda *_: pytest.fail("the model was loaded"))
     for entry, message in (
         ({"boxes": [[5, 5, 1, 1]]}, r"prompts\.json: 'b\.jpg': boxes\[0\] .* is empty"),
         ({"boxes": [[40, 5, 50, 9]]}, r"prompts\.json: 'b\.jpg': boxes\[0\] .* lies outside of the image"),

@@ -13,8 +13,7 @@ from PIL import Image
 from tests.conftest import RunDebug
 from tests.references.exports import draw_vineyard, export
 from tests.references.servers import BIN, choose_port, start_mlflow
-from vpexp.inference.load import load_predictor
-from vpexp.models.weights import load_model
+from vpexp.inference.load import load_model, load_predictor
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 BOXES_N4 = np.array([[30, 40, 120, 160], [200, 80, 250, 130]], np.float32)  # those of the examples

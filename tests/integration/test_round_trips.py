@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from tests.conftest import RunDebug
 from vpexp.config import compose_config
+from vpexp.config.schema import DataConfig
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
@@ -220,7 +221,7 @@ def convert(source_format: str, root: Path, target: str, out: Path) -> Annotated
     Class masks have no boxes, so all of their objects are predicted anew, by a model that knows the masks.
     """
     anew = source_format == "common_semantic_segmentation"
-    dataset = load_dataset(format=source_format, root=root, instances="classes", keep_boxes=True)
+    dataset = load_dataset(DataConfig(format=source_format, root=root, instances="classes"), keep_boxes=True)
     plan = plan_dataset(dataset, keep_annotated=not anew)
     collector = LabelCollector(compose_config([f"output.format={target}"]).output, out, plan)
     images = [image for split in FILES for image in dataset.splits[split].images]
@@ -230,7 +231,7 @@ def convert(source_format: str, root: Path, target: str, out: Path) -> Annotated
         found = [FoundMask(mask, 0.9, prompt) for prompt, mask in enumerate(masks)] if len(task.prompts or ()) else []
         collector.add(task, (image.height, image.width), found)
     collector.write()
-    return load_dataset(format="auto", root=out, instances="classes", strict=True)
+    return load_dataset(DataConfig(format="auto", root=out, instances="classes", strict=True))
 
 
 @pytest.mark.parametrize("target", FORMATS)

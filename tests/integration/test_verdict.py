@@ -9,8 +9,7 @@ import torch
 
 from tests.conftest import RunDebug
 from vpexp.config import load_config
-from vpexp.inference.load import load_predictor
-from vpexp.models.weights import load_model
+from vpexp.inference.load import load_model, load_predictor
 from vpexp.stages.shared.context import StageResult
 
 MIN_DELTA = "callbacks.early_stopping.min_delta=1e-3"  # the default

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts
+from vpexp.config.schema import DataConfig, PromptConfig, SyntheticConfig
+from vpexp.data.prompts import Prompts, build_evaluation_prompts
 from vpexp.inference.exported import ExportedModel
 
 LABELS = ("grape bunch", "a \"quoted\" <b> & 'c'", "Größe 葡萄")
@@ -55,18 +56,20 @@ def draw_vineyard(root: Path, *, image_size=256, count=2, seed=5) -> list[DrawnI
     from vpexp.data.dataset import load_dataset
     from vpexp.synthetic.dataset import write_synthetic_dataset
 
-    root = write_synthetic_dataset(root, scene="vineyard", image_size=image_size, train=1, val=1, test=count, seed=seed)
-    return take_images(load_dataset(format="coco", root=root, splits=("test",)).splits["test"].images)
+    root = write_synthetic_dataset(
+        root, SyntheticConfig(scene="vineyard", image_size=image_size, train=1, val=1, test=count, seed=seed)
+    )
+    return take_images(load_dataset(DataConfig(format="coco", root=root), splits=("test",)).splits["test"].images)
 
 
 def take_images(images) -> list[DrawnImage]:
     """Read annotated images, and build a box and a point for each object."""
     from vpexp.data.batch import EvaluationSet
 
-    read = EvaluationSet(images, PromptRecipe())
+    read = EvaluationSet(images, PromptConfig())
     return [
         DrawnImage(
-            read[index].image_HW3, *(build_evaluation_prompts(image, PromptRecipe(kind)) for kind in ("box", "point"))
+            read[index].image_HW3, *(build_evaluation_prompts(image, PromptConfig(kind)) for kind in ("box", "point"))
         )
         for index, image in enumerate(images)
     ]

@@ -155,7 +155,7 @@ def test_run__log_of_libraries_goes_to_its_file_and_nowhere_afterwards(stage, tm
 def test_run__threads(stage, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    monkeypatch.setattr("vpexp.stages.get_stage", lambda _: lambda _: StageResult())
+    monkeypatch.setattr("vpexp.stages.find_stage", lambda _: lambda _: StageResult())
 
     start(tmp_path, "trainer.threads=3")
     start(tmp_path)

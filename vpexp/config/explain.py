@@ -24,7 +24,7 @@ from vpexp.config.groups import find_file, list_groups
 
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 UNKNOWN_KEY_ERRORS = (ConfigAttributeError, ConfigKeyError)
-FREE_SECTIONS = ("optimizer", "scheduler", "callbacks")
+FREE_SECTIONS = ("optimizer", "scheduler", "callbacks", "metrics")
 # What Hydra says, and what vpexp says instead.
 _COMPOSITION_LINES = (
     (

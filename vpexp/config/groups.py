@@ -63,7 +63,7 @@ def find_file(config_path: str, folders: Sequence[Path]) -> Path | None:
 
 def format_help(folders: Sequence[Path]) -> str:
     """Format the help, with the groups of all ``folders``."""
-    order = ["experiment", *(field.name for field in fields(Config))]
+    order = ["experiment", "debug", *(field.name for field in fields(Config))]
     groups = list_groups(folders)
     lines = []
     for group in sorted(groups, key=lambda group: order.index(group) if group in order else len(order)):

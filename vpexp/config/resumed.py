@@ -59,7 +59,7 @@ def _list_experiment(option: str) -> list[str]:
     """List the keys and groups that an experiment of vpexp sets; one of the user's own may set any."""
     file = find_conf_folder() / "experiment" / f"{option}.yaml"
     if not file.is_file():
-        return [*KEPT, *BY_KEY, "callbacks", "seed"]
+        return [*KEPT, *BY_KEY, "callbacks", "metrics", "seed"]
     content: Any = OmegaConf.to_container(OmegaConf.load(file))
     groups = [str(name).removeprefix("override /") for entry in content.pop("defaults", ()) for name in entry]
     return [name for name in (*groups, *dict(_list_leaves(content))) if name not in ELSEWHERE]

@@ -13,6 +13,7 @@ from vpexp.config.explain import explain
 from vpexp.config.groups import find_conf_folder
 from vpexp.config.schema import SCHEMA_NAME, Config
 from vpexp.errors import ConfigError
+from vpexp.registry import get_stage
 
 # The seed is among them because it decides which images are set aside for val where a data set has no such split.
 # The cache is, because a test reads the embeddings that the training made: those of the same precision.
@@ -22,8 +23,6 @@ HEADER = """\
 # The whole configuration of a run. The same run again:
 #   python -m vpexp -cp "{folder}" -cn {name}
 """
-
-FROM_SOURCE = ("predict", "demo")
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:
@@ -185,7 +184,7 @@ def name_data(cfg: DictConfig) -> str:
 
     A source by its last part; a data set by its own name, or that of its folder where the name only says the format.
     """
-    if cfg.source is not None and cfg.stage.name in FROM_SOURCE:
+    if cfg.source is not None and get_stage(cfg.stage.name).from_source:
         return PurePath(cfg.source).name or str(cfg.source)
     if cfg.data.name == cfg.data.format and cfg.data.root:
         return Path(cfg.data.root).expanduser().resolve().name

@@ -1,6 +1,7 @@
 """The types of the configuration: what every key of ``conf/`` may hold, and what it holds by default.
 
-The sections ``optimizer``, ``scheduler`` and ``callbacks`` are free: their keys are the arguments of their ``_target_``.
+The sections ``optimizer``, ``scheduler``, ``callbacks`` and ``metrics`` are free: their keys are the arguments of their
+``_target_``. ``metrics`` holds metrics of your own, measured beside vpexp's wherever a model is evaluated: docs/extending.md.
 
 A schedule of torch (``scheduler._target_=torch.optim.lr_scheduler.StepLR +scheduler.step_size=10``) counts epochs; one that takes
 ``total_steps``, as ``OneCycleLR`` and vpexp's own, counts optimizer steps; ``+scheduler.interval=step`` or ``epoch`` says otherwise.
@@ -13,34 +14,46 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig
 
+from vpexp.registry import FORMATS, STAGES
+
 SCHEMA_NAME = "vpexp_schema"
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
-def _build_open_section() -> Any:
-    """A section of texts that takes new keys without ``+``."""
-    return DictConfig(
-        {}, key_type=str, element_type=str, ref_type=dict[str, str], is_optional=False, flags={"struct": False}
-    )
+def setting(default: Any, *, choices: Any = (), lowest: float | None = None, highest: float | None = None) -> Any:
+    """Declare a key: its default, and what ``validate`` checks; of a list, ``choices`` holds for each entry."""
+    metadata = {"choices": tuple(choices), "lowest": lowest, "highest": highest}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _open_section(element_type: Any = Any) -> Any:
+    """Declare a section that takes new keys without ``+``."""
+    kinds = {"key_type": str, "element_type": element_type, "ref_type": dict[str, element_type]}
+    return field(default_factory=lambda: DictConfig({}, **kinds, is_optional=False, flags={"struct": False}))
 
 
 @dataclass
 class StageConfig:
     """What to do."""
 
-    name: str = MISSING
+    name: str = setting(MISSING, choices=STAGES)
     """Which stage runs: data, train, test, export, ptq, predict, demo, pipeline, models or sync."""
     test: bool = False
     """Train: also test before and after training, on ``stage.split``."""
     onnx: bool = False
     """Pipeline: also export to ONNX and test that."""
-    split: str = "test"
+    split: str = setting("test", choices=("train", "val", "test"))
     """The split that is tested: train, val or test."""
     controls: bool = True
     """Test: also score the two baselines, the filled box and the model given another image's embedding."""
-    overlays: int = 8
+    overlays: int = setting(8, lowest=0)
     """How many images are drawn, with prompt and prediction; tested ones beside the truth."""
     duplicates: bool = True
     """Data: read all image files, to find pictures that occur twice and files that are damaged."""
+    _target_: str | None = None
+    """A function of your own that runs another stage: ``run(context)`` that returns a ``StageResult``."""
 
 
 @dataclass
@@ -51,11 +64,11 @@ class ModelConfig:
     """The name in the table of ``stage=models``."""
     _target_: str = MISSING
     """The function that builds the torch module; it is given ``image_size``."""
-    image_size: int = MISSING
+    image_size: int = setting(MISSING, lowest=16, highest=4096)
     """Length in pixels that the longest side of an image is resized to."""
     weights: str = "auto"
     """auto (packaged, or downloaded once), random, or the path of a weights file."""
-    freeze: list[str] = field(default_factory=lambda: ["image_encoder", "prompt_encoder"])
+    freeze: list[str] = setting(["image_encoder", "prompt_encoder"], choices=PARTS)
     """Parts that do not learn, of image_encoder, prompt_encoder and mask_decoder."""
 
 
@@ -63,17 +76,17 @@ class ModelConfig:
 class SyntheticConfig:
     """The images that vpexp draws itself."""
 
-    scene: str = "vineyard"
+    scene: str = setting("vineyard", choices=("vineyard", "shapes"))
     """vineyard (clusters of berries among leaves) or shapes (stars, rings, crescents)."""
-    image_size: int = 256
+    image_size: int = setting(256, lowest=32, highest=4096)
     """Width and height of a drawn image, in pixels."""
-    train: int = 48
+    train: int = setting(48, lowest=1)
     """Images of the train split."""
-    val: int = 12
+    val: int = setting(12, lowest=0)
     """Images of the val split."""
-    test: int = 16
+    test: int = setting(16, lowest=0)
     """Images of the test split."""
-    seed: int = 0
+    seed: int = setting(0, lowest=0)
     """What the drawing starts from: the same seed, the same images."""
 
 
@@ -83,7 +96,11 @@ class DataConfig:
 
     name: str = "${data.format}"
     """What the run is tagged with."""
-    format: str = MISSING
+    _target_: str | None = None
+    """A class of your own that reads another format, a subclass of ``vpexp.data.readers.base.Reader``; null: ``format`` says."""
+    options: dict[str, Any] = _open_section()
+    """What ``_target_`` takes beside the folder."""
+    format: str = setting(MISSING, choices=(*FORMATS, "auto", "synthetic"))
     """coco, voc, datumaro, common_semantic_segmentation, auto (found by looking) or synthetic."""
     root: str | None = None
     """Folder of the data set; null only for synthetic images, which then lie in the cache folder."""
@@ -95,19 +112,19 @@ class DataConfig:
     """The data set's own name of the split to test on; where it is missing, the val split is tested."""
     val_fraction: float = 0.2
     """Share of the train split that is set aside where there is no val split."""
-    instances: str = "components"
+    instances: str = setting("components", choices=("components", "classes"))
     """Semantic masks: one object for each connected component, or one for each class (classes)."""
-    crowd: str = "skip"
+    crowd: str = setting("skip", choices=("skip", "keep"))
     """Regions annotated as crowd: skip and count them, or keep them as objects (CVAT writes all masks of its brush as crowd)."""
     allow_outside: bool = False
     """Use files outside of the folder (data.root, source) that links, absolute paths or .. name; otherwise they are counted."""
     strict: bool = False
     """A broken image or object is an error instead of being skipped and counted."""
-    batch_size: int = 2
+    batch_size: int = setting(2, lowest=1)
     """Images of a training step; testing goes image by image."""
-    num_workers: int = 2
+    num_workers: int = setting(2, lowest=0)
     """Processes that read images beside the training; 0 reads in the training process."""
-    limit_images: int | None = None
+    limit_images: int | None = setting(None, lowest=1)
     """At most so many images of each split, for a trial."""
     synthetic: SyntheticConfig | None = None
     """What to draw, for the format synthetic."""
@@ -117,22 +134,21 @@ class DataConfig:
 class PromptConfig:
     """The prompts that the model is given for each object."""
 
-    type: str = "box"
-    """box, point, both (each object by a box or a point; where a prompt has both, the box wins), or clicks (a first prompt, then
-    clicks on the errors of the mask)."""
-    jitter: float = 0.0
+    type: str = setting("box", choices=("box", "point", "both", "clicks"))
+    """box, point, both (each object by one of the two; the box wins), or clicks (a first prompt, then clicks on its errors)."""
+    jitter: float = setting(0.0, lowest=0)
     """Training: each side of a box moves outwards by U(0, jitter) of its length."""
-    test_jitter: float = 0.0
+    test_jitter: float = setting(0.0, lowest=0)
     """The same in val and test, seeded by image and object."""
-    max_per_image: int | None = None
+    max_per_image: int | None = setting(None, lowest=1)
     """Training: at most so many objects of an image in a step; null takes all."""
-    clicks: int = 5
+    clicks: int = setting(5, lowest=1)
     """Clicks in val and test: at most so many for each object."""
-    first: str = "point"
+    first: str = setting("point", choices=("point", "box"))
     """Clicks in val and test: what comes first, point (the first click, deepest inside the object) or box (clicks correct it)."""
-    box_share: float = 0.5
+    box_share: float = setting(0.5, lowest=0, highest=1)
     """Clicks in training: share of the objects whose first prompt is a box, so that boxes are not forgotten."""
-    train_rounds: int = 3
+    train_rounds: int = setting(3, lowest=0)
     """Clicks in training: each object's mask is corrected 0 to so many times before it is learnt from."""
     feed_mask: bool = True
     """Clicks: the decoder is also given the mask that a click corrects."""
@@ -142,26 +158,29 @@ class PromptConfig:
 class LossConfig:
     """The weighted sum that training minimises."""
 
-    focal_weight: float = 20.0
+    focal_weight: float = setting(20.0, lowest=0)
     """Weight of the focal loss of the mask."""
-    dice_weight: float = 1.0
+    dice_weight: float = setting(1.0, lowest=0)
     """Weight of the dice loss of the mask."""
-    iou_weight: float = 1.0
+    iou_weight: float = setting(1.0, lowest=0)
     """Weight of the squared error of the predicted IoU."""
     focal_alpha: float = 0.25
     """Weight of object pixels against background pixels (1 - alpha) in the focal loss."""
-    focal_gamma: float = 2.0
+    focal_gamma: float = setting(2.0, lowest=0)
     """How strongly the focal loss ignores pixels that are right already."""
-    resolution: str = "input"
-    """Where masks are compared: low (the decoder's own cells, 4 x 4 pixels of the input), input (the resized image) or
-    original (the image as it came: slow, and no better)."""
+    resolution: str = setting("input", choices=("low", "input", "original"))
+    """Where masks are compared: low (the decoder's cells, 4 x 4 pixels), input (the resized image) or original (slow, no better)."""
+    _target_: str | None = None
+    """A loss of your own: a class that is built with this section, as ``vpexp.training.losses.MaskLoss`` is."""
+    options: dict[str, Any] = _open_section()
+    """Settings of a loss of your own."""
 
 
 @dataclass
 class TrainerConfig:
     """The training loop and the device it runs on."""
 
-    max_epochs: int = 100
+    max_epochs: int = setting(100, lowest=1)
     """Epochs at most; early stopping may end sooner."""
     accelerator: str = "auto"
     """auto, cpu, gpu, mps or whatever else PyTorch Lightning knows."""
@@ -169,13 +188,13 @@ class TrainerConfig:
     """How many devices, or which: 2, auto, "0,1". Each takes data.batch_size images a step, in a process of its own."""
     strategy: str = "auto"
     """auto (ddp where there are several devices), ddp, or for one device another strategy of PyTorch Lightning."""
-    precision: str = "32-true"
+    precision: str = setting("32-true", choices=("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"))
     """32-true, 16-mixed, bf16-mixed, ..."""
-    gradient_clip_val: float | None = None
+    gradient_clip_val: float | None = setting(None, lowest=0)
     """Largest norm of the gradient; null does not clip."""
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: int = setting(1, lowest=1)
     """Batches whose gradients are summed before a step."""
-    log_every_n_steps: int = 10
+    log_every_n_steps: int = setting(10, lowest=1)
     """Steps between two logged training losses."""
     deterministic: bool | str = "warn"
     """true, false, or warn: deterministic where the device can, a warning where it cannot."""
@@ -183,8 +202,12 @@ class TrainerConfig:
     """Train batches of an epoch: a number, or a share of all; null takes all."""
     limit_val_batches: int | float | None = None
     """The same for val batches."""
-    threads: int | None = None
+    threads: int | None = setting(None, lowest=1)
     """CPU threads of torch; null leaves torch's own choice."""
+    logger: bool = True
+    """Write TensorBoard's files; metrics.csv is written either way."""
+    extra: dict[str, Any] = _open_section()
+    """Further arguments of Lightning's Trainer, as ``trainer.extra.overfit_batches=1``; what has a ``_target_`` is built."""
 
 
 @dataclass
@@ -195,22 +218,21 @@ class CacheConfig:
     """false encodes each image whenever it is used."""
     max_gb: float = 20.0
     """What the embeddings of all encoders may take, in 10^9 bytes; what was not used for longest goes first."""
-    precision: str = "float16"
+    precision: str = setting("float16", choices=("float16", "float32"))
     """float16 (2.1 MB an image at 1024 px), or float32."""
-    backend: str = "auto"
-    """What encodes on a CPU: torch, openvino (converting takes some ten seconds), or auto: openvino for 32 images of 1024 px or
-    as many pixels of other sizes, else torch."""
+    backend: str = setting("auto", choices=("auto", "torch", "openvino"))
+    """What encodes on a CPU: torch, openvino (converted in ten seconds), or auto: openvino from 32 images of 1024 px on."""
 
 
 @dataclass
 class ExportConfig:
     """What a trained model is written as."""
 
-    format: str = "openvino"
+    format: str = setting("openvino", choices=("openvino", "onnx", "sam"))
     """openvino (IR), onnx, or sam (one file of weights in the official layout)."""
-    precision: str = "FP32"
+    precision: str = setting("FP32", choices=("FP32", "FP16"))
     """FP32, or FP16: weights at half the size. The decoder stays FP32 then, unless decoder_precision says otherwise."""
-    decoder_precision: str = "FP32"
+    decoder_precision: str = setting("FP32", choices=("FP32", "FP16"))
     """FP32, or FP16, which moves some mask pixels."""
 
 
@@ -218,25 +240,25 @@ class ExportConfig:
 class PtqConfig:
     """How an exported model is quantized by NNCF."""
 
-    parts: list[str] = field(default_factory=lambda: ["image_encoder", "decoder"])
+    parts: list[str] = setting(["image_encoder", "decoder"], choices=("image_encoder", "decoder"))
     """Parts that are quantized, of image_encoder and decoder."""
-    method: str = "int8"
+    method: str = setting("int8", choices=("int8", "weights"))
     """int8 (weights and activations) or weights (weights only)."""
-    preset: str = "mixed"
+    preset: str = setting("mixed", choices=("mixed", "performance"))
     """Activations: mixed (asymmetric where it helps) or performance (symmetric)."""
-    model_type: str | None = "transformer"
+    model_type: str | None = setting("transformer", choices=("transformer",))
     """transformer (attention kept precise), or null."""
-    overflow_fix: str = "enable"
+    overflow_fix: str = setting("enable", choices=("enable", "first_layer", "disable"))
     """enable (weights use 7 bits, safe on CPUs without VNNI), first_layer or disable."""
     smooth_quant: bool = True
     """Move large values from activations into weights before rounding."""
-    bias_correction: str = "fast"
+    bias_correction: str = setting("fast", choices=("fast", "full", "none"))
     """fast, full (layer after layer, slow) or none."""
-    activation_range: str = "minmax"
+    activation_range: str = setting("minmax", choices=("minmax", "mean"))
     """minmax (what all calibration images reach), or mean (the mean of each image's extremes: finer, but cuts off)."""
-    subset_size: int = 32
+    subset_size: int = setting(32, lowest=1)
     """Training images to calibrate on, at most."""
-    max_drop: float | None = None
+    max_drop: float | None = setting(None, lowest=0)
     """Largest loss of f1-score on the val split; parts become safer until it holds. null: no limit."""
 
 
@@ -244,13 +266,13 @@ class PtqConfig:
 class PredictConfig:
     """How images without annotation are segmented."""
 
-    points_per_side: int = 16
+    points_per_side: int = setting(16, lowest=1, highest=256)
     """prompts=grid: points along each side of the image."""
-    min_score: float = 0.0
+    min_score: float = setting(0.0, lowest=0, highest=1)
     """Masks whose predicted IoU is lower are left out; 0 keeps all. For prompts=grid it is at least grid_min_score."""
-    grid_min_score: float = 0.7
+    grid_min_score: float = setting(0.7, lowest=0, highest=1)
     """prompts=grid: lowest predicted IoU of a mask that is kept."""
-    grid_overlap: float = 0.7
+    grid_overlap: float = setting(0.7, lowest=0, highest=1)
     """prompts=grid: of masks whose IoU with each other is higher, only the best is kept."""
     keep_annotated: bool = True
     """prompts=dataset: objects that have a mask keep it, and only boxes without one are predicted; false predicts all."""
@@ -260,20 +282,19 @@ class PredictConfig:
 class OutputConfig:
     """The data set that predicted masks become."""
 
-    format: str | None = None
+    format: str | None = setting(None, choices=FORMATS)
     """Predict: coco, voc, datumaro or common_semantic_segmentation; null writes no data set."""
     folder: str | None = None
     """Where it is written, a new folder; null: ``dataset`` in the run's folder."""
-    split: str = "train"
+    split: str = setting("train", choices=("train", "val", "test"))
     """The split that images of ``source`` belong to; those of prompts=dataset keep theirs."""
-    masks: str = "polygon"
+    masks: str = setting("polygon", choices=("polygon", "rle"))
     """COCO: polygon (exact; masks with holes, which polygons cannot have, as run lengths) or rle (all as run lengths)."""
-    images: str = "copy"
+    images: str = setting("copy", choices=("copy", "symlink"))
     """copy the image files, or symlink to them."""
-    overlap: str = "keep"
-    """What masks that overlap do: keep (both have the pixels) or cut (the better score has them). Formats whose masks are
-    images always cut."""
-    max_iou: float = 1.0
+    overlap: str = setting("keep", choices=("keep", "cut"))
+    """Masks that overlap: keep (both have the pixels) or cut (the better score has them); formats of images always cut."""
+    max_iou: float = setting(1.0, lowest=0, highest=1)
     """Of two masks of an image whose IoU is higher only the better one is written; 1 keeps both."""
 
 
@@ -283,18 +304,18 @@ class DemoConfig:
 
     host: str = "127.0.0.1"
     """Where the page is served; the default lets in this machine only, 0.0.0.0 whoever reaches it."""
-    port: int | None = 8000
+    port: int | None = setting(8000, lowest=1, highest=65535)
     """The port; null takes the next free one from 8000."""
     open_browser: bool = False
     """Also open the page in a browser."""
     folder: str | None = None
     """Where the data set of kept masks lies and grows over sessions; null: ``<paths.output_dir>/labels/<source's name>``."""
-    labels: list[str] = field(default_factory=lambda: ["object"])
+    labels: list[str] = setting(["object"])
     """What masks may be called; the page adds more, and offers those that the folder has already."""
-    refine: str = "auto"
+    refine: str = setting("auto", choices=("auto", "always", "never"))
     """Whether a further click refines the mask before it: always, never, or auto: both are tried, and of these and the mask
     before the one is shown that agrees with most clicks, of equals the one that the model scores highest."""
-    embeddings: int = 16
+    embeddings: int = setting(16, lowest=1)
     """Encoded images that are kept in memory, 4 MB each at 1024 px."""
 
 
@@ -310,11 +331,10 @@ class TrackingConfig:
     """MLflow's experiment."""
     run_name: str | None = None
     """MLflow's run name; null lets vpexp name it after stage, model and data."""
-    tags: dict[str, str] = field(default_factory=_build_open_section)
+    tags: dict[str, str] = _open_section(str)
     """Tags of your own, as ``tracking.tags.project=grapes``."""
     register: str | None = None
-    """Export, ptq, pipeline: the name in MLflow's model registry whose next version the exported model becomes, ready for
-    ``mlflow models serve``; null registers nothing."""
+    """Export, ptq, pipeline: the name in MLflow's model registry whose next version the exported model becomes, or null."""
 
 
 @dataclass
@@ -323,7 +343,7 @@ class SweepConfig:
 
     metric: str | None = None
     """The number that names the best job; null: f1-score of val, or of what was tested."""
-    direction: str = "maximize"
+    direction: str = setting("maximize", choices=("maximize", "minimize"))
     """maximize or minimize."""
     resume: str | None = None
     """The folder of a sweep that goes on: what has not finished is run."""
@@ -351,6 +371,7 @@ class Config:
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = _open_section()
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -361,7 +382,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
+    seed: int = setting(0, lowest=0)
     """Where all randomness starts."""
     checkpoint: str | None = None
     """What to start from: a .ckpt, an exported .xml or .onnx, a run folder, or latest; null: the model as it comes."""

@@ -44,7 +44,7 @@ def refuse_foreign(cfg: DictConfig | Mapping[str, Any], own: Collection[str], so
         ConfigError: it names such a target; the message says which, and how to allow it.
     """
     for key, value in walk(_to_container(cfg)):
-        if is_target(key) and value not in own and not _is_known(value):
+        if is_target(key) and value is not None and value not in own and not _is_known(value):
             raise ConfigError(
                 f"{source}: {key}={value} is no part of vpexp, and a file of settings starts no other code; if you trust "
                 f"it, give it yourself: {key}={value}, or --config-dir <folder> with groups that name it"

@@ -2,106 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain, format_suggestion
-from vpexp.config.schema import Config
+from vpexp.config.schema import PARTS, Config
 from vpexp.errors import ConfigError
+from vpexp.registry import FORMATS, STAGES, get_stage
 
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
-QUANTIZED_PARTS = ("image_encoder", "decoder")
-REGISTERING = ("export", "ptq", "pipeline")
 REGISTERED_NAME = re.compile(r"\w[\w.-]*")  # what needs no quoting in models:/<name>/<version>
-FORMATS = ("coco", "voc", "datumaro", "common_semantic_segmentation", "auto", "synthetic")
-WRITTEN_FORMATS = FORMATS[:4]
-PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "stage.name": ("data", "train", "test", "export", "ptq", "predict", "demo", "pipeline", "models", "sync"),
-    "stage.split": ("train", "val", "test"),
-    "data.format": FORMATS,
-    "data.instances": ("components", "classes"),
-    "data.crowd": ("skip", "keep"),
-    "data.synthetic.scene": ("vineyard", "shapes"),
-    "prompt.type": ("box", "point", "both", "clicks"),
-    "prompt.first": ("point", "box"),
-    "loss.resolution": ("low", "input", "original"),
-    "trainer.precision": PRECISIONS,
-    "cache.precision": ("float16", "float32"),
-    "cache.backend": ("auto", "torch", "openvino"),
-    "export.format": ("openvino", "onnx", "sam"),
-    "export.precision": ("FP32", "FP16"),
-    "export.decoder_precision": ("FP32", "FP16"),
-    "output.format": WRITTEN_FORMATS,
-    "output.split": ("train", "val", "test"),
-    "output.masks": ("polygon", "rle"),
-    "output.images": ("copy", "symlink"),
-    "output.overlap": ("keep", "cut"),
-    "demo.refine": ("auto", "always", "never"),
-    "sweep.direction": ("maximize", "minimize"),
-    "ptq.method": ("int8", "weights"),
-    "ptq.preset": ("mixed", "performance"),
-    "ptq.model_type": ("transformer",),
-    "ptq.overflow_fix": ("enable", "first_layer", "disable"),
-    "ptq.bias_correction": ("fast", "full", "none"),
-    "ptq.activation_range": ("minmax", "mean"),
-}
-
-LOWEST: dict[str, float] = {
-    "stage.overlays": 0,
-    "model.image_size": 16,
-    "data.batch_size": 1,
-    "data.num_workers": 0,
-    "data.limit_images": 1,
-    "data.synthetic.image_size": 16,
-    "data.synthetic.train": 1,
-    "data.synthetic.val": 0,
-    "data.synthetic.test": 0,
-    "prompt.jitter": 0,
-    "prompt.test_jitter": 0,
-    "prompt.max_per_image": 1,
-    "prompt.clicks": 1,
-    "prompt.box_share": 0,
-    "prompt.train_rounds": 0,
-    "loss.focal_weight": 0,
-    "loss.dice_weight": 0,
-    "loss.iou_weight": 0,
-    "loss.focal_gamma": 0,
-    "optimizer.weight_decay": 0,
-    "scheduler.warmup_steps": 0,
-    "trainer.max_epochs": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.log_every_n_steps": 1,
-    "trainer.gradient_clip_val": 0,
-    "trainer.threads": 1,
-    "ptq.subset_size": 1,
-    "ptq.max_drop": 0,
-    "predict.points_per_side": 1,
-    "predict.min_score": 0,
-    "predict.grid_min_score": 0,
-    "predict.grid_overlap": 0,
-    "output.max_iou": 0,
-    "demo.port": 1,
-    "demo.embeddings": 1,
-    "seed": 0,
-}
-
-
-HIGHEST: dict[str, float] = {
-    "model.image_size": 4096,
-    "data.synthetic.image_size": 4096,
-    "prompt.box_share": 1,
-    "predict.points_per_side": 256,
-    "predict.min_score": 1,
-    "predict.grid_min_score": 1,
-    "predict.grid_overlap": 1,
-    "output.max_iou": 1,
-    "demo.port": 65535,
-}
 
 
 def validate(cfg: DictConfig) -> None:
@@ -112,7 +24,7 @@ def validate(cfg: DictConfig) -> None:
     """
     unresolved: Any = OmegaConf.to_container(cfg)
     for key in _find_unknown_keys(unresolved, Config):
-        raise ConfigError(f"unknown key '{key}'{format_suggestion(key, _list_schema_keys(Config))}")
+        raise ConfigError(f"unknown key '{key}'{format_suggestion(key, dict(_list_settings(Config)))}")
     for key, value in _flatten(unresolved).items():
         if value == MISSING:
             raise ConfigError(f"{key} is not given: write {key}=...")
@@ -125,34 +37,41 @@ def validate(cfg: DictConfig) -> None:
 
 
 def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
-    for key, choices in CHOICES.items():
-        value = flat.get(key)
-        if value is not None and value not in choices:
-            yield f"{key}={value}: must be one of {', '.join(choices)}{format_suggestion(str(value), choices)}"
-    for key, lowest in LOWEST.items():
-        value = flat.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool | str | list):
-            yield f"{key}={value}: must be a number"
-        elif not value >= lowest:
-            yield f"{key}={value}: must be at least {lowest}"
-    for key, highest in HIGHEST.items():
-        if isinstance(flat.get(key), int | float) and flat[key] > highest:
-            yield f"{key}={flat[key]}: must be at most {highest}"
+    for key, setting in _list_settings(Config):
+        is_own = key in ("stage.name", "data.format") and flat.get(f"{key.partition('.')[0]}._target_")
+        yield from () if is_own else _check_setting(key, flat.get(key), setting.metadata)
     yield from _check_data(flat)
     yield from _check_model(flat, values["model"]["freeze"])
     yield from _check_loss(flat)
-    yield from _check_free_sections(flat, values["callbacks"])
+    yield from _check_free_sections(flat, {name: values[name] for name in ("callbacks", "metrics")})
     yield from _check_trainer(flat)
     yield from _check_cache(flat)
     yield from _check_pipeline(flat)
-    yield from _check_ptq(values["ptq"]["parts"])
+    if not values["ptq"]["parts"]:
+        yield "ptq.parts is empty, so there is nothing to quantize"
     yield from _check_predict(flat)
     yield from _check_demo(flat)
     yield from _check_register(flat)
     if flat["stage.name"] == "sync" and not flat["run"]:
         yield "run is not given: write run=... (the folder of a run, a pipeline or a sweep)"
+
+
+def _check_setting(key: str, value: Any, rule: Mapping[str, Any]) -> Iterator[str]:
+    """Check a value against what the schema declares of its key; null stands for no choice and no number."""
+    if value is None or not rule:
+        return
+    choices, lowest, highest = rule["choices"], rule["lowest"], rule["highest"]
+    if choices and isinstance(value, list):
+        for part in value:
+            if part not in choices:
+                known = ", ".join(choices)
+                yield f"{key}: there is no part '{part}' (there are: {known}){format_suggestion(part, choices)}"
+    elif choices and value not in choices:
+        yield f"{key}={value}: must be one of {', '.join(choices)}{format_suggestion(str(value), choices)}"
+    if lowest is not None and not value >= lowest:
+        yield f"{key}={value}: must be at least {lowest}"
+    if highest is not None and value > highest:
+        yield f"{key}={value}: must be at most {highest}"
 
 
 def _check_data(flat: dict[str, Any]) -> Iterator[str]:
@@ -165,9 +84,6 @@ def _check_data(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_model(flat: dict[str, Any], freeze: list[str]) -> Iterator[str]:
-    for part in freeze:
-        if part not in PARTS:
-            yield f"model.freeze: there is no part '{part}' (there are: {', '.join(PARTS)}){format_suggestion(part, PARTS)}"
     if flat["stage.name"] in ("train", "pipeline") and set(freeze) == set(PARTS):
         yield "model.freeze: all parts are frozen, so there is nothing to learn"
 
@@ -179,16 +95,23 @@ def _check_loss(flat: dict[str, Any]) -> Iterator[str]:
         yield "loss: focal_weight and dice_weight are both 0, so no mask is learnt"
 
 
-def _check_free_sections(flat: dict[str, Any], callbacks: dict[str, Any]) -> Iterator[str]:
+def _check_free_sections(flat: dict[str, Any], built: dict[str, dict[str, Any]]) -> Iterator[str]:
     lr = flat.get("optimizer.lr")
     if isinstance(lr, bool) or not isinstance(lr, int | float) or not lr > 0:
         yield f"optimizer.lr={lr}: must be a number above 0"
+    for key in ("optimizer.weight_decay", "scheduler.warmup_steps"):
+        value = flat.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            yield f"{key}={value}: must be a number"
+        elif value is not None and not value >= 0:
+            yield f"{key}={value}: must be at least 0"
     for section in ("optimizer", "scheduler"):
         if not isinstance(flat.get(f"{section}._target_"), str):
             yield f"{section}._target_ is not given: choose an option of the group, as {section}=..."
-    for name, callback in callbacks.items():
-        if callback is not None and not (isinstance(callback, dict) and "_target_" in callback):
-            yield f"callbacks.{name}: needs a _target_, or null to switch it off"
+    for section, entries in built.items():
+        for name, entry in entries.items():
+            if entry is not None and not (isinstance(entry, dict) and "_target_" in entry):
+                yield f"{section}.{name}: needs a _target_, or null to switch it off"
 
 
 def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:
@@ -231,7 +154,7 @@ def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
     if not flat["prompts"]:
         yield "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)"
     if flat["output.folder"] and not flat["output.format"]:
-        yield f"output.folder={flat['output.folder']}: say in which format: output.format={'|'.join(WRITTEN_FORMATS)}"
+        yield f"output.folder={flat['output.folder']}: say in which format: output.format={'|'.join(FORMATS)}"
 
 
 def _check_demo(flat: dict[str, Any]) -> Iterator[str]:
@@ -250,22 +173,11 @@ def _check_register(flat: dict[str, Any]) -> Iterator[str]:
         yield f"tracking.register={name}: a name is made of letters, digits, _, - and ."
     elif not flat["tracking.enabled"]:
         yield f"tracking.register={name}: the registry is MLflow's, and tracking is off: leave out tracking=none"
-    elif flat["stage.name"] not in REGISTERING:
-        yield (
-            f"tracking.register={name}: stage={flat['stage.name']} makes no model that can be served; "
-            f"{', '.join(REGISTERING)} do"
-        )
+    elif not get_stage(flat["stage.name"]).serves:
+        serving = ", ".join(stage for stage in STAGES if STAGES[stage].serves)
+        yield (f"tracking.register={name}: stage={flat['stage.name']} makes no model that can be served; {serving} do")
     elif flat["stage.name"] == "export" and flat["export.format"] == "sam":
         yield f"tracking.register={name}: export.format=sam is weights alone; openvino and onnx can be served"
-
-
-def _check_ptq(parts: list[str]) -> Iterator[str]:
-    if not parts:
-        yield "ptq.parts is empty, so there is nothing to quantize"
-    for part in parts:
-        if part not in QUANTIZED_PARTS:
-            known = ", ".join(QUANTIZED_PARTS)
-            yield f"ptq.parts: there is no part '{part}' (there are: {known}){format_suggestion(part, QUANTIZED_PARTS)}"
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -298,9 +210,10 @@ def _find_unknown_keys(values: Any, schema: Any, prefix: str = "") -> Iterator[s
             yield from _find_unknown_keys(value, sections[key], f"{prefix}{key}.")
 
 
-def _list_schema_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+def _list_settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """List all keys of the schema, sections included, with their declarations."""
     sections = _get_sections(schema)
     for field in fields(schema):
-        yield f"{prefix}{field.name}"
+        yield f"{prefix}{field.name}", field
         if field.name in sections:
-            yield from _list_schema_keys(sections[field.name], f"{prefix}{field.name}.")
+            yield from _list_settings(sections[field.name], f"{prefix}{field.name}.")

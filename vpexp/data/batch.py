@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
-from vpexp.data.prompts import PromptRecipe, Prompts, build_evaluation_prompts, draw_corrections, draw_training_prompts
+from vpexp.data.prompts import Prompts, build_evaluation_prompts, draw_corrections, draw_training_prompts
 from vpexp.errors import DataError
 
 HALF_COVERED = 128  # of 255
@@ -223,7 +224,7 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         images: Sequence[AnnotatedImage],
         *,
         image_size: int,
-        recipe: PromptRecipe,
+        recipe: PromptConfig,
         resolution: str,
         seed: int,
         embeddings: EmbeddingReader | None = None,
@@ -289,7 +290,7 @@ class EvaluationSet(Dataset[EvaluationSample | UnreadableImage]):
     def __init__(
         self,
         images: Sequence[AnnotatedImage],
-        recipe: PromptRecipe,
+        recipe: PromptConfig,
         *,
         embeddings: EmbeddingReader | None = None,
         read_first: int = 0,

@@ -1,15 +1,18 @@
 """Loading a data set of any format: detect the format, read the splits, note what is unusual."""
 
+import inspect
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.config.schema import DataConfig
 from vpexp.data.annotation_cache import FOLDER, WORTH_KEEPING_SECONDS, KeptAnnotations
 from vpexp.data.annotations import (
     SPLIT_NAMES,
@@ -22,134 +25,101 @@ from vpexp.data.annotations import (
 )
 from vpexp.data.folder import Folder
 from vpexp.data.readers.base import Reader
-from vpexp.data.readers.coco import CocoReader
-from vpexp.data.readers.datumaro import DatumaroReader
 from vpexp.data.readers.json_files import (
     describe_unreadable,
-    find_json_files,
     find_unreadable,
     is_main_annotation,
     name_subset,
 )
-from vpexp.data.readers.semantic import SemanticReader, describe_semantic_folders
-from vpexp.data.readers.voc import VocReader
-from vpexp.data.readers.voc_files import describe_voc_folders
 from vpexp.data.shortage import advise, explain_shortage
 from vpexp.data.skipped import CROWD, NO_ANNOTATIONS, SkipLedger, describe_remarks
 from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits, says_split
-from vpexp.errors import DataError
+from vpexp.errors import ConfigError, DataError
+from vpexp.registry import FORMATS, load_target
 
-READERS: dict[str, Callable[[Folder, str], Reader]] = {
-    "coco": lambda folder, _: CocoReader(folder),
-    "voc": VocReader,
-    "datumaro": lambda folder, _: DatumaroReader(folder),
-    "common_semantic_segmentation": SemanticReader,
-}
-"""Format -> what builds its reader from the folder and the choice of instances."""
-
-INSTANCES = ("components", "classes")
-CROWDS = ("skip", "keep")
-FORMAT_TITLES = {
-    "coco": "COCO",
-    "datumaro": "Datumaro",
-    "voc": "Pascal VOC",
-    "common_semantic_segmentation": "common semantic segmentation",
-}
-"""Format -> its name for people, in the order of preference where several fit: files that name single objects first."""
-
+AUTO = "auto"
 _SHOWN = 4
 
 
 def load_dataset(
+    settings: DataConfig,
     *,
-    format: str,  # noqa: A002 (the configuration's own word)
-    root: Path | str,
-    train_split: str = "train",
-    val_split: str = "val",
-    test_split: str = "test",
-    val_fraction: float = 0.2,
     seed: int = 0,
-    instances: str = "components",
-    strict: bool = False,
-    keep_boxes: bool = False,
     splits: Collection[str] = SPLIT_NAMES,
-    cache_dir: Path | None = None,
+    keep_boxes: bool = False,
     keep_empty: bool = False,
-    crowd: str = "skip",
-    allow_outside: bool = False,
+    cache_dir: Path | None = None,
 ) -> AnnotatedDataset:
     """Read the annotations of a data set; pixels are left for later, but each image's header is looked at.
 
     Args:
-        format: coco, voc, datumaro, common_semantic_segmentation, or auto to find out by looking.
-        root: The data set's folder, or one annotation file of it.
-        train_split: The data set's own name of the split to learn from.
-        val_split: Its name of the split that early stopping looks at.
-        test_split: Its name of the split to test on.
-        val_fraction: Share of train that is set aside where there is no val split.
-        seed: Seeds that division.
-        instances: Masks of classes become one object for each connected part (``components``, pixels that touch at a
-            corner are connected) or one for the whole class (``classes``).
-        strict: Raise at the first object or image that cannot be used instead of skipping and counting it.
+        settings: the section ``data``; ``root`` is the data set's folder, or one annotation file of it.
+        seed: Seeds the division of train where there is no val split.
+        splits: The splits that are needed; only their files are read.
         keep_boxes: Keep objects that are annotated by a box alone; see ``AnnotatedImage.box_only_N``. Otherwise they are
             skipped and counted.
-        splits: The splits that are needed; only their files are read.
-        cache_dir: A folder of folders; in its ``annotations`` what was read is kept, and read from there as long as no file
-            of the data set changes. None keeps nothing.
         keep_empty: Give a split without a single object as it is, with what was skipped, instead of raising an error.
-        crowd: Regions that are annotated as crowd are skipped and counted (``skip``), or objects like others (``keep``).
-        allow_outside: Use files outside of the root too, which links, absolute paths or ``..`` name. Otherwise they are
-            skipped and counted.
+        cache_dir: A folder of folders; in its ``annotations`` what was read is kept, and read from there as long as no file
+            of the data set changes. None keeps nothing; nor is kept what a reader of the user's own has read.
 
     Raises:
+        ConfigError: A reader of the user's own cannot be imported, or does not take ``data.options``.
         DataError: Nothing to read, nothing to learn from, a split that is not there, or (strict) a defect.
     """
-    _check_choice("data.format", format, (*READERS, "auto"))
-    _check_choice("data.instances", instances, INSTANCES)
-    _check_choice("data.crowd", crowd, CROWDS)
-    folder = Folder(root, allow_outside=allow_outside)
-    requested = {"train": train_split, "val": val_split, "test": test_split}
-    options = {"format": format, "instances": instances, "strict": strict, "val_fraction": val_fraction, "seed": seed}
-    options |= {"keep_boxes": keep_boxes, "requested": requested, "splits": sorted(set(splits))}
-    options |= {"crowd": crowd, "allow_outside": allow_outside}
-    kept = KeptAnnotations(Path(cache_dir) / FOLDER, folder, options) if cache_dir is not None else None
+    if settings._target_ is None and settings.format not in (*FORMATS, AUTO):
+        raise DataError(f"data.format={settings.format}: expected one of {', '.join((*FORMATS, AUTO))}")
+    if settings.root is None:
+        raise ConfigError(
+            f"data.root is not set: say where the data set lies, data.root=<folder> (data={settings.name})"
+        )
+    folder = Folder(Path(settings.root).expanduser(), allow_outside=settings.allow_outside)
+    kept = None
+    if cache_dir is not None and settings._target_ is None:
+        same = ("format", "instances", "strict", "val_fraction", "crowd", "allow_outside")
+        options = {name: getattr(settings, name) for name in same} | {"seed": seed, "keep_boxes": keep_boxes}
+        options |= {"requested": _list_requested(settings), "splits": sorted(set(splits))}
+        kept = KeptAnnotations(Path(cache_dir) / FOLDER, folder, options)
     dataset = kept.read() if kept is not None else None
     if dataset is None:
         started = time.monotonic()
-        ledger = partial(SkipLedger, strict=strict, keep_boxes=keep_boxes, keep_crowds=crowd == "keep")
-        dataset = _read_dataset(
-            folder, format, instances, requested, splits, val_fraction, seed, ledger, keep_empty=keep_empty
+        ledger = partial(
+            SkipLedger, strict=settings.strict, keep_boxes=keep_boxes, keep_crowds=settings.crowd == "keep"
         )
+        dataset = _read_dataset(folder, settings, seed, splits, ledger, keep_empty=keep_empty)
         is_whole = all(len(split.images) for split in dataset.splits.values())  # what every caller may be given
         if kept is not None and is_whole and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
             kept.write(dataset)
     return dataset
 
 
-def _read_dataset(  # noqa: PLR0917
+def _list_requested(settings: DataConfig) -> dict[str, str]:
+    """List the data set's own name of each split."""
+    return {"train": settings.train_split, "val": settings.val_split, "test": settings.test_split}
+
+
+def _read_dataset(
     folder: Folder,
-    format: str,  # noqa: A002
-    instances: str,
-    requested: dict[str, str],
-    splits: Collection[str],
-    val_fraction: float,
+    settings: DataConfig,
     seed: int,
+    splits: Collection[str],
     build_ledger: Callable[[], SkipLedger],
     *,
     keep_empty: bool,
 ) -> AnnotatedDataset:
     notes: list[str] = []
-    if format == "auto":
+    format_ = settings.format
+    if settings._target_ is None and format_ == AUTO:
         detection = detect_format(folder)
-        format = detection.format  # noqa: A001
+        format_ = detection.format
         notes.append(detection.note)
-    reader = READERS[format](folder, instances)
+    reader = _build_reader(folder, settings, format_)
     loading = _Loading(reader, folder, build_ledger)
+    requested = _list_requested(settings)
     notes += check_unreadable(reader, folder, requested, splits)
     plan = loading.plan(requested, splits)
-    loaded = loading.build_splits(plan, val_fraction, seed, keep_empty=keep_empty)
+    loaded = loading.build_splits(plan, settings.val_fraction, seed, keep_empty=keep_empty)
     return AnnotatedDataset(
-        format=format,
+        format=format_,
         root=folder.root,
         categories=loading.categories,
         splits=loaded,
@@ -157,9 +127,26 @@ def _read_dataset(  # noqa: PLR0917
     )
 
 
-def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise DataError(f"{key}={value}: expected one of {', '.join(choices)}")
+def _build_reader(folder: Folder, settings: DataConfig, format_: str) -> Reader:
+    """Build the reader of a format, or the user's own; it is given ``instances`` where it takes that."""
+    build = get_reader(format_) if settings._target_ is None else load_target("data._target_", settings._target_)
+    if not (isinstance(build, type) and issubclass(build, Reader)):
+        raise ConfigError(f"data._target_={settings._target_} is no subclass of vpexp.data.readers.base.Reader")
+    signature = inspect.signature(build)
+    arguments = {"instances": settings.instances} if "instances" in signature.parameters else {}
+    try:
+        signature.bind(folder, **arguments, **settings.options)
+    except TypeError as error:
+        raise ConfigError(f"data.options: {settings._target_ or format_} {error}") from error
+    construct: Any = build
+    reader: Reader = construct(folder, **arguments, **settings.options)
+    return reader
+
+
+def get_reader(name: str) -> type[Reader]:
+    """Import the reader of a format."""
+    reader: type[Reader] = load_target("data.format", FORMATS[name].reader)
+    return reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,31 +294,26 @@ class Detection:
 def detect_format(folder: Folder) -> Detection:
     """Find the format of a data set by looking at its folder.
 
-    Where several fit, the first of `FORMAT_TITLES` is taken and the others are named.
+    Where several fit, one whose files name single objects is taken before one of images, and the others are named.
 
     Raises:
         DataError: No format fits; the message lists what was looked for.
     """
-    signs = {
-        "coco": _describe(find_json_files(folder, "coco")),
-        "datumaro": _describe(find_json_files(folder, "datumaro")),
-        "voc": _describe(describe_voc_folders(folder)),
-        "common_semantic_segmentation": _describe(describe_semantic_folders(folder)),
-    }
-    fitting = [name for name in FORMAT_TITLES if signs[name]]
+    readers = {name: get_reader(name) for name in FORMATS}
+    ranked = sorted(readers, key=lambda name: not readers[name].names_objects)
+    signs = {name: _describe(readers[name].find_signs(folder)) for name in ranked}
+    fitting = [name for name in ranked if signs[name]]
     if not fitting:
+        *most, last = (f"{readers[name].title} ({readers[name].layout})" for name in ranked)
         unreadable = describe_unreadable(find_unreadable(folder, every=True))
         raise DataError(
-            f"{folder.root}: no known format; looked for COCO (*.json with 'images' and 'annotations'), Datumaro (*.json "
-            "with 'items'), Pascal VOC (JPEGImages beside SegmentationObject, SegmentationClass or Annotations) and "
-            f"common semantic segmentation (images beside masks){unreadable and f'; {unreadable}'}"
+            f"{folder.root}: no known format; looked for {', '.join(most)} and {last}{unreadable and f'; {unreadable}'}"
         )
     chosen, *others = fitting
-    note = f"format: {FORMAT_TITLES[chosen]} (found {signs[chosen]})"
+    note = f"format: {readers[chosen].title} (found {signs[chosen]})"
     if others:
-        note += (
-            f"; it could also be {' or '.join(FORMAT_TITLES[o] for o in others)}: data.format={others[0]} reads it so"
-        )
+        titles = " or ".join(readers[name].title for name in others)
+        note += f"; it could also be {titles}: data.format={others[0]} reads it so"
     return Detection(chosen, note)
 
 

@@ -8,6 +8,7 @@ adds the half pixel to its centre); a box is the outer edges of its pixels.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,40 +17,15 @@ from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.clicks import Click, find_deepest_pixel
 from vpexp.data.masks import decode_rle
 
+if TYPE_CHECKING:  # code that serves a model has no configuration
+    from vpexp.config.schema import PromptConfig
+
 POINT_OUT = 0.0
 POINT_IN = 1.0
 BOX_TOP_LEFT = 2.0
 BOX_BOTTOM_RIGHT = 3.0
 NO_POINT = -1.0  # fills prompts that have fewer points than others; the model masks it out
 NO_CLICK = -1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRecipe:
-    """How prompts are made from masks.
-
-    Attributes:
-        type: ``box``, ``point``, or ``both``: training then draws one of the two for each object, evaluation uses boxes; or
-            ``clicks``: a first prompt that further clicks correct.
-        jitter: in training each side of the box moves outwards by U(0, jitter) of the box's length along that axis.
-        test_jitter: the same in evaluation, fixed by image and object.
-        max_per_image: how many objects of an image a training step uses, drawn anew each epoch; None: all.
-        clicks: evaluation by clicks: at most so many for each object.
-        first: evaluation by clicks: what comes first, ``point`` (the first click) or ``box`` (and clicks after it).
-        box_share: training by clicks: share of the objects whose first prompt is a box; the others' is a point.
-        train_rounds: training by clicks: each object is corrected 0 to so many times before it is learnt from.
-        feed_mask: by clicks: the decoder is also given the mask that a click corrects.
-    """
-
-    type: str = "box"
-    jitter: float = 0.0
-    test_jitter: float = 0.0
-    max_per_image: int | None = None
-    clicks: int = 5
-    first: str = "point"
-    box_share: float = 0.5
-    train_rounds: int = 3
-    feed_mask: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +116,14 @@ def find_deepest_point(rle: Rle, box_4: NDArray[np.float32]) -> NDArray[np.float
 
 
 def draw_training_prompts(
-    image: AnnotatedImage, chosen_N: NDArray[np.int64], recipe: PromptRecipe, rng: np.random.Generator
+    image: AnnotatedImage, chosen_N: NDArray[np.int64], recipe: "PromptConfig", rng: np.random.Generator
 ) -> Prompts:
     """Draw a prompt for each chosen object of an image.
 
     Args:
         image: the annotations.
         chosen_N: which of its objects.
-        recipe: see ``PromptRecipe``.
+        recipe: the section ``prompt``.
         rng: decides jitter, points, and box or point for ``both`` and ``clicks``.
     """
     boxes_N4 = jitter_boxes(image.boxes_N4[chosen_N], recipe.jitter, (image.height, image.width), rng)
@@ -168,7 +144,7 @@ def draw_training_prompts(
     )
 
 
-def draw_corrections(count: int, recipe: PromptRecipe, rng: np.random.Generator) -> NDArray[np.float32]:
+def draw_corrections(count: int, recipe: "PromptConfig", rng: np.random.Generator) -> NDArray[np.float32]:
     """Draw how often each of N objects is corrected by a click before it is learnt from, and where these clicks fall.
 
     Drawn here, and not in the step that places them on the model's errors, so that a resumed training draws the same.
@@ -184,7 +160,7 @@ def draw_corrections(count: int, recipe: PromptRecipe, rng: np.random.Generator)
     return draws_NR
 
 
-def build_evaluation_prompts(image: AnnotatedImage, recipe: PromptRecipe) -> Prompts:
+def build_evaluation_prompts(image: AnnotatedImage, recipe: "PromptConfig") -> Prompts:
     """Build the prompts of all objects of an image, the same at every call.
 
     Boxes are the tight bounds of the mask (moved outwards by ``test_jitter`` from a seed of the image's name), points the

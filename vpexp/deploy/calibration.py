@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.config.schema import PromptConfig
 from vpexp.console import build_progress
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
-from vpexp.data.prompts import PromptRecipe, Prompts, draw_training_prompts
+from vpexp.data.prompts import Prompts, draw_training_prompts
 from vpexp.errors import DataError
 
 MAX_PROMPTS = 12  # of one decoder call: more of the same image add time, hardly another value
@@ -96,7 +97,7 @@ def build_decoder_inputs(
 
 
 def read_calibration_set(
-    images: Sequence[AnnotatedImage], *, image_size: int, recipe: PromptRecipe, count: int, seed: int
+    images: Sequence[AnnotatedImage], *, image_size: int, recipe: PromptConfig, count: int, seed: int
 ) -> CalibrationSet:
     """Draw training images and prompts on them, with progress; the same seed and images give the same set.
 
@@ -140,7 +141,7 @@ def read_calibration_set(
 
 
 def _draw_calls(
-    image: AnnotatedImage, image_size: int, recipe: PromptRecipe, rng: np.random.Generator
+    image: AnnotatedImage, image_size: int, recipe: PromptConfig, rng: np.random.Generator
 ) -> tuple[Prompts, ...]:
     """Draw what the decoder is asked of an image: all objects at once by boxes, and by points; one alone by each."""
     original_hw = (image.height, image.width)

@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from vpexp.config.schema import PtqConfig
 from vpexp.console import build_progress
 from vpexp.deploy.calibration import CalibrationSet, PartInputs
 from vpexp.deploy.ignored_scope import find_precise_nodes
@@ -36,23 +36,11 @@ LARGE_TABLE = 4096  # bytes
 COUNTED_NAME = re.compile(r"[A-Za-z]+_\d+")
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizationRecipe:
-    """How NNCF quantizes; meanings and choices as in the section ``ptq`` of the configuration."""
-
-    preset: str = "mixed"
-    model_type: str | None = "transformer"
-    overflow_fix: str = "enable"
-    smooth_quant: bool = True
-    bias_correction: str = "fast"
-    activation_range: str = "minmax"
-
-
 def quantize_model(
     source: ExportedModel,
     folder: Path,
     calibration: CalibrationSet,
-    recipe: QuantizationRecipe,
+    recipe: PtqConfig,
     methods: Mapping[str, str],
 ) -> ExportedModel:
     """Quantize both parts of an exported model; the same inputs give the same files, byte for byte.
@@ -86,7 +74,7 @@ def quantize_part(
     target: Path,
     *,
     inputs: Sequence[PartInputs],
-    recipe: QuantizationRecipe,
+    recipe: PtqConfig,
     method: str,
     progress: Progress,
 ) -> None:
@@ -124,7 +112,7 @@ def quantize_part(
     save_graph(quantized, target, model_info | {"precision": PRECISIONS[method]})
 
 
-def _build_arguments(recipe: QuantizationRecipe) -> dict[str, Any]:
+def _build_arguments(recipe: PtqConfig) -> dict[str, Any]:
     """Translate a recipe into arguments of ``nncf.quantize``."""
     import nncf
     from nncf.quantization.advanced_parameters import (

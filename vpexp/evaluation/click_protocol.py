@@ -15,10 +15,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import Rle
 from vpexp.data.clicks import Click, find_next_click
 from vpexp.data.masks import Region, compute_box, decode_rle, find_region
-from vpexp.data.prompts import PromptRecipe, Prompts
+from vpexp.data.prompts import Prompts
 from vpexp.evaluation.pixel_counts import PixelCounts
 from vpexp.inference.predictor import Prediction
 
@@ -158,7 +159,7 @@ class SimulatedUser:
         return numbers
 
 
-def build_interaction(recipe: PromptRecipe) -> Interaction:
+def build_interaction(recipe: PromptConfig) -> Interaction:
     """Build the way in which a recipe of prompts asks in evaluation."""
     if recipe.type == "clicks":
         return SimulatedUser(recipe.clicks, recipe.first, recipe.feed_mask)

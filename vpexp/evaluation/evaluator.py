@@ -3,17 +3,20 @@
 Legend: N objects of one image, H W original size.
 """
 
+import copy
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import distributed
 
 from vpexp.console import build_progress
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.batch import EvaluationSample, UnreadableImage
 from vpexp.data.masks import Region, encode_region
 from vpexp.data.prompts import Prompts
@@ -28,6 +31,22 @@ CHUNK_PIXELS = 64 * 1024 * 1024
 CHUNK_PROMPTS = 256
 
 Remember = Callable[[EvaluationSample, ImageEmbedding], ImageEmbedding]
+
+
+class Metric(ABC):
+    """A metric of the user's own. Each evaluation starts with a copy of what was configured, in each of its processes."""
+
+    @abstractmethod
+    def update(self, predicted: Sequence[Rle], scores_N: NDArray[np.float32], annotations: AnnotatedImage) -> None:
+        """Add one image: a predicted mask and the model's estimate of its IoU for each annotated object."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Add what another process has seen."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Compute the numbers by name; NaN where one has no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +100,7 @@ class EvaluationResult:
 @dataclass(slots=True)
 class _Totals:
     rounds: list[PixelCounts]
+    metrics: list[Metric] = field(default_factory=list)
     box_filled: PixelCounts = field(default_factory=PixelCounts)
     wrong_image: PixelCounts = field(default_factory=PixelCounts)
     images: int = 0
@@ -98,6 +118,8 @@ class _Totals:
     def merge(self, other: "_Totals") -> None:
         for own, others in zip(self.rounds, other.rounds, strict=True):
             own.merge(others)
+        for metric, others_metric in zip(self.metrics, other.metrics, strict=True):
+            metric.merge(others_metric)
         self.box_filled.merge(other.box_filled)
         self.wrong_image.merge(other.wrong_image)
         self.images += other.images
@@ -132,6 +154,7 @@ class Evaluator:
         keep: which samples, counted from 0, to keep for overlays.
         remember: is given the embedding of each image that had none stored, and gives back the one to decode.
         interaction: how objects are asked for; None: by one prompt each.
+        metrics: of the user's own; they are copied.
     """
 
     def __init__(
@@ -142,8 +165,10 @@ class Evaluator:
         keep: Iterable[int] = (),
         remember: Remember | None = None,
         interaction: Interaction | None = None,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         self.remember = remember
+        self.metrics = list(metrics)
         self.interaction = interaction or OnePrompt()
         self.average_precision = MaskAveragePrecision(categories)
         self.baselines = baselines
@@ -170,6 +195,8 @@ class Evaluator:
         annotations = sample.annotations
         place = self.totals.images + len(self.totals.unreadable)
         self.average_precision.update(predicted, scores_N, annotations.masks, annotations.labels_N, place)
+        for metric in self.totals.metrics:
+            metric.update(predicted, scores_N, annotations)
         if self.totals.images in self.keep:
             self.kept.append(KeptPrediction(sample, predicted, scores_N, answers.prompts))
         self.totals.images += 1
@@ -184,6 +211,8 @@ class Evaluator:
         per_class = {name: value for name, value in precision.items() if isinstance(value, dict)}
         metrics = totals.model.compute() | numbers | self.interaction.summarize(totals.rounds)
         metrics |= totals.compute_times()
+        for metric in totals.metrics:
+            metrics |= metric.compute()
         baselines = {}
         if self.baselines:
             baselines = {"box_filled": totals.box_filled.compute(), "wrong_image": totals.wrong_image.compute()}
@@ -212,7 +241,7 @@ class Evaluator:
         return predictor.restore(sample.embedding_CHW, (annotations.height, annotations.width))
 
     def _start_totals(self) -> _Totals:
-        return _Totals(self._start_rounds())
+        return _Totals(self._start_rounds(), copy.deepcopy(self.metrics))
 
     def _start_rounds(self) -> list[PixelCounts]:
         return [PixelCounts() for _ in range(self.interaction.rounds)]
@@ -294,6 +323,7 @@ def evaluate(
     keep: Iterable[int] = (),
     remember: Remember | None = None,
     interaction: Interaction | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> EvaluationResult:
     """Evaluate a predictor on samples, with progress.
 
@@ -307,8 +337,11 @@ def evaluate(
         keep: see ``Evaluator``.
         remember: see ``Evaluator``.
         interaction: see ``Evaluator``.
+        metrics: see ``Evaluator``.
     """
-    evaluator = Evaluator(categories, baselines=baselines, keep=keep, remember=remember, interaction=interaction)
+    evaluator = Evaluator(
+        categories, baselines=baselines, keep=keep, remember=remember, interaction=interaction, metrics=metrics
+    )
     with build_progress() as progress:
         task = progress.add_task(description, total=total)
         started = time.perf_counter()

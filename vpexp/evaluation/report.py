@@ -26,7 +26,8 @@ def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) 
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
-    for row in ROWS:
+    others = dict.fromkeys(name for metrics in columns.values() for name in metrics if name not in ROWS)
+    for row in (*ROWS, *(name for name in others if not name.startswith((*BY_CLICK, NOC)))):
         values = [metrics.get(row, math.nan) for metrics in columns.values()]
         if any(math.isfinite(value) for value in values):
             table.add_row(row, *[format_metric(row, value) for value in values])

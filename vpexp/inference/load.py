@@ -1,4 +1,4 @@
-"""One way in for everything that can predict; what a backend needs is imported only when it is asked for."""
+"""One way in for every model and everything that can predict; what a backend needs is imported only when it is asked for."""
 
 from os import PathLike
 from pathlib import Path
@@ -7,14 +7,43 @@ from typing import TYPE_CHECKING
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference
 from vpexp.inference.predictor import Predictor
-from vpexp.runtime import find_cache_dir
 
 if TYPE_CHECKING:
     from vpexp.models.sam import Sam
 
 
+def load_model(
+    name: str,
+    weights: "str | PathLike[str]" = "auto",
+    image_size: int | None = None,
+    cache_dir: "str | PathLike[str] | None" = None,
+) -> "Sam":
+    """Build a model by its name and load its weights; in eval mode, on the CPU, float32.
+
+    Args:
+        name: see ``list_models``.
+        weights: ``auto`` (the official or packaged file), ``random`` (drawn from torch's current seed; each module says from
+            what distribution) or a path. A model without a file, sam_debug, always draws the same weights with ``auto``.
+        image_size: the side of the square model input, a multiple of 16; None: the model's own.
+        cache_dir: where downloaded weights lie; None: in vpexp's cache folder.
+
+    Raises:
+        ConfigError: the name is unknown or the image size does not fit.
+        WeightsError: the weights are missing, damaged, or of another model.
+    """
+    from vpexp.config.schema import ModelConfig
+    from vpexp.inference.torch_model import load_sam
+    from vpexp.models.registry import get_model_info
+
+    info = get_model_info(name)
+    size = info.image_size if image_size is None else image_size
+    settings = ModelConfig(name=name, _target_=info.target, image_size=size, weights=str(weights))
+    folder = None if cache_dir is None else Path(cache_dir)
+    return load_sam(settings, seed=None if settings.weights == "random" else 0, weights_dir=folder)
+
+
 def load_predictor(
-    source: "str | PathLike[str] | Sam",
+    source: "str | PathLike[str] | ExportedModel | Sam",
     *,
     device: str = "cpu",
     output_dir: str | PathLike[str] = "outputs",
@@ -31,28 +60,22 @@ def load_predictor(
         threads: CPU threads of an exported model; None: OMP_NUM_THREADS, else its library's own choice.
 
     Raises:
-        CheckpointError, WeightsError: see ``find_exported``, ``find_checkpoint`` and ``load_model``.
+        CheckpointError: nothing is there, it is damaged, or there is no such device.
+        WeightsError: see ``load_model``.
     """
     if isinstance(source, str | PathLike) and is_exported_reference(Path(source).expanduser()):
-        return open_exported(find_exported(Path(source)), device=device, threads=threads)
-    return _load_torch(source, device, Path(output_dir))
-
-
-def open_exported(model: ExportedModel, *, device: str = "cpu", threads: int | None = None) -> Predictor:
-    """Open an exported model with the library that its files are made for.
-
-    Raises:
-        CheckpointError: the files are damaged, or there is no such device.
-    """
-    if model.format == "onnx":
+        source = find_exported(Path(source))
+    if not isinstance(source, ExportedModel):
+        return _load_torch(source, device, Path(output_dir))
+    if source.format == "onnx":
         from vpexp.inference.onnx_predictor import OnnxPredictor
 
         if device.lower() != "cpu":
             raise CheckpointError(f"device={device}: an ONNX model runs on the CPU here; export OpenVINO IR for others")
-        return OnnxPredictor(model, threads=threads)
+        return OnnxPredictor(source, threads=threads)
     from vpexp.inference.openvino_predictor import OpenvinoPredictor
 
-    return OpenvinoPredictor(model, threads=threads, device=device.upper())
+    return OpenvinoPredictor(source, threads=threads, device=device.upper())
 
 
 def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Path) -> Predictor:
@@ -63,7 +86,6 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.models.registry import list_models
     from vpexp.models.sam import Sam
-    from vpexp.models.weights import load_model
 
     if isinstance(source, Sam):
         sam = source.eval()
@@ -72,7 +94,5 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
     else:
         checkpoint = read_checkpoint(find_checkpoint(str(source), output_dir))
         refuse_foreign({"model": checkpoint.cfg.model}, (), checkpoint.path)
-        sam = load_checkpoint_model(
-            checkpoint, checkpoint.cfg.model, seed=int(checkpoint.cfg.seed), cache_dir=find_cache_dir()
-        )
+        sam = load_checkpoint_model(checkpoint)
     return TorchPredictor(sam.to(torch.device(device)))

@@ -5,24 +5,24 @@ belongs to it: the configuration (YAML text), the class names, and the hash of e
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vpexp.config.saved import read_yaml, refuse_interpolations
+from vpexp.config.schema import PARTS, ModelConfig
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from vpexp.models.registry import list_models
 from vpexp.models.sam import Sam
 from vpexp.models.weights import check_finite, compute_state_hash, find_unusable, load_weights, resolve_weights
+from vpexp.registry import load_target
 from vpexp.runfolder import LATEST, RunFolder, find_latest
 
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 PREFIX = "sam."  # the name of the model inside the LightningModule
 _TO_GO_ON = {"optimizer_states", "lr_schedulers", "loops", "callbacks"}  # what Lightning saves beside the weights
 
@@ -46,6 +46,12 @@ class Checkpoint:
     frozen: dict[str, str]
     categories: tuple[str, ...]
     can_go_on: bool
+
+    @property
+    def model(self) -> ModelConfig:
+        """The section ``model`` of its configuration."""
+        known = {field.name for field in fields(ModelConfig)}
+        return ModelConfig(**{str(name): value for name, value in self.cfg.model.items() if name in known})
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -158,29 +164,31 @@ def _check(checkpoint: Checkpoint) -> None:
         raise ConfigError(unusable)
 
 
-def load_checkpoint_model(checkpoint: Checkpoint, model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:
+def load_checkpoint_model(
+    checkpoint: Checkpoint, settings: ModelConfig | None = None, *, weights_dir: Path | None = None
+) -> Sam:
     """Build the model of a checkpoint: frozen parts from the model's own weights, the rest from the checkpoint.
 
     Args:
         checkpoint: from ``read_checkpoint``.
-        model_cfg: the section ``model``, the checkpoint's own or one that the user changed.
-        seed: the seed of random frozen parts.
-        cache_dir: where downloaded weights lie.
+        settings: the section ``model`` where the user changed it; None: the checkpoint's own.
+        weights_dir: where downloaded weights lie; None: in vpexp's cache folder.
 
     Raises:
         CheckpointError: the model does not fit, or its frozen parts are not those that the checkpoint was trained with.
     """
+    settings = settings or checkpoint.model
     saved_name = checkpoint.cfg.model.name
-    if model_cfg.name != saved_name:
+    if settings.name != saved_name:
         raise CheckpointError(
-            f"{checkpoint.path} is of model {saved_name}, not {model_cfg.name}: leave out model=, it comes with the checkpoint"
+            f"{checkpoint.path} is of model {saved_name}, not {settings.name}: leave out model=, it comes with the checkpoint"
         )
-    sam = build_model(model_cfg, seed=seed, cache_dir=cache_dir)
+    sam = load_sam(settings, seed=int(checkpoint.cfg.seed), weights_dir=weights_dir)
     apply_checkpoint(sam, checkpoint)
     for part, state_hash in checkpoint.frozen.items():
         if compute_state_hash(getattr(sam, part)) != state_hash:
             raise CheckpointError(
-                f"{checkpoint.path} was trained with another {part} than model.weights={model_cfg.weights} gives "
+                f"{checkpoint.path} was trained with another {part} than model.weights={settings.weights} gives "
                 f"(it had model.weights={checkpoint.cfg.model.weights}, seed={checkpoint.cfg.seed}, "
                 f"model.image_size={checkpoint.cfg.model.image_size})"
             )
@@ -207,39 +215,33 @@ def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"{checkpoint.path} does not fit the model's {part}: {line}") from error
 
 
-def build_model(model_cfg: DictConfig, *, seed: int, cache_dir: Path) -> Sam:
+def load_sam(settings: ModelConfig, *, seed: int | None, weights_dir: Path | None = None) -> Sam:
     """Build a model and load its weights; in eval mode, on the CPU, float32.
 
     Args:
-        model_cfg: the configuration's section ``model``. ``_target_`` may be a function of the user's own that takes
-            ``image_size`` and returns a ``Sam``.
-        seed: fixes random weights.
-        cache_dir: where downloaded weights lie.
+        settings: the section ``model``. ``_target_`` may be a function of the user's own that takes ``image_size`` and
+            returns a ``Sam``.
+        seed: fixes random weights, and leaves torch's own numbers as they were; None draws from these.
+        weights_dir: where downloaded weights lie; None: in vpexp's cache folder.
 
     Raises:
         ConfigError: ``_target_`` cannot be imported, or does not build a ``Sam``.
         WeightsError: the weights are missing, damaged, or of another model.
     """
-    try:
-        build = get_method(model_cfg["_target_"])
-    except Exception as error:
-        raise ConfigError(f"model._target_={model_cfg['_target_']} cannot be imported: {_first_line(error)}") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sam: Any = build(image_size=int(model_cfg.image_size))
+    build = load_target("model._target_", settings._target_)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        sam: Any = build(image_size=settings.image_size)
     if not isinstance(sam, Sam):
-        raise ConfigError(f"model._target_={model_cfg['_target_']} returned a {type(sam).__name__}, not a Sam")
-    weights = str(model_cfg.weights)
-    if model_cfg.name in list_models():
-        path = resolve_weights(model_cfg.name, weights, cache_dir / "weights")
+        raise ConfigError(f"model._target_={settings._target_} returned a {type(sam).__name__}, not a Sam")
+    weights = str(settings.weights)  # of a checkpoint, which may hold anything
+    if settings.name in list_models():
+        path = resolve_weights(settings.name, weights, weights_dir)
     elif weights == "auto":
-        raise ConfigError(f"model.weights=auto: vpexp knows no file for model {model_cfg.name}; give a path or random")
+        raise ConfigError(f"model.weights=auto: vpexp knows no file for model {settings.name}; give a path or random")
     else:
         path = None if weights == "random" else Path(weights)
     if path is not None:
         load_weights(sam, path)
     return sam.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,8 +6,10 @@ weights in eval mode.
 
 import difflib
 import fnmatch
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
@@ -44,7 +46,38 @@ class ModelInfo:
     weights: WeightsFile | None
     """The file of ``weights=auto``; None: random weights from a fixed seed."""
 
+    @property
+    def target(self) -> str:
+        """The builder's dotted name, as ``model._target_`` has it."""
+        return f"{__name__}.{PREFIX}{self.name}"
 
+
+_MODELS: dict[str, ModelInfo] = {}
+PREFIX = "build_"
+
+_Build = TypeVar("_Build", bound=Callable[..., Sam])
+
+
+def _register(recipe: str, weights: WeightsFile | None) -> Callable[[_Build], _Build]:
+    """Make a model known by the name of its builder, ``build_<name>``, with the default ``image_size`` of that."""
+
+    def register(build: _Build) -> _Build:
+        name = build.__name__.removeprefix(PREFIX)
+        image_size = inspect.signature(build).parameters["image_size"].default
+        _MODELS[name] = ModelInfo(name, recipe, build, image_size, weights)
+        return build
+
+    return register
+
+
+@_register(
+    "MobileSAM: TinyViT-5M encoder, SAM mask decoder",
+    WeightsFile(
+        filename="mobile_sam.pt",
+        url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    ),
+)
 def build_sam_tiny_vit(image_size: int = 1024) -> Sam:
     """Build MobileSAM: the TinyViT encoder (5M) and SAM's decoder."""
     encoder = TinyViT(
@@ -57,6 +90,14 @@ def build_sam_tiny_vit(image_size: int = 1024) -> Sam:
     return _build_sam(encoder, image_size, MaskDecoder())
 
 
+@_register(
+    "Segment Anything: ViT-B encoder, SAM mask decoder",
+    WeightsFile(
+        filename="sam_vit_b_01ec64.pth",
+        url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+)
 def build_sam_vit_b(image_size: int = 1024) -> Sam:
     """Build SAM with the ViT-B encoder."""
     _check_image_size(image_size)
@@ -66,12 +107,17 @@ def build_sam_vit_b(image_size: int = 1024) -> Sam:
     return _build_sam(encoder, image_size, MaskDecoder())
 
 
+@_register(
+    "small SAM for 256 px: narrow TinyViT encoder, SAM mask decoder, trained on synthetic images",
+    WeightsFile(filename="sam_micro.safetensors"),
+)
 def build_sam_micro(image_size: int = 256) -> Sam:
     """Build a small SAM for small images: a narrow TinyViT encoder and SAM's decoder."""
     encoder = TinyViT(channels=(32, 64, 96, 320), depths=(1, 1, 2, 1), heads=(1, 2, 3, 10), window_sizes=(7, 7, 14, 7))
     return _build_sam(encoder, image_size, MaskDecoder())
 
 
+@_register("random SAM of a few thin layers for tests", None)
 def build_sam_debug(image_size: int = 64) -> Sam:
     """Build a SAM of a few thin layers that runs in milliseconds: one windowed block, one global, SAM's interface."""
     _check_image_size(image_size)
@@ -91,49 +137,6 @@ def _check_image_size(image_size: int) -> None:
     if image_size < STRIDE or image_size % STRIDE:
         lower = max(image_size // STRIDE * STRIDE, STRIDE)
         raise ConfigError(f"model.image_size={image_size}: must be a multiple of {STRIDE}, e.g. {lower}")
-
-
-_MODELS = {
-    info.name: info
-    for info in (
-        ModelInfo(
-            name="sam_tiny_vit",
-            recipe="MobileSAM: TinyViT-5M encoder, SAM mask decoder",
-            build=build_sam_tiny_vit,
-            image_size=1024,
-            weights=WeightsFile(
-                filename="mobile_sam.pt",
-                url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
-                sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-            ),
-        ),
-        ModelInfo(
-            name="sam_vit_b",
-            recipe="Segment Anything: ViT-B encoder, SAM mask decoder",
-            build=build_sam_vit_b,
-            image_size=1024,
-            weights=WeightsFile(
-                filename="sam_vit_b_01ec64.pth",
-                url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
-                sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-            ),
-        ),
-        ModelInfo(
-            name="sam_micro",
-            recipe="small SAM for 256 px: narrow TinyViT encoder, SAM mask decoder, trained on synthetic images",
-            build=build_sam_micro,
-            image_size=256,
-            weights=WeightsFile(filename="sam_micro.safetensors"),
-        ),
-        ModelInfo(
-            name="sam_debug",
-            recipe="random SAM of a few thin layers for tests",
-            build=build_sam_debug,
-            image_size=64,
-            weights=None,
-        ),
-    )
-}
 
 
 def list_models(pattern: str = "*") -> list[str]:

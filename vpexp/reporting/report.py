@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpexp.config.schema import PARTS
 from vpexp.files import write_json, write_text
 from vpexp.reporting.comparison import (
     COLUMNS,
@@ -154,7 +155,7 @@ def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str,
         if "test" in splits and splits["test"]["source"] == splits.get("val", {}).get("source"):
             lines.append("there is no test split: val was tested, by which the best epoch was chosen too")
     model, prompt, optimizer = cfg["model"], cfg["prompt"], cfg["optimizer"]
-    parts = [part for part in ("image_encoder", "prompt_encoder", "mask_decoder") if part not in model["freeze"]]
+    parts = [part for part in PARTS if part not in model["freeze"]]
     start = cfg["checkpoint"] or f"model.weights={model['weights']}"
     lines.append(f"model: {model['name']} at {model['image_size']} px, from {start}; learns: {', '.join(parts)}")
     lines.append(

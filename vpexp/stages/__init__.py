@@ -2,14 +2,20 @@
 
 from collections.abc import Callable
 
+from vpexp.config.schema import StageConfig
+from vpexp.registry import load_target
 from vpexp.stages.shared.context import RunContext, StageResult
 
-__all__ = ["RunContext", "StageResult", "get_stage"]
+__all__ = ["RunContext", "StageResult", "find_stage"]
 
 
-def get_stage(name: str) -> Callable[[RunContext], StageResult]:
-    """Import a stage by its name; the name was checked with the configuration."""
-    from importlib import import_module
+def find_stage(settings: StageConfig) -> Callable[[RunContext], StageResult]:
+    """Import what a stage runs; its name was checked with the configuration.
 
-    run: Callable[[RunContext], StageResult] = import_module(f"vpexp.stages.{name}").run
+    Raises:
+        ConfigError: ``stage._target_`` cannot be imported.
+    """
+    run: Callable[[RunContext], StageResult] = load_target(
+        "stage._target_", settings._target_ or f"vpexp.stages.{settings.name}.run"
+    )
     return run

@@ -11,7 +11,7 @@ from vpexp.data.skipped import SkipLedger, order_by_count
 from vpexp.demo.store import LabelStore, hold_folder
 from vpexp.errors import ConfigError
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.model import load_stage_predictor
+from vpexp.stages.shared.model import load_stage_model
 
 
 def run(context: RunContext) -> StageResult:
@@ -33,7 +33,7 @@ def run(context: RunContext) -> StageResult:
     with open_socket(cfg.demo.host, cfg.demo.port) as opened, hold_folder(folder):
         store = LabelStore(folder)
         store.check_images(images)
-        predictor = load_stage_predictor(context, "labelling with")
+        predictor = load_stage_model(context, "labelling with").predictor
         session = LabelSession(predictor, images, kept=cfg.demo.embeddings, refine=cfg.demo.refine)
         title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
         labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels]))

@@ -8,12 +8,12 @@ from vpexp.console import say
 from vpexp.deploy.metadata import ExportInfo
 from vpexp.deploy.parity import Parity, check_parity, measure_parity
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash, write_official
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.model import load_configured_model
+from vpexp.stages.shared.model import load_stage_model
 from vpexp.stages.shared.registry import log_exported, log_weights, read_trained_scores, register_exported
 from vpexp.stages.shared.sample_image import find_trial_image
 
@@ -24,7 +24,9 @@ def run(context: RunContext) -> StageResult:
     """Export what was trained, and check that it still answers the same."""
     cfg = context.cfg
     started = time.perf_counter()
-    sam, checkpoint = load_configured_model(context, "exporting")
+    model = load_stage_model(context, "exporting")
+    assert isinstance(model.predictor, TorchPredictor), "exported models were refused before"
+    sam = model.predictor.sam.cpu()
     # What is written lies aside until it has passed the check.
     draft = context.folder.path / ".draft"
     shutil.rmtree(draft, ignore_errors=True)
@@ -35,24 +37,24 @@ def run(context: RunContext) -> StageResult:
         info = ExportInfo(
             model_name=cfg.model.name,
             image_size=sam.image_size,
-            labels=checkpoint.categories if checkpoint else (),
+            labels=model.categories,
             source_hash=compute_state_hash(sam),
         )
         written = _write(context, sam, draft, info)
         parity = _check(context, sam, written)
-        model = _publish(written, context.folder.path)
+        exported = _publish(written, context.folder.path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    say(f"{NAMES[model.format]}, {model.size_mb:.1f} MB: {model.folder}")
-    log_exported(context, model)
-    register_exported(context, model, read_trained_scores(cfg.checkpoint))
+    say(f"{NAMES[exported.format]}, {exported.size_mb:.1f} MB: {exported.folder}")
+    log_exported(context, exported)
+    register_exported(context, exported, read_trained_scores(cfg.checkpoint))
     metrics = {
-        "export/size_mb": model.size_mb,
+        "export/size_mb": exported.size_mb,
         "export/flipped_per_10000": parity.flipped * 1e4,
         "export/logits_difference": parity.logits,
         "export/seconds": time.perf_counter() - started,
     }
-    return StageResult(metrics, {ENCODER: model.encoder, DECODER: model.decoder}, context.folder.path)
+    return StageResult(metrics, {ENCODER: exported.encoder, DECODER: exported.decoder}, context.folder.path)
 
 
 def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
@@ -80,7 +82,7 @@ def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> Exp
 def _check(context: RunContext, sam: Sam, written: ExportedModel) -> Parity:
     """Run both forms on an image; ExportError where they differ."""
     trial = find_trial_image(context)
-    predictor = open_exported(written, threads=context.cfg.trainer.threads)
+    predictor = load_predictor(written, threads=context.cfg.trainer.threads)
     parity = measure_parity(TorchPredictor(sam), predictor, trial.image_HW3, trial.prompts)
     settings = context.cfg.export
     precision = "FP16" if "FP16" in (settings.precision, settings.decoder_precision) else "FP32"

@@ -29,7 +29,7 @@ from vpexp.inference.predictor import Predictor
 from vpexp.inference.segment import FoundMask, Segmentation, build_grid, keep_best, segment
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
-from vpexp.stages.shared.model import load_stage_predictor
+from vpexp.stages.shared.model import load_stage_model
 from vpexp.stages.shared.predicted_dataset import LabelCollector
 
 GRID, DATASET = "grid", "dataset"
@@ -108,9 +108,9 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     ledger = SkipLedger(strict=cfg.data.strict)
     plan = _plan(context, ledger)
-    output = cfg.output
+    output = context.settings.output
     labels = LabelCollector(output, context.folder.path / DATASET, plan) if output.format else None
-    predictor = load_stage_predictor(context, "predicting with")
+    predictor = load_stage_model(context, "predicting with").predictor
     writer = CocoResultWriter(context.folder.path, plan.categories)
     job = _Job(context, plan, writer, labels, ledger, _Tally())
     try:

@@ -12,12 +12,12 @@ from vpexp.data.annotations import AnnotatedDataset
 from vpexp.deploy.accuracy_control import ControlledModel, Trial, quantize_within
 from vpexp.deploy.benchmark import Cost, build_gain_table, measure_costs
 from vpexp.deploy.calibration import CalibrationSet, read_calibration_set
-from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, QuantizationRecipe, quantize_model
+from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, quantize_model
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel, ModelMetadata, find_exported, read_metadata
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.dataset import build_prompt_recipe, load_configured_dataset
+from vpexp.stages.shared.dataset import load_configured_dataset
 from vpexp.stages.shared.evaluate import assess, tell_unreadable
 from vpexp.stages.shared.registry import log_exported, read_trained_scores, register_exported
 
@@ -70,7 +70,7 @@ def _read_calibration_set(context: RunContext, dataset: AnnotatedDataset, image_
     calibration = read_calibration_set(
         dataset.splits["train"].images,
         image_size=image_size,
-        recipe=build_prompt_recipe(cfg.prompt),
+        recipe=context.settings.prompt,
         count=cfg.ptq.subset_size,
         seed=cfg.seed,
     )
@@ -86,21 +86,13 @@ def _quantize(
     context: RunContext, source: ExportedModel, draft: Path, calibration: CalibrationSet, dataset: AnnotatedDataset
 ) -> ControlledModel:
     """Quantize as configured; with ``ptq.max_drop`` as much of it as accuracy on val allows."""
-    settings = context.cfg.ptq
-    recipe = QuantizationRecipe(
-        preset=settings.preset,
-        model_type=settings.model_type,
-        overflow_fix=settings.overflow_fix,
-        smooth_quant=settings.smooth_quant,
-        bias_correction=settings.bias_correction,
-        activation_range=settings.activation_range,
-    )
+    settings = context.settings.ptq
     methods = {part: settings.method if part in settings.parts else KEEP for part in (ENCODER, DECODER)}
     say(f"quantizing on {len(calibration)} training images: {_describe_methods(methods)}")
 
     def build(chosen: Mapping[str, str]) -> ExportedModel:
         folder = draft / "_".join(chosen.values())
-        return quantize_model(source, folder, calibration, recipe, chosen)
+        return quantize_model(source, folder, calibration, settings, chosen)
 
     if settings.max_drop is None:
         return ControlledModel(build(methods), methods)
@@ -119,7 +111,7 @@ def _quantize(
 
 
 def _measure(context: RunContext, dataset: AnnotatedDataset, model: ExportedModel) -> float:
-    predictor = open_exported(model, threads=context.cfg.trainer.threads)
+    predictor = load_predictor(model, threads=context.cfg.trainer.threads)
     return assess(context, predictor, dataset, "val", description="measuring on val").metrics["f1-score"]
 
 
@@ -145,7 +137,7 @@ def _tell_gain(
     calibration: CalibrationSet,
 ) -> tuple[Cost, Cost]:
     """Measure and print sizes and times before and after."""
-    before, after = (open_exported(some, threads=context.cfg.trainer.threads) for some in (source, model))
+    before, after = (load_predictor(some, threads=context.cfg.trainer.threads) for some in (source, model))
     image = calibration.images[0]
     costs = measure_costs((source, model), (before, after), image)
     names = (metadata.precision, read_metadata(model).precision)

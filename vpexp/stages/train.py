@@ -134,6 +134,8 @@ def _find_best(context: RunContext, loop: TrainingLoop) -> tuple[Path, int]:
     if trainer.current_epoch < cfg.trainer.max_epochs:
         say(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
     last = context.folder.last_checkpoint
+    if not last.is_file():  # trainer.extra.fast_dev_run keeps nothing
+        save_weights(loop.module, last)
     best = Path(loop.best.best_model_path or last)
     context.folder.update_run_json(epochs=trainer.current_epoch)
     epoch = trainer.current_epoch if best == last else int(best.stem.rpartition("_")[2]) + 1

@@ -10,7 +10,6 @@ Shapes: H W size of an image in pixels.
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from vpexp.config.schema import SyntheticConfig
 from vpexp.console import show_progress
 from vpexp.data.masks import compute_box, decode_rle, encode_mask, polygons_to_rle
 from vpexp.data.polygons import trace_contours
-from vpexp.errors import ConfigError, DataError
+from vpexp.errors import DataError
 from vpexp.synthetic import SCENES, Scene
 
 MANIFEST = "synthetic.json"
@@ -30,19 +30,9 @@ VERSION = 1
 JPEG_QUALITY = 92
 MAX_PARTS = 4
 """Objects of more parts are written as run lengths, like those with holes, instead of as polygons."""
-SMALLEST_SIDE = 32
 
 
-def write_synthetic_dataset(
-    root: Path | str,
-    *,
-    scene: str = "vineyard",
-    image_size: int | Sequence[int] = 256,
-    train: int = 48,
-    val: int = 12,
-    test: int = 16,
-    seed: int = 0,
-) -> Path:
+def write_synthetic_dataset(root: Path | str, settings: SyntheticConfig) -> Path:
     """Draw a data set below ``root``, or find the one drawn with these parameters before.
 
     The same parameters give the same bytes, and an image depends on nothing but scene, size, seed, split and its
@@ -51,31 +41,25 @@ def write_synthetic_dataset(
 
     Args:
         root: folder that holds the drawn data sets; made where it is missing.
-        scene: ``vineyard`` or ``shapes``.
-        image_size: pixels, (height, width) or one number for both.
-        train: images of that split; splits of 0 images have no annotation file.
-        val: the same.
-        test: the same.
-        seed: any number from 0.
+        settings: the section ``data.synthetic``; splits of 0 images have no annotation file.
 
     Returns:
         The folder of the data set, which ``format=coco`` reads.
 
     Raises:
-        ConfigError: for a scene, size, count or seed that cannot be drawn.
         DataError: if the folder cannot be written, or is there and was not drawn by vpexp.
     """
-    counts = {"train": train, "val": val, "test": test}
-    height, width = _check_parameters(scene, image_size, counts, seed)
-    manifest = {"version": VERSION, "scene": scene, "height": height, "width": width, **counts, "seed": seed}
-    name = f"{scene}_v{VERSION}_{width}x{height}_{train}-{val}-{test}_seed{seed}"
+    scene, side, seed = settings.scene, settings.image_size, settings.seed
+    counts = {"train": settings.train, "val": settings.val, "test": settings.test}
+    manifest = {"version": VERSION, "scene": scene, "height": side, "width": side, **counts, "seed": seed}
+    name = f"{scene}_v{VERSION}_{side}x{side}_{'-'.join(map(str, counts.values()))}_seed{seed}"
     folder = Path(root) / name
     if _is_complete(folder, manifest):
         return folder
     draft = folder.with_name(f".{name}.{uuid.uuid4().hex}")
     try:
         draft.mkdir(parents=True)
-        _write_files(draft, scene, (height, width), counts, seed)
+        _write_files(draft, scene, (side, side), counts, seed)
         _write_json(draft / MANIFEST, manifest)
         _publish(draft, folder, manifest)
     except OSError as error:
@@ -83,24 +67,6 @@ def write_synthetic_dataset(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
-
-
-def _check_parameters(
-    scene: str, image_size: int | Sequence[int], counts: dict[str, int], seed: int
-) -> tuple[int, int]:
-    """Refuse what cannot be drawn; height and width of the images."""
-    if scene not in SCENES:
-        raise ConfigError(f"data.synthetic.scene={scene}: choose one of {', '.join(SCENES)}")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < SMALLEST_SIDE:
-        raise ConfigError(
-            f"data.synthetic.image_size={image_size}: give one number or [height, width], at least {SMALLEST_SIDE}"
-        )
-    if min(counts.values()) < 0 or sum(counts.values()) == 0:
-        raise ConfigError("data.synthetic.train, val, test: image counts from 0, and one image at least")
-    if seed < 0:
-        raise ConfigError(f"data.synthetic.seed={seed}: give a number from 0")
-    return size[0], size[1]
 
 
 def _is_complete(folder: Path, manifest: dict[str, Any]) -> bool:

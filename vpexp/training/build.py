@@ -4,29 +4,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from vpexp.config.schema import LossConfig
 from vpexp.errors import ConfigError
-from vpexp.training.losses import MaskLoss
+from vpexp.registry import build_target, get_cause, load_target
+from vpexp.training.losses import Loss, MaskLoss
 
 INTERVALS = ("step", "epoch")
 MONITOR = "val/f1-score"  # what ReduceLROnPlateau looks at, the higher the better
-
-
-def build_loss(cfg: DictConfig) -> MaskLoss:
-    """Build the loss from the section ``loss``."""
-    return MaskLoss(
-        focal_weight=cfg.focal_weight,
-        dice_weight=cfg.dice_weight,
-        iou_weight=cfg.iou_weight,
-        focal_alpha=cfg.focal_alpha,
-        focal_gamma=cfg.focal_gamma,
-    )
 
 
 def build_optimizer_factory(cfg: DictConfig) -> Callable[[list[nn.Parameter]], Optimizer]:
@@ -90,38 +80,32 @@ def build_scheduler_factory(cfg: DictConfig) -> Callable[[Optimizer, int], dict[
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the callbacks of the section ``callbacks``; an entry that is null is switched off."""
-    callbacks: list[Callback] = []
-    for name in map(str, cfg):
-        options = cfg[name]
-        if options is None:
-            continue
-        try:
-            callback = instantiate(options)
-        except Exception as error:
-            raise ConfigError(f"callbacks.{name}: {_innermost(error)}") from error
+    entries = {str(name): cfg[name] for name in cfg if cfg[name] is not None}
+    callbacks = {name: build_target(f"callbacks.{name}", options) for name, options in entries.items()}
+    for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
             raise ConfigError(f"callbacks.{name}: {type(callback).__name__} is no callback of PyTorch Lightning")
-        callbacks.append(callback)
-    return callbacks
+    return list(callbacks.values())
+
+
+def build_loss(settings: LossConfig) -> Loss:
+    """Build the loss of the section ``loss``: vpexp's, or the user's own."""
+    build = MaskLoss if settings._target_ is None else load_target("loss._target_", settings._target_)
+    try:
+        loss: Loss = build(settings)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"loss._target_={settings._target_}: {get_cause(error)}") from error
+    return loss
 
 
 def _to_options(cfg: DictConfig, section: str) -> dict[str, Any]:
     options: Any = OmegaConf.to_container(cfg, resolve=True)
     if "_target_" not in options:
         raise ConfigError(f"{section} has no _target_: choose one of the group's options, e.g. {section}=<name>")
+    options.pop("_partial_", None)  # as Hydra users write it; it is so either way
     return dict(options)
 
 
 def _instantiate_partial(options: dict[str, Any], section: str) -> Callable[..., Any]:
-    try:
-        factory: Callable[..., Any] = instantiate({**options, "_partial_": True}, _convert_="all")
-    except Exception as error:
-        raise ConfigError(f"{section}: {_innermost(error)}") from error
+    factory: Callable[..., Any] = build_target(section, {**options, "_partial_": True})
     return factory
-
-
-def _innermost(error: BaseException) -> str:
-    """Take the message of the cause: Hydra wraps it in several lines."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

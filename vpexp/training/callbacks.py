@@ -120,6 +120,8 @@ class EpochRecorder(Callback):
         metrics["lr"] = float(optimizer.param_groups[0]["lr"])
         if isinstance(pl_module, SamFineTuner):
             metrics |= pl_module.compute_epoch_losses()
+            if pl_module.validation_result is None:  # what Lightning still holds is of an earlier epoch
+                metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
             per_class = pl_module.validation_result.per_class if pl_module.validation_result else {}
             for name, by_class in per_class.items():
                 metrics |= {f"val/{name}/{label}": value for label, value in by_class.items() if math.isfinite(value)}

@@ -6,10 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.batch import EvaluationSet, TrainingSet, collate_training
 from vpexp.data.loaders import ResumableBatchSampler, build_evaluation_loader, with_objects
-from vpexp.data.prompts import PromptRecipe
 from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.signals import leave_stops_to_parent
 
@@ -30,7 +30,7 @@ class FineTuningData(pl.LightningDataModule):
     def __init__(
         self,
         dataset: AnnotatedDataset,
-        recipe: PromptRecipe,
+        recipe: PromptConfig,
         *,
         image_size: int,
         resolution: str,

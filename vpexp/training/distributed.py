@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from torch import Tensor, distributed
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # they are public there, but not listed
 
+from vpexp.config.schema import TrainerConfig
 from vpexp.errors import ConfigError
 
 SINGLE = "auto"
@@ -77,7 +77,7 @@ class LocalSignals(_SignalConnector):
             super().register_signal_handlers()
 
 
-def choose_strategy(cfg: DictConfig, rank: int, *, find_unused_parameters: bool) -> str | Strategy:
+def choose_strategy(cfg: TrainerConfig, rank: int, *, find_unused_parameters: bool) -> str | Strategy:
     """Choose how the devices of the section ``trainer`` train.
 
     Args:
@@ -104,7 +104,7 @@ def choose_strategy(cfg: DictConfig, rank: int, *, find_unused_parameters: bool)
     )
 
 
-def _count_devices(cfg: DictConfig, rank: int) -> int:
+def _count_devices(cfg: TrainerConfig, rank: int) -> int:
     """Let Lightning read ``accelerator`` and ``devices``: there are many ways to write them."""
     probe = pl.Trainer(
         accelerator=cfg.accelerator,

@@ -4,13 +4,15 @@ Legend: N masks, H W size of the grid that they are compared on, without padding
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from vpexp.config.schema import LossConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class LossTerms:
 
 
 def compute_focal_and_dice(
-    logits_NHW: Tensor, targets_NHW: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, smoothing: float = 1.0
+    logits_NHW: Tensor, targets_NHW: Tensor, *, alpha: float, gamma: float, smoothing: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute the focal loss and the dice loss of each mask.
 
@@ -107,18 +109,25 @@ def compute_mask_iou(logits_NHW: Tensor, targets_NHW: Tensor) -> Tensor:
         return overlap_N / union_N.clamp(min=1)
 
 
-@dataclass(frozen=True, slots=True)
+class Loss(Protocol):
+    """The loss of the masks of one image; it is built with the section ``loss``."""
+
+    def __call__(self, logits_NHW: Tensor, predicted_iou_N: Tensor, targets_NHW: Tensor) -> LossTerms:
+        """Compute the terms; see ``MaskLoss``."""
+        ...
+
+
 class MaskLoss:
     """Weighted sum of the three terms, for masks on one grid.
 
     The recipe of SAM (Kirillov et al. 2023, appendix A: focal and dice 20:1, IoU head by mean squared error).
+
+    Args:
+        settings: the section ``loss``.
     """
 
-    focal_weight: float = 20.0
-    dice_weight: float = 1.0
-    iou_weight: float = 1.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
+    def __init__(self, settings: LossConfig) -> None:
+        self.settings = settings
 
     def __call__(self, logits_NHW: Tensor, predicted_iou_N: Tensor, targets_NHW: Tensor) -> LossTerms:
         """Compute the terms, each summed over the masks and divided by their number.
@@ -130,11 +139,11 @@ class MaskLoss:
         """
         if logits_NHW.dtype != torch.float64:
             logits_NHW = logits_NHW.float()  # half precision would overflow the sums over a million pixels
-        count = max(1, logits_NHW.shape[0])
+        count, settings = max(1, logits_NHW.shape[0]), self.settings
         focal_N, dice_N = compute_focal_and_dice(
-            logits_NHW, targets_NHW, alpha=self.focal_alpha, gamma=self.focal_gamma
+            logits_NHW, targets_NHW, alpha=settings.focal_alpha, gamma=settings.focal_gamma
         )
         iou_N = (predicted_iou_N.to(logits_NHW.dtype) - compute_mask_iou(logits_NHW, targets_NHW)).square()
         focal, dice, iou = (term_N.sum() / count for term_N in (focal_N, dice_N, iou_N))
-        total = self.focal_weight * focal + self.dice_weight * dice + self.iou_weight * iou
+        total = settings.focal_weight * focal + settings.dice_weight * dice + settings.iou_weight * iou
         return LossTerms(total, focal, dice, iou)

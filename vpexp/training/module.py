@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from vpexp.config.schema import PARTS
 from vpexp.data.batch import Batch, EvaluationSample, UnreadableImage
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError
 from vpexp.evaluation.click_protocol import Interaction
-from vpexp.evaluation.evaluator import EvaluationResult, Evaluator
+from vpexp.evaluation.evaluator import EvaluationResult, Evaluator, Metric
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.training.datamodule import FineTuningData
@@ -25,7 +26,6 @@ from vpexp.training.distributed import average, gather, get_world_size
 from vpexp.training.losses import LossTerms
 from vpexp.training.step_loss import StepLoss
 
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LOSS_NAMES = ("train/loss", "train/loss_focal", "train/loss_dice", "train/loss_iou")
 
 
@@ -42,6 +42,7 @@ class SamFineTuner(pl.LightningModule):
             ``scheduler``, ``interval`` and ``monitor``.
         identity: what a checkpoint says of itself (configuration, hashes of frozen parts); plain values.
         interaction: how validation asks for objects; None: by one prompt each.
+        metrics: of the user's own, for validation.
 
     Attributes:
         embedding_cache: of the frozen encoder; None has every step encode its images.
@@ -58,6 +59,7 @@ class SamFineTuner(pl.LightningModule):
         build_scheduler: Callable[[Optimizer, int], dict[str, Any]],
         identity: dict[str, Any],
         interaction: Interaction | None = None,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__()
         self.sam = sam
@@ -73,6 +75,7 @@ class SamFineTuner(pl.LightningModule):
         self._step_losses: dict[str, float] = {}
         self.unreadable: dict[str, str] = {}
         self.interaction = interaction
+        self.metrics = metrics
         self._evaluator = Evaluator(self.categories)
         self._freeze()
 
@@ -117,7 +120,9 @@ class SamFineTuner(pl.LightningModule):
         # Lightning tells samplers their epoch, but not batch samplers.
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, FineTuningData):
-            data.sampler.set_epoch(self.current_epoch)
+            repeats = self.trainer.overfit_batches  # type: ignore[attr-defined]  # Lightning sets it by name
+            data.sampler.set_epoch(0 if repeats else self.current_epoch)
+        self.validation_result = None  # an epoch may have none: trainer.extra.check_val_every_n_epoch
         if self.epoch_sums.get("epoch") != self.current_epoch:
             self.epoch_sums = {"epoch": self.current_epoch}
 
@@ -140,6 +145,7 @@ class SamFineTuner(pl.LightningModule):
             self.categories,
             remember=self.embedding_cache.remember if self.embedding_cache else None,
             interaction=self.interaction,
+            metrics=self.metrics,
         )
         self._waiting_since = time.perf_counter()
 

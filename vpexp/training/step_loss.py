@@ -15,7 +15,7 @@ from vpexp.data.batch import Batch
 from vpexp.models.sam import DecodedMasks, Sam, enlarge_to_input, upscale_logits
 from vpexp.training.chunks import sum_over_chunks
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
-from vpexp.training.losses import LossTerms, MaskLoss
+from vpexp.training.losses import Loss, LossTerms
 
 # Prompts whose activations are held at once, in pixels of the model's input: 12 at 1024 px are about 1.2 GB.
 CHUNK_PIXELS = 12 * 1024 * 1024
@@ -41,7 +41,7 @@ class StepLoss:
         feed_mask: where clicks correct masks, the decoder is given the mask that is corrected.
     """
 
-    loss: MaskLoss
+    loss: Loss
     resolution: str
     feed_mask: bool = True
 

@@ -1,17 +1,23 @@
 """Lightning's Trainer as a configuration describes it, and what happens when it is interrupted."""
 
+import inspect
 import logging
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from vpexp.config.explain import format_suggestion
+from vpexp.config.schema import TrainerConfig
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.files import find_full_disk
+from vpexp.registry import build_target
 from vpexp.signals import TERMINATED, is_sigterm, keep_handlers
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.datamodule import FineTuningData
@@ -19,12 +25,13 @@ from vpexp.training.distributed import LocalSignals, choose_strategy
 from vpexp.training.module import SamFineTuner
 from vpexp.training.stops import StopBetweenSteps
 
+NO_ARGUMENTS = ("threads", "extra")  # of the section, which are not the Trainer's
 # What libraries raise that are given a state of another shape, as a rule only when they come to use it.
 BROKEN_STATE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def build_trainer(
-    cfg: DictConfig,
+    settings: TrainerConfig,
     callbacks: list[Callback],
     *,
     tensorboard: Path,
@@ -34,7 +41,7 @@ def build_trainer(
     """Build the Trainer from the section ``trainer``.
 
     Args:
-        cfg: the section.
+        settings: the section.
         callbacks: of the loop.
         tensorboard: folder of TensorBoard's files.
         rank: of this process, where several devices train; 0 starts the others and alone writes files.
@@ -45,33 +52,46 @@ def build_trainer(
     """
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    own = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in NO_ARGUMENTS}
+    own |= {
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # vpexp's samplers know their process
+        "enable_model_summary": False,
+        "enable_progress_bar": any("Progress" in type(callback).__name__ for callback in callbacks),
+        "logger": settings.logger and TensorBoardLogger(save_dir=str(tensorboard), name="", version=""),
+        "callbacks": callbacks,
+        "plugins": [AtomicCheckpointIO()],
+        "default_root_dir": str(tensorboard.parent),
+    }
+    extra = _build_extra(settings, own)
     try:
-        trainer = pl.Trainer(
-            accelerator=cfg.accelerator,
-            devices=cfg.devices,
-            strategy=choose_strategy(cfg, rank, find_unused_parameters=find_unused_parameters),
-            precision=cfg.precision,
-            max_epochs=cfg.max_epochs,
-            gradient_clip_val=cfg.gradient_clip_val,
-            accumulate_grad_batches=cfg.accumulate_grad_batches,
-            log_every_n_steps=cfg.log_every_n_steps,
-            deterministic=cfg.deterministic,
-            limit_train_batches=cfg.limit_train_batches,
-            limit_val_batches=cfg.limit_val_batches,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # vpexp's samplers know their process
-            enable_model_summary=False,
-            enable_progress_bar=any("Progress" in type(callback).__name__ for callback in callbacks),
-            logger=TensorBoardLogger(save_dir=str(tensorboard), name="", version=""),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=str(tensorboard.parent),
-        )
+        own["strategy"] = choose_strategy(settings, rank, find_unused_parameters=find_unused_parameters)
+        trainer = pl.Trainer(**own, **extra)
     except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     if trainer.world_size > 1:
         trainer._signal_connector = LocalSignals(trainer)  # noqa: SLF001 (Lightning's own is not to be had otherwise)
     return trainer
+
+
+def _build_extra(settings: TrainerConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the further arguments of the Trainer.
+
+    Raises:
+        ConfigError: the Trainer takes no such argument, or vpexp sets it.
+    """
+    taken = inspect.signature(pl.Trainer).parameters
+    declared = {field.name for field in fields(settings)}
+    extra = {}
+    for name, value in settings.extra.items():
+        key = f"trainer.extra.{name}"
+        if name in own:
+            instead = f"write trainer.{name}=..." if name in declared else "it is not free"
+            raise ConfigError(f"{key}: vpexp sets this argument itself: {instead}")
+        if name not in taken:
+            raise ConfigError(f"{key}: PyTorch Lightning's Trainer takes no {name}{format_suggestion(name, taken)}")
+        extra[name] = build_target(key, value) if isinstance(value, Mapping) and "_target_" in value else value
+    return extra
 
 
 def fit(trainer: pl.Trainer, module: SamFineTuner, data: FineTuningData, resume_from: Path | None) -> None:

@@ -7,11 +7,13 @@ from vpexp.config.explain import list_keys
 from vpexp.config.groups import find_conf_folder, list_groups
 
 SURFACE = {
-    "stage": ["name", "test", "onnx", "split", "controls", "overlays", "duplicates"],
+    "stage": ["name", "test", "onnx", "split", "controls", "overlays", "duplicates", "_target_"],
     "model": ["name", "_target_", "image_size", "weights", "freeze"],
     "data": [
         *(
             "name",
+            "_target_",
+            "options",
             "format",
             "root",
             "train_split",
@@ -38,14 +40,24 @@ SURFACE = {
             "feed_mask",
         ),
     ],
-    "loss": ["focal_weight", "dice_weight", "iou_weight", "focal_alpha", "focal_gamma", "resolution"],
+    "loss": [
+        "focal_weight",
+        "dice_weight",
+        "iou_weight",
+        "focal_alpha",
+        "focal_gamma",
+        "resolution",
+        "_target_",
+        "options",
+    ],
     "optimizer": ["_target_", "lr", "weight_decay", "betas"],
     "scheduler": ["_target_", "warmup_steps"],
     "callbacks": ["early_stopping", "progress"],
+    "metrics": [],
     "trainer": [
         *("max_epochs", "accelerator", "devices", "strategy", "precision", "gradient_clip_val"),
         *("accumulate_grad_batches", "log_every_n_steps", "deterministic", "limit_train_batches"),
-        *("limit_val_batches", "threads"),
+        *("limit_val_batches", "threads", "logger", "extra"),
     ],
     "cache": ["enabled", "max_gb", "precision", "backend"],
     "export": ["format", "precision", "decoder_precision"],
@@ -95,6 +107,7 @@ OPTIONS = {
     "paths": ["default"],
     "hydra/launcher": ["ray_cluster"],
     "experiment": ["debug", "quickstart"],
+    "debug": ["one_batch", "overfit", "profile"],
 }
 
 

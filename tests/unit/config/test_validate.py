@@ -25,6 +25,8 @@ from vpexp.errors import ConfigError
         (["data.format=yolo", "data.root=x"], "data.format=yolo: must be one of coco, voc"),
         (["data.instances=component"], "did you mean 'components'?"),
         (["data.synthetic.scene=forest"], "must be one of vineyard, shapes"),
+        (["data.synthetic.image_size=16"], "data.synthetic.image_size=16: must be at least 32"),
+        (["data.synthetic.seed=-1"], "data.synthetic.seed=-1: must be at least 0"),
         (["loss.resolution=high"], "must be one of low, input, original"),
         (["trainer.precision=8"], "trainer.precision=8: must be one of 32, 32-true"),
         (["trainer.deterministic=maybe"], "must be true, false or warn"),

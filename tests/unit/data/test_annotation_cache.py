@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vpexp.config.schema import DataConfig
 from vpexp.data import annotation_cache as kept_module
 from vpexp.data import dataset as load_module
 from vpexp.data.annotation_cache import KeptAnnotations
@@ -68,7 +69,8 @@ def build(coco, images=4):
 
 
 def load(root, cache_dir, **options):
-    return load_dataset(**{"format": "coco", "root": root, "cache_dir": cache_dir, **options})
+    reading = {name: options.pop(name) for name in ("seed", "splits", "keep_boxes", "keep_empty") if name in options}
+    return load_dataset(DataConfig(**{"format": "coco", "root": root, **options}), cache_dir=cache_dir, **reading)
 
 
 def test_load_dataset__kept_equals_read(coco, tmp_path, reads):
@@ -87,7 +89,7 @@ def test_load_dataset__kept_equals_read_on_real_data(tmp_path, reads, format_):
     if not root.is_dir():
         pytest.skip(f"no test images at {root}")
     fresh, first, second = (
-        describe(load_dataset(format=name, root=root, cache_dir=cache_dir))
+        describe(load_dataset(DataConfig(format=name, root=root), cache_dir=cache_dir))
         for name, cache_dir in ((format_, None), (format_, tmp_path), (format_, tmp_path))
     )
     assert first == second == fresh

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.batch import (
     Batch,
@@ -19,7 +20,6 @@ from vpexp.data.batch import (
     collate_training,
 )
 from vpexp.data.masks import compute_box, encode_mask
-from vpexp.data.prompts import PromptRecipe
 
 SIZE = 64
 
@@ -58,7 +58,7 @@ def scene(tmp_path):
 
 
 def build_set(images, **options):
-    recipe = options.pop("recipe", PromptRecipe())
+    recipe = options.pop("recipe", PromptConfig())
     return TrainingSet(images, **{"image_size": SIZE, "recipe": recipe, "resolution": "input", "seed": 0, **options})
 
 
@@ -92,7 +92,7 @@ def test_training_set__stride_4_targets_are_a_quarter_of_the_size(scene):
 
 def test_training_set__is_drawn_from_seed_epoch_and_image_alone(tmp_path):
     images = [save_scene(tmp_path / "a.png"), save_scene(tmp_path / "b.png")]
-    recipe = PromptRecipe(type="both", jitter=0.4, max_per_image=2)
+    recipe = PromptConfig(type="both", jitter=0.4, max_per_image=2)
 
     def draw(seed, epoch, index):
         sample = build_set(images, recipe=recipe, seed=seed)[epoch, index]
@@ -109,7 +109,7 @@ def test_training_set__is_drawn_from_seed_epoch_and_image_alone(tmp_path):
 
 
 def test_training_set__takes_at_most_so_many_objects_and_all_of_them_in_time(scene):
-    dataset = build_set([scene], recipe=PromptRecipe(max_per_image=2))
+    dataset = build_set([scene], recipe=PromptConfig(max_per_image=2))
     seen = set()
     for epoch in range(30):
         sample = dataset[epoch, 0]
@@ -118,7 +118,7 @@ def test_training_set__takes_at_most_so_many_objects_and_all_of_them_in_time(sce
         assert len(set(chosen)) == 2
         seen.update(chosen)
     assert len(seen) == 3
-    assert len(build_set([scene], recipe=PromptRecipe(max_per_image=5))[0, 0].labels_NP) == 3
+    assert len(build_set([scene], recipe=PromptConfig(max_per_image=5))[0, 0].labels_NP) == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -127,14 +127,14 @@ def test_sets__damaged_image_is_named_not_fatal(scene, damage):
         scene.path.unlink()
     else:
         scene.path.write_bytes(scene.path.read_bytes()[:60])
-    for item in (build_set([scene])[0, 0], EvaluationSet([scene], PromptRecipe())[0]):
+    for item in (build_set([scene])[0, 0], EvaluationSet([scene], PromptConfig())[0]):
         assert isinstance(item, UnreadableImage)
         assert item.image_id == "a.png"
         assert str(scene.path) in item.reason
 
 
 def test_evaluation_set__gives_the_image_as_it_is(scene):
-    dataset = EvaluationSet([scene], PromptRecipe(type="point"))
+    dataset = EvaluationSet([scene], PromptConfig(type="point"))
     (sample,) = (dataset[i] for i in range(len(dataset)))
     assert isinstance(sample, EvaluationSample)
     assert sample.image_HW3.shape == (40, 60, 3)

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.errors import DataError
+
+READING = ("seed", "splits", "keep_boxes", "keep_empty", "cache_dir")
 
 
 def fill(coco, count=1, *, prefix="", folder="images", objects=1):
@@ -17,7 +20,8 @@ def fill(coco, count=1, *, prefix="", folder="images", objects=1):
 
 
 def load(root, **options):
-    return load_dataset(**{"format": "coco", "root": root, **options})
+    reading = {name: options.pop(name) for name in READING if name in options}
+    return load_dataset(DataConfig(**{"format": "coco", "root": root, **options}), **reading)
 
 
 def test_load_dataset__three_splits(coco):
@@ -184,19 +188,17 @@ def test_load_dataset__no_images_declared(coco):
 @pytest.mark.parametrize("name", ["coco", "voc", "datumaro", "common_semantic_segmentation", "auto"])
 def test_load_dataset__wrong_or_missing_folder(tmp_path, name):
     with pytest.raises(DataError, match="no such folder"):
-        load_dataset(format=name, root=tmp_path / "gone")
+        load_dataset(DataConfig(format=name, root=tmp_path / "gone"))
     with pytest.raises(DataError, match="the folder is empty"):
-        load_dataset(format=name, root=tmp_path)
+        load_dataset(DataConfig(format=name, root=tmp_path))
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"no known format|no COCO|no Pascal|no Datumaro|no common"):
-        load_dataset(format=name, root=tmp_path)
+        load_dataset(DataConfig(format=name, root=tmp_path))
 
 
-def test_load_dataset__unknown_choice(tmp_path):
+def test_load_dataset__unknown_format(tmp_path):
     with pytest.raises(DataError, match=r"data\.format=yolo: expected one of coco, voc"):
-        load_dataset(format="yolo", root=tmp_path)
-    with pytest.raises(DataError, match=r"data\.instances=blobs: expected one of components, classes"):
-        load_dataset(format="coco", root=tmp_path, instances="blobs")
+        load_dataset(DataConfig(format="yolo", root=tmp_path))
 
 
 def test_load_dataset__auto_says_what_it_found(coco):
@@ -275,14 +277,14 @@ def test_load_dataset__keeps_a_split_without_objects_where_asked(coco, tmp_path)
     coco.object([], image_id=1)
     root, cache = coco.save(), tmp_path / "cache"
 
-    dataset = load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache, keep_empty=True)
+    dataset = load_dataset(DataConfig(format="coco", root=root), splits=("train",), cache_dir=cache, keep_empty=True)
 
     train = dataset.splits["train"]
     assert (len(train.images), train.object_count) == (0, 0)
     assert train.skipped == {"box only, no mask": 1, "image left without objects": 1}
     assert dataset.categories == ("cell",)
     with pytest.raises(DataError, match="the only object is a box without a mask"):
-        load_dataset(format="coco", root=root, splits=("train",), cache_dir=cache)
+        load_dataset(DataConfig(format="coco", root=root), splits=("train",), cache_dir=cache)
 
 
 def test_load_dataset__crowds_name_the_key_and_the_tool(coco):
@@ -291,11 +293,11 @@ def test_load_dataset__crowds_name_the_key_and_the_tool(coco):
     coco.object(iscrowd=1)
     coco.object()
     root = coco.save()
-    dataset = load_dataset(format="coco", root=root, splits=["train"])
+    dataset = load_dataset(DataConfig(format="coco", root=root), splits=["train"])
     (note,) = (note for note in dataset.notes if "crowd" in note)
     assert note.startswith("2 of the 3 objects of 'train' are crowd regions: data.crowd=keep")
     assert "CVAT" in note
-    kept = load_dataset(format="coco", root=root, splits=["train"], crowd="keep")
+    kept = load_dataset(DataConfig(format="coco", root=root, crowd="keep"), splits=["train"])
     assert len(kept.splits["train"].images[0]) == 3
     assert not any("crowd" in note for note in kept.notes)
 
@@ -306,6 +308,6 @@ def test_load_dataset__files_outside_where_they_are_allowed(coco, tmp_path):
     coco.content["images"][0]["file_name"] = "../elsewhere/a.png"
     coco.save("set/annotations/train.json")
     with pytest.raises(DataError, match=r"only file lies outside the given folder; data\.allow_outside=true uses"):
-        load_dataset(format="coco", root=tmp_path / "set", splits=["train"])
-    dataset = load_dataset(format="coco", root=tmp_path / "set", splits=["train"], allow_outside=True)
+        load_dataset(DataConfig(format="coco", root=tmp_path / "set"), splits=["train"])
+    dataset = load_dataset(DataConfig(format="coco", root=tmp_path / "set", allow_outside=True), splits=["train"])
     assert dataset.splits["train"].images[0].path.samefile(tmp_path / "elsewhere/a.png")

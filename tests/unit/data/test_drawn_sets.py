@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.references import drawn_sets
 from tests.references.drawn_sets import SPLITS, Expected, Read, draw_set
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
@@ -28,7 +29,9 @@ def check(format_: str, seed: int) -> None:
     write, kinds, names = CASES[format_]
     with tempfile.TemporaryDirectory() as folder:
         expected: Expected = write(draw_set(seed, kinds, **names), Path(folder))
-        dataset = load_dataset(format="auto", root=folder, instances="classes", splits=SPLITS, keep_empty=True)
+        dataset = load_dataset(
+            DataConfig(format="auto", root=folder, instances="classes"), splits=SPLITS, keep_empty=True
+        )
         assert dataset.format == format_
         assert {split: dataset.splits[split].source for split in SPLITS} == dict(zip(SPLITS, SPLITS, strict=True))
         found: Counter[Read] = Counter()

@@ -4,6 +4,7 @@ import os
 import pytest
 from PIL import Image
 
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.data.prepare import main, prepare_trashcan, prepare_wgisd
 from vpexp.errors import DataError
@@ -71,7 +72,7 @@ def test_prepare_wgisd__polygons(clone, tmp_path):
     assert sorted(path.name for path in (out / "annotations").iterdir()) == [
         f"instances_{split}.json" for split in ("test", "train", "val")
     ]
-    dataset = load_dataset(format="coco", root=out)
+    dataset = load_dataset(DataConfig(format="coco", root=out))
     assert counts(dataset) == {"train": 2, "val": 2, "test": 2}
     assert dataset.splits["train"].images[0].path == out / "images/CDY_0.jpg"
     assert dataset.notes == ("in both val and test: 2 of the images (such as SYH_0.jpg)",)
@@ -80,7 +81,7 @@ def test_prepare_wgisd__polygons(clone, tmp_path):
 def test_prepare_wgisd__boxes_train_on_the_masked_images(clone, tmp_path):
     out = tmp_path / "out"
     assert prepare_wgisd(clone, out, annotations="bbox") == {"train": 4, "val": 3, "test": 3}
-    dataset = load_dataset(format="coco", root=out)
+    dataset = load_dataset(DataConfig(format="coco", root=out))
     assert counts(dataset) == {"train": 2, "val": 2, "test": 2}
     assert dataset.splits["train"].skipped == {"box only, no mask": 2, "image left without objects": 2}
 
@@ -151,7 +152,7 @@ def test_prepare_wgisd__file_names_that_lead_elsewhere(clone, tmp_path, name):
 def test_prepare_trashcan__from_any_of_its_folders(trashcan, tmp_path, inner):
     out = tmp_path / "out"
     assert prepare_trashcan(trashcan / inner, out) == {"train": 9, "val": 3, "test": 3}
-    dataset = load_dataset(format="coco", root=out)
+    dataset = load_dataset(DataConfig(format="coco", root=out))
     assert counts(dataset) == {"train": 9, "val": 3, "test": 3}
     assert dataset.splits["test"].images[0].path == out / "images/val/vid_000.jpg"
 

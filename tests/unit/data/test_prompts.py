@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.masks import compute_box, encode_mask
 from vpexp.data.prompts import (
-    PromptRecipe,
     Prompts,
     build_evaluation_prompts,
     draw_point_inside,
@@ -170,7 +170,7 @@ MASKS = (
 def test_draw_training_prompts__points_are_in_their_own_objects(seed):
     image = annotate(MASKS)
     chosen_N = np.array([2, 0])
-    prompts = draw_training_prompts(image, chosen_N, PromptRecipe(type="point"), np.random.default_rng(seed))
+    prompts = draw_training_prompts(image, chosen_N, PromptConfig(type="point"), np.random.default_rng(seed))
     assert prompts.labels_NP.tolist() == [[1, -1], [1, -1]]
     for index, (column, row) in zip(chosen_N, prompts.coords_NP2[:, 0].astype(int), strict=True):
         assert MASKS[index][row, column]
@@ -178,9 +178,9 @@ def test_draw_training_prompts__points_are_in_their_own_objects(seed):
 
 def test_draw_training_prompts__boxes_of_the_chosen_objects():
     image = annotate(MASKS)
-    prompts = draw_training_prompts(image, np.array([1, 0]), PromptRecipe(), np.random.default_rng(0))
+    prompts = draw_training_prompts(image, np.array([1, 0]), PromptConfig(), np.random.default_rng(0))
     assert prompts.coords_NP2.reshape(-1, 4).tolist() == [[4, 2, 8, 4], [0, 0, 3, 2]]
-    loose = draw_training_prompts(image, np.array([1, 0]), PromptRecipe(jitter=0.5), np.random.default_rng(0))
+    loose = draw_training_prompts(image, np.array([1, 0]), PromptConfig(jitter=0.5), np.random.default_rng(0))
     assert not np.array_equal(loose.coords_NP2, prompts.coords_NP2)
     assert image.boxes_N4.tolist() == [[0, 0, 3, 2], [4, 2, 8, 4], [6, 1, 7, 2]]  # drawing changes no annotation
 
@@ -188,7 +188,7 @@ def test_draw_training_prompts__boxes_of_the_chosen_objects():
 def test_draw_training_prompts__both_gives_a_box_or_a_point():
     image = annotate(MASKS)
     chosen_N = np.tile(np.arange(3), 60)
-    prompts = draw_training_prompts(image, chosen_N, PromptRecipe(type="both"), np.random.default_rng(0))
+    prompts = draw_training_prompts(image, chosen_N, PromptConfig(type="both"), np.random.default_rng(0))
     is_box_N = prompts.labels_NP[:, 0] == 2
     assert 0.35 < is_box_N.mean() < 0.65
     assert (prompts.labels_NP[is_box_N] == [2, 3]).all()
@@ -201,7 +201,7 @@ def test_draw_training_prompts__both_gives_a_box_or_a_point():
 @pytest.mark.parametrize("kind", ["box", "point", "both"])
 def test_draw_training_prompts__same_seed_same_prompts(kind):
     image = annotate(MASKS)
-    recipe = PromptRecipe(type=kind, jitter=0.3)
+    recipe = PromptConfig(type=kind, jitter=0.3)
     draws = [draw_training_prompts(image, np.arange(3), recipe, np.random.default_rng(s)) for s in (1, 1, 2)]
     assert np.array_equal(draws[0].coords_NP2, draws[1].coords_NP2)
     assert np.array_equal(draws[0].labels_NP, draws[1].labels_NP)
@@ -210,7 +210,7 @@ def test_draw_training_prompts__same_seed_same_prompts(kind):
 
 @pytest.mark.parametrize("kind", ["box", "point", "both"])
 def test_build_evaluation_prompts__are_always_the_same(kind):
-    recipe = PromptRecipe(type=kind, test_jitter=0.3, jitter=0.9, max_per_image=1)
+    recipe = PromptConfig(type=kind, test_jitter=0.3, jitter=0.9, max_per_image=1)
     first, second = (build_evaluation_prompts(annotate(MASKS), recipe) for _ in range(2))
     assert len(first) == 3  # max_per_image is training's
     assert np.array_equal(first.coords_NP2, second.coords_NP2)
@@ -218,13 +218,13 @@ def test_build_evaluation_prompts__are_always_the_same(kind):
 
 
 def test_build_evaluation_prompts__box_wins():
-    prompts: Prompts = build_evaluation_prompts(annotate(MASKS), PromptRecipe(type="both", jitter=0.5))
+    prompts: Prompts = build_evaluation_prompts(annotate(MASKS), PromptConfig(type="both", jitter=0.5))
     assert (prompts.labels_NP == [2, 3]).all()
     np.testing.assert_array_equal(prompts.coords_NP2.reshape(-1, 4), annotate(MASKS).boxes_N4)
 
 
 def test_build_evaluation_prompts__jitter_differs_by_image_and_object():
-    recipe = PromptRecipe(test_jitter=0.4)
+    recipe = PromptConfig(test_jitter=0.4)
     masks = (picture("........", "..##....", "..##....", "........"),) * 2
     one, other = (build_evaluation_prompts(annotate(masks, name), recipe).coords_NP2 for name in ("a.png", "b.png"))
     assert not np.array_equal(one, other)
@@ -232,11 +232,11 @@ def test_build_evaluation_prompts__jitter_differs_by_image_and_object():
 
 
 def test_build_evaluation_prompts__points_are_the_deepest():
-    prompts = build_evaluation_prompts(annotate(MASKS), PromptRecipe(type="point"))
+    prompts = build_evaluation_prompts(annotate(MASKS), PromptConfig(type="point"))
     assert prompts.coords_NP2[:, 0].astype(int).tolist() == [list(deepest(mask_HW)) for mask_HW in MASKS]
     assert (prompts.labels_NP == [1, -1]).all()
 
 
 @pytest.mark.parametrize("name", ["a\udcff.png", "\ud800.png"])
 def test_build_evaluation_prompts__name_that_is_not_utf_8(name):
-    assert len(build_evaluation_prompts(annotate(MASKS, name), PromptRecipe(test_jitter=0.4))) == 3
+    assert len(build_evaluation_prompts(annotate(MASKS, name), PromptConfig(test_jitter=0.4))) == 3

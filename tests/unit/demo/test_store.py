@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.data.image_source import find_images
 from vpexp.data.masks import decode_rle, encode_mask
@@ -59,7 +60,7 @@ def test_folder__is_read_by_pycocotools_datumaro_and_vpexp_with_the_same_masks(s
         keep(store, image, f"label of {image.name}", masks[image.name])
 
     coco = COCO(str(store.annotations))
-    dataset = load_dataset(format="auto", root=store.folder, splits=("train",))
+    dataset = load_dataset(DataConfig(format="auto", root=store.folder), splits=("train",))
     datumaro = Dataset.import_from(str(store.folder), "coco")
 
     for image in images:

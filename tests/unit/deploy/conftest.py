@@ -2,8 +2,8 @@
 
 import pytest
 
+from vpexp.config.schema import DataConfig, PromptConfig, SyntheticConfig
 from vpexp.data.dataset import load_dataset
-from vpexp.data.prompts import PromptRecipe
 from vpexp.deploy.calibration import read_calibration_set
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
@@ -12,9 +12,10 @@ from vpexp.synthetic.dataset import write_synthetic_dataset
 def training_images(tmp_path_factory):
     """Six drawn images of 256 px with their objects."""
     root = write_synthetic_dataset(
-        tmp_path_factory.mktemp("training"), scene="vineyard", image_size=256, train=6, val=1, test=1, seed=11
+        tmp_path_factory.mktemp("training"),
+        SyntheticConfig(scene="vineyard", image_size=256, train=6, val=1, test=1, seed=11),
     )
-    return load_dataset(format="coco", root=root, splits=("train",)).splits["train"].images
+    return load_dataset(DataConfig(format="coco", root=root), splits=("train",)).splits["train"].images
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def calibrate(training_images):
 
     def draw(image_size, count=6, seed=0, **recipe):
         return read_calibration_set(
-            training_images, image_size=image_size, recipe=PromptRecipe(**recipe), count=count, seed=seed
+            training_images, image_size=image_size, recipe=PromptConfig(**recipe), count=count, seed=seed
         )
 
     return draw

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpexp.data.prompts import NO_POINT, PromptRecipe
+from vpexp.config.schema import PromptConfig
+from vpexp.data.prompts import NO_POINT
 from vpexp.deploy.calibration import MAX_PROMPTS, read_calibration_set
 from vpexp.errors import DataError
 
 
 def read(images, *, count=6, seed=0, image_size=64):
-    return read_calibration_set(images, image_size=image_size, recipe=PromptRecipe(), count=count, seed=seed)
+    return read_calibration_set(images, image_size=image_size, recipe=PromptConfig(), count=count, seed=seed)
 
 
 def test_read_calibration_set__same_seed_same_inputs(calibrate):

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, QuantizationRecipe, quantize_model
+from vpexp.config.schema import PtqConfig
+from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, quantize_model
 from vpexp.inference.exported import find_exported, read_metadata
 from vpexp.inference.openvino_predictor import OpenvinoPredictor, get_core
 
@@ -14,20 +15,18 @@ BOTH = {"image_encoder": INT8, "decoder": INT8}
 
 @pytest.fixture(scope="module")
 def debug_int8(debug_ir, calibrate, tmp_path_factory):
-    return quantize_model(debug_ir, tmp_path_factory.mktemp("int8"), calibrate(64, 3), QuantizationRecipe(), BOTH)
+    return quantize_model(debug_ir, tmp_path_factory.mktemp("int8"), calibrate(64, 3), PtqConfig(), BOTH)
 
 
 @pytest.fixture(scope="module")
 def micro_int8(micro_ir, calibrate, tmp_path_factory):
-    return quantize_model(micro_ir, tmp_path_factory.mktemp("int8"), calibrate(256, 4), QuantizationRecipe(), BOTH)
+    return quantize_model(micro_ir, tmp_path_factory.mktemp("int8"), calibrate(256, 4), PtqConfig(), BOTH)
 
 
 @pytest.fixture(scope="module")
 def micro_weights(micro_ir, calibrate, tmp_path_factory):
     methods = dict.fromkeys(BOTH, WEIGHTS)
-    return quantize_model(
-        micro_ir, tmp_path_factory.mktemp("weights"), calibrate(256, 1), QuantizationRecipe(), methods
-    )
+    return quantize_model(micro_ir, tmp_path_factory.mktemp("weights"), calibrate(256, 1), PtqConfig(), methods)
 
 
 def read_ports(file):
@@ -83,7 +82,7 @@ def test_quantize_model__is_found_by_its_folder(debug_int8):
 
 @pytest.mark.slow
 def test_quantize_model__same_inputs_same_bytes(debug_ir, debug_int8, calibrate, tmp_path):
-    again = quantize_model(debug_ir, tmp_path, calibrate(64, 3), QuantizationRecipe(), BOTH)
+    again = quantize_model(debug_ir, tmp_path, calibrate(64, 3), PtqConfig(), BOTH)
     for file, same in zip(debug_int8.files, again.files, strict=True):
         assert hashlib.sha256(file.read_bytes()).digest() == hashlib.sha256(same.read_bytes()).digest()
 
@@ -164,7 +163,7 @@ def test_quantize_model__one_part_only_without_a_word(debug_ir, calibrate, tmp_p
     calibration = calibrate(64, 1)
     capfd.readouterr()
     methods = {"image_encoder": KEEP, "decoder": INT8}
-    made = quantize_model(debug_ir, tmp_path, calibration, QuantizationRecipe(), methods)
+    made = quantize_model(debug_ir, tmp_path, calibration, PtqConfig(), methods)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")  # NNCF's notes and bars stay away
     for suffix in (".xml", ".bin"):
@@ -176,8 +175,8 @@ def test_quantize_model__one_part_only_without_a_word(debug_ir, calibrate, tmp_p
 @pytest.mark.parametrize(
     "recipe",
     [
-        QuantizationRecipe(preset="performance", overflow_fix="disable", bias_correction="none"),
-        QuantizationRecipe(model_type=None, overflow_fix="first_layer", smooth_quant=False, activation_range="mean"),
+        PtqConfig(preset="performance", overflow_fix="disable", bias_correction="none"),
+        PtqConfig(model_type=None, overflow_fix="first_layer", smooth_quant=False, activation_range="mean"),
     ],
 )
 def test_quantize_model__other_recipes_make_other_models(debug_ir, debug_int8, calibrate, tmp_path, recipe):

@@ -9,12 +9,12 @@ from pycocotools import mask as coco_mask
 from vpexp.deploy.serving import answer
 from vpexp.errors import DataError
 from vpexp.inference import segment
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 
 
 @pytest.fixture(scope="module")
 def predictor(debug_ir):
-    return open_exported(debug_ir)
+    return load_predictor(debug_ir)
 
 
 @pytest.fixture(scope="module")

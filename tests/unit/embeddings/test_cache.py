@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.unit.data.test_batch import save_scene
+from vpexp.config.schema import PromptConfig
 from vpexp.data.batch import EvaluationSet, TrainingSet, collate_training
-from vpexp.data.prompts import PromptRecipe
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, _encode_together, encode_images
 from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_image_key
 from vpexp.evaluation.evaluator import evaluate
@@ -35,7 +35,7 @@ def cache(tmp_path, debug_sam, images, precision):
 
 
 def build_batch(images, embeddings=None):
-    recipe = PromptRecipe()
+    recipe = PromptConfig()
     data = TrainingSet(images, image_size=SIZE, recipe=recipe, resolution="input", seed=0, embeddings=embeddings)
     return collate_training([data[0, index] for index in range(len(images))])
 
@@ -115,7 +115,7 @@ def test_encoder_passes__counts_images_not_conversions(debug_sam, images):
 
 def run_evaluation(cache, images, *, stored=True, read_first=0, **options):
     embeddings = cache.stored if stored else None
-    samples = EvaluationSet(images, PromptRecipe(), embeddings=embeddings, read_first=read_first)
+    samples = EvaluationSet(images, PromptConfig(), embeddings=embeddings, read_first=read_first)
     remember = cache.remember if stored else None
     return evaluate(
         TorchPredictor(cache.sam),
@@ -159,7 +159,7 @@ def test_evaluate__some_images_are_encoded_for_the_time_it_takes(cache, images):
 
 def test_evaluation_set__damaged_pixels_do_not_matter_once_stored_but_are_noticed_when_read(cache, images):
     fill(cache, images[:2])
-    samples = EvaluationSet(images, PromptRecipe(), embeddings=cache.stored, read_first=1)
+    samples = EvaluationSet(images, PromptConfig(), embeddings=cache.stored, read_first=1)
     for image in images:
         image.path.write_bytes(b"no image")
     kinds = [type(samples[i]).__name__ for i in range(4)]

@@ -7,13 +7,14 @@ import pytest
 from scipy import ndimage
 
 from tests.unit.evaluation.test_evaluator import CATEGORIES, HEIGHT, WIDTH, area, build_sample, corner
+from vpexp.config.schema import PromptConfig
 from vpexp.data.batch import EvaluationSample
 from vpexp.data.masks import decode_rle
-from vpexp.data.prompts import PromptRecipe, Prompts
+from vpexp.data.prompts import Prompts
 from vpexp.evaluation import evaluator as evaluator_module
 from vpexp.evaluation.click_protocol import NOC_IOUS, SimulatedUser, build_interaction
 from vpexp.evaluation.evaluator import evaluate
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 from vpexp.inference.predictor import ImageEmbedding, Prediction
 from vpexp.inference.torch_predictor import TorchPredictor
 
@@ -52,7 +53,7 @@ class Discs:
         return Prediction(masks, np.full(len(prompts), 0.5, np.float32), low_res)
 
 
-RECIPE = PromptRecipe(type="clicks", clicks=CLICKS)
+RECIPE = PromptConfig(type="clicks", clicks=CLICKS)
 DISC = np.add.outer((np.arange(HEIGHT) - 4) ** 2, (np.arange(WIDTH) - 4) ** 2) <= 9
 OBJECTS = [DISC, area(8, 0, 20, 9), corner(2, 12, 14), area(17, 25, 18, 26)]
 
@@ -173,7 +174,7 @@ def test_clicks__the_first_is_the_point_of_prompt_point(debug_sam, drawn_samples
 
 def test_clicks__exported_model_equals_torch(debug_sam, debug_ir, drawn_samples):
     expected = evaluate_samples(TorchPredictor(debug_sam), drawn_samples, SimulatedUser(3))
-    found = evaluate_samples(open_exported(debug_ir), drawn_samples, SimulatedUser(3))
+    found = evaluate_samples(load_predictor(debug_ir), drawn_samples, SimulatedUser(3))
     compared = [name for name in expected if "_clicks_" in name or name.startswith("noc_")]
     assert len(compared) == 12
     for name in compared:

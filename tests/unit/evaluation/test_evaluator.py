@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import distributed
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.batch import EvaluationSample, UnreadableImage
 from vpexp.data.masks import compute_box, decode_rle, encode_mask
-from vpexp.data.prompts import PromptRecipe, build_evaluation_prompts
+from vpexp.data.prompts import build_evaluation_prompts
 from vpexp.evaluation import evaluator as evaluator_module
-from vpexp.evaluation.evaluator import Evaluator, evaluate
+from vpexp.evaluation.evaluator import Evaluator, Metric, evaluate
 from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts
 
 CATEGORIES = ("berry", "leaf")
@@ -61,7 +62,7 @@ def build_sample(masks, bright_HW=None, labels=None, name="a.png", recipe=None):
     )
     bright_HW = np.any(masks, axis=0) if bright_HW is None else bright_HW
     image_HW3 = np.repeat(bright_HW[:, :, None].astype(np.uint8) * 255, 3, axis=2)
-    return EvaluationSample(image_HW3, annotations, build_evaluation_prompts(annotations, recipe or PromptRecipe()))
+    return EvaluationSample(image_HW3, annotations, build_evaluation_prompts(annotations, recipe or PromptConfig()))
 
 
 def area(top, left, bottom, right):
@@ -111,6 +112,32 @@ def test_evaluate__names_all_metrics():
     }
 
 
+class Objects(Metric):
+    def __init__(self):
+        self.labels = []
+
+    def update(self, predicted, scores_N, annotations):
+        assert len(predicted) == len(scores_N) == len(annotations.masks)
+        self.labels += annotations.labels_N.tolist()
+
+    def merge(self, other):
+        self.labels += other.labels
+
+    def compute(self):
+        return {"seen": float(len(self.labels))}
+
+
+def test_evaluate__metrics_of_ones_own_start_anew_and_sum_over_processes():
+    own = Objects()
+    assert [run(samples, metrics=[own]).metrics["seen"] for samples in ([WHOLE, HALF, DAMAGED], [HALF])] == [3, 1]
+    assert own.labels == []
+    first, second = Evaluator(CATEGORIES, metrics=[own]), Evaluator(CATEGORIES, metrics=[own])
+    for evaluator in (first, second):
+        evaluator.update(BrightPixels(), WHOLE, 0.0)
+    first.totals.merge(second.totals)
+    assert first.compute().metrics["seen"] == 4
+
+
 def test_evaluate__damaged_images_are_counted_not_scored():
     result = run([DAMAGED, WHOLE, DAMAGED])
     assert result.unreadable == [DAMAGED, DAMAGED]
@@ -131,7 +158,7 @@ def test_evaluate__image_without_objects():
     annotations = replace(
         empty.annotations, masks=(), boxes_N4=np.zeros((0, 4), np.float32), labels_N=np.zeros(0, int), object_ids=()
     )
-    empty = EvaluationSample(empty.image_HW3, annotations, build_evaluation_prompts(annotations, PromptRecipe()))
+    empty = EvaluationSample(empty.image_HW3, annotations, build_evaluation_prompts(annotations, PromptConfig()))
     result = run([empty, WHOLE], baselines=True)
     assert (result.images, result.objects) == (2, 2)
     assert result.metrics["f1-score"] == 1
@@ -147,13 +174,13 @@ def test_baselines__filled_box_by_hand():
 
 
 def test_baselines__filled_box_is_the_one_that_was_prompted():
-    recipe = PromptRecipe(test_jitter=0.5)
+    recipe = PromptConfig(test_jitter=0.5)
     sample = build_sample([corner(4, 6, 8)], recipe=recipe)
     left, top, right, bottom = np.rint(sample.prompts.coords_NP2.reshape(4)).astype(int)
     assert (bottom - top) * (right - left) > 64
     filled = run([sample], baselines=True).baselines["box_filled"]
     assert filled["iou"] == pytest.approx(48 / ((bottom - top) * (right - left)))
-    point = build_sample([corner(4, 6, 8)], recipe=PromptRecipe(type="point"))
+    point = build_sample([corner(4, 6, 8)], recipe=PromptConfig(type="point"))
     evaluator = Evaluator(CATEGORIES, baselines=True)
     evaluator._measure_baselines(BrightPixels(), BrightPixels().embed(point.image_HW3), point)
     assert evaluator.totals.box_filled.compute()["iou"] == pytest.approx(48 / 64)

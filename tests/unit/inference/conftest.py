@@ -3,9 +3,11 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 
 from vpexp.config import compose_config
-from vpexp.inference.torch_model import build_identity, build_model
+from vpexp.config.schema import LossConfig
+from vpexp.inference.torch_model import build_identity, load_sam
 from vpexp.training.callbacks import AtomicCheckpointIO
 from vpexp.training.losses import MaskLoss
 from vpexp.training.module import SamFineTuner
@@ -22,11 +24,11 @@ def write_checkpoint(cfg, tmp_path):
     """Write a checkpoint of a model whose unfrozen parts have moved; return its path and the model."""
 
     def write(path=tmp_path / "some.ckpt", freeze=("image_encoder", "prompt_encoder"), left_out=None, shift=0.01):
-        sam = build_model(cfg.model, seed=cfg.seed, cache_dir=tmp_path)
+        sam = load_sam(OmegaConf.to_object(cfg.model), seed=cfg.seed)
         module = SamFineTuner(
             sam,
             freeze=freeze,
-            step_loss=StepLoss(MaskLoss(), "input"),
+            step_loss=StepLoss(MaskLoss(LossConfig()), "input"),
             categories=("berry", "leaf"),
             build_optimizer=torch.optim.Adam,
             build_scheduler=lambda *_: None,

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from vpexp.config.schema import ModelConfig
 from vpexp.errors import ConfigError, WeightsError
-from vpexp.inference.torch_model import build_model
+from vpexp.inference.torch_model import load_sam
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash, save_weights
 
@@ -17,33 +17,33 @@ def build_section(**changes):
         "image_size": 64,
         "weights": "random",
     }
-    return OmegaConf.create({**section, **changes})
+    return ModelConfig(**{**section, **changes})
 
 
-def test_build_model__random_weights_follow_the_seed_alone(tmp_path):
+def test_load_sam__random_weights_follow_the_seed_alone(tmp_path):
     torch.manual_seed(1)
-    first = compute_state_hash(build_model(build_section(), seed=3, cache_dir=tmp_path))
+    first = compute_state_hash(load_sam(build_section(), seed=3, weights_dir=tmp_path))
     state = torch.random.get_rng_state()
-    second = build_model(build_section(), seed=3, cache_dir=tmp_path)
+    second = load_sam(build_section(), seed=3, weights_dir=tmp_path)
     assert compute_state_hash(second) == first
     assert torch.equal(torch.random.get_rng_state(), state)  # and draw nothing from the run's own numbers
-    assert compute_state_hash(build_model(build_section(), seed=4, cache_dir=tmp_path)) != first
+    assert compute_state_hash(load_sam(build_section(), seed=4, weights_dir=tmp_path)) != first
     assert not second.training
 
 
-def test_build_model__weights_of_a_file_and_another_size(tmp_path):
+def test_load_sam__weights_of_a_file_and_another_size(tmp_path):
     path = save_weights(build_sam_debug(64), tmp_path / "w.safetensors")
-    sam = build_model(build_section(weights=str(path)), seed=0, cache_dir=tmp_path)
+    sam = load_sam(build_section(weights=str(path)), seed=0, weights_dir=tmp_path)
     assert compute_state_hash(sam) == compute_state_hash(
-        build_model(build_section(weights=str(path)), seed=9, cache_dir=tmp_path)
+        load_sam(build_section(weights=str(path)), seed=9, weights_dir=tmp_path)
     )
-    assert build_model(build_section(image_size=96), seed=0, cache_dir=tmp_path).image_size == 96
+    assert load_sam(build_section(image_size=96), seed=0, weights_dir=tmp_path).image_size == 96
 
 
-def test_build_model__a_users_own_builder(tmp_path):
-    assert build_model(build_section(name="mine"), seed=0, cache_dir=tmp_path).image_size == 64
+def test_load_sam__a_users_own_builder(tmp_path):
+    assert load_sam(build_section(name="mine"), seed=0, weights_dir=tmp_path).image_size == 64
     with pytest.raises(ConfigError, match="no file for model mine"):
-        build_model(build_section(name="mine", weights="auto"), seed=0, cache_dir=tmp_path)
+        load_sam(build_section(name="mine", weights="auto"), seed=0, weights_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_build_model__a_users_own_builder(tmp_path):
         ({"name": "mine", "weights": "/nowhere/w.pth"}, WeightsError, "/nowhere/w.pth"),
     ],
 )
-def test_build_model__mistakes_are_one_line(tmp_path, changes, error, words):
+def test_load_sam__mistakes_are_one_line(tmp_path, changes, error, words):
     with pytest.raises(error, match=words) as caught:
-        build_model(build_section(**changes), seed=0, cache_dir=tmp_path)
+        load_sam(build_section(**changes), seed=0, weights_dir=tmp_path)
     assert "\n" not in str(caught.value)

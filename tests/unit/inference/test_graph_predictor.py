@@ -9,7 +9,7 @@ import pytest
 from tests.references.exports import assert_same_predictions, crop, draw_vineyard
 from vpexp.data.prompts import Prompts
 from vpexp.inference import predictor as predictor_module
-from vpexp.inference.load import open_exported
+from vpexp.inference.load import load_predictor
 from vpexp.inference.torch_predictor import TorchPredictor
 
 SIZES = [(50, 80), (80, 50), (64, 64), (200, 31), (20, 30), (1, 40), (40, 1), (1, 1), (300, 400)]
@@ -22,12 +22,12 @@ def format_(request):
 
 @pytest.fixture(scope="module")
 def debug(format_, request):
-    return open_exported(request.getfixturevalue("debug_ir" if format_ == "openvino" else "debug_onnx"), threads=1)
+    return load_predictor(request.getfixturevalue("debug_ir" if format_ == "openvino" else "debug_onnx"), threads=1)
 
 
 @pytest.fixture(scope="module")
 def micro(format_, request):
-    return open_exported(request.getfixturevalue("micro_ir" if format_ == "openvino" else "micro_onnx"), threads=1)
+    return load_predictor(request.getfixturevalue("micro_ir" if format_ == "openvino" else "micro_onnx"), threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,21 @@
 """Checkpoints: what was trained comes back to the bit, and everything else is refused in one line."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from vpexp.errors import CheckpointError
 from vpexp.inference.torch_model import (
     apply_checkpoint,
-    build_model,
     find_checkpoint,
     load_checkpoint_model,
+    load_sam,
     read_checkpoint,
 )
-from vpexp.models.weights import compute_state_hash
+from vpexp.models.weights import compute_state_hash, save_weights
 from vpexp.runfolder import RunFolder, create_run_folder, mark_latest
 
 
@@ -27,10 +29,8 @@ def assert_refused(words, function, *args, **kwargs):
 
 
 def load(path, cfg, tmp_path, **changes):
-    model = cfg.model.copy()
-    for key, value in changes.items():
-        model[key] = value
-    return load_checkpoint_model(read_checkpoint(path), model, seed=cfg.seed, cache_dir=tmp_path)
+    settings = replace(OmegaConf.to_object(cfg.model), **changes)
+    return load_checkpoint_model(read_checkpoint(path), settings, weights_dir=tmp_path)
 
 
 @pytest.mark.parametrize("freeze", [("image_encoder", "prompt_encoder"), ("prompt_encoder",), ()])
@@ -46,14 +46,14 @@ def test_round_trip__to_the_bit(cfg, tmp_path, write_checkpoint, freeze):
     restored = load(path, cfg, tmp_path)
     assert compute_state_hash(restored) == compute_state_hash(sam)
     assert not restored.training
-    fresh = build_model(cfg.model, seed=cfg.seed, cache_dir=tmp_path)
+    fresh = load_sam(OmegaConf.to_object(cfg.model), seed=cfg.seed)
     assert compute_state_hash(fresh) != compute_state_hash(sam)
 
 
 def test_round_trip__frozen_part_of_a_start_checkpoint_comes_along(cfg, tmp_path, write_checkpoint):
     """Decoder fine-tuned on an encoder that was fine-tuned before: the checkpoint must bring both."""
     first, _ = write_checkpoint(tmp_path / "first.ckpt", freeze=("prompt_encoder",))
-    start = build_model(cfg.model, seed=cfg.seed, cache_dir=tmp_path)
+    start = load_sam(OmegaConf.to_object(cfg.model), seed=cfg.seed)
     apply_checkpoint(start, read_checkpoint(first))
     second, sam = write_checkpoint(tmp_path / "second.ckpt", left_out=("prompt_encoder",))
     assert read_checkpoint(second).parts == ("image_encoder", "mask_decoder")
@@ -62,15 +62,8 @@ def test_round_trip__frozen_part_of_a_start_checkpoint_comes_along(cfg, tmp_path
 
 def test_load__other_frozen_weights_are_refused(cfg, tmp_path, write_checkpoint):
     path, _ = write_checkpoint()
-    checkpoint = read_checkpoint(path)
-    assert_refused(
-        "trained with another image_encoder.*seed=7",
-        load_checkpoint_model,
-        checkpoint,
-        cfg.model,
-        seed=8,
-        cache_dir=tmp_path,
-    )
+    other = save_weights(load_sam(OmegaConf.to_object(cfg.model), seed=8), tmp_path / "other.pth")
+    assert_refused("trained with another image_encoder.*seed=7", load, path, cfg, tmp_path, weights=str(other))
 
 
 def test_load__another_model_is_refused(cfg, tmp_path, write_checkpoint):
@@ -117,7 +110,7 @@ def test_read__truncated_file(tmp_path, write_checkpoint, keep):
 
 
 def test_read__what_is_no_checkpoint_of_vpexp(cfg, tmp_path):
-    torch.save(build_model(cfg.model, seed=0, cache_dir=tmp_path).state_dict(), tmp_path / "weights.pth")
+    torch.save(load_sam(OmegaConf.to_object(cfg.model), seed=0).state_dict(), tmp_path / "weights.pth")
     assert_refused(r"no checkpoint of vpexp; .*model\.weights=", read_checkpoint, tmp_path / "weights.pth")
     torch.save([1, 2], tmp_path / "list.ckpt")
     assert_refused("no checkpoint of vpexp", read_checkpoint, tmp_path / "list.ckpt")

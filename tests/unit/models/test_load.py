@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from vpexp.errors import ConfigError, WeightsError
-from vpexp.models.weights import compute_state_hash, load_model, save_weights
+from vpexp.inference.load import load_model
+from vpexp.models.weights import compute_state_hash, save_weights
 
 
 def test_load_model__debug_is_always_the_same_and_leaves_the_seed_alone():

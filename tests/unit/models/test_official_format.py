@@ -6,9 +6,10 @@ import torch
 
 from tests.references.official import decode_official, import_mobile_sam, import_segment_anything, randomize
 from vpexp.errors import ExportError
+from vpexp.inference.load import load_model
 from vpexp.models import weights
 from vpexp.models.registry import build_sam_tiny_vit, build_sam_vit_b
-from vpexp.models.weights import FILE_NAME, compute_state_hash, load_model, write_official
+from vpexp.models.weights import FILE_NAME, compute_state_hash, write_official
 
 
 def decode_ours(sam, embedding, boxes):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.references.surveys import build_image, build_split
+from vpexp.config.schema import SyntheticConfig
 from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, find_duplicates, read_signatures
 
 BOX = ((10, 10, 20, 20), 0)
@@ -129,7 +130,9 @@ def test_find__images_without_contrast_are_compared_by_content_alone(tmp_path):
 def test_find__drawn_scenes_are_no_copies(tmp_path, scene):
     from vpexp.synthetic.dataset import write_synthetic_dataset
 
-    root = write_synthetic_dataset(tmp_path, scene=scene, image_size=96, train=12, val=6, test=6, seed=0)
+    root = write_synthetic_dataset(
+        tmp_path, SyntheticConfig(scene=scene, image_size=96, train=12, val=6, test=6, seed=0)
+    )
     images = sorted((root / "images").iterdir())
 
     assert find({"train": images[:12], "val": images[12:]}).pairs == ()

@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from vpexp.config.schema import LossConfig, PromptConfig
 from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.data.masks import compute_box, encode_mask
-from vpexp.data.prompts import PromptRecipe
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash
 from vpexp.training.datamodule import FineTuningData
@@ -60,7 +60,7 @@ def build_data(dataset):
     def build(image_size=64, resolution="input", batch_size=2, recipe=None):
         return FineTuningData(
             dataset,
-            recipe or PromptRecipe(),
+            recipe or PromptConfig(),
             image_size=image_size,
             resolution=resolution,
             batch_size=batch_size,
@@ -84,7 +84,7 @@ def build_module():
             "categories": ["berry", "leaf"],
         }
         defaults = {
-            "step_loss": StepLoss(MaskLoss(), resolution),
+            "step_loss": StepLoss(MaskLoss(LossConfig()), resolution),
             "categories": ("berry", "leaf"),
             "build_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=lr),
             "build_scheduler": lambda optimizer, total_steps: {

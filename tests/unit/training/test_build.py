@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vpexp.config import compose_config
+from vpexp.config.schema import LossConfig
 from vpexp.errors import ConfigError
 from vpexp.training.build import build_callbacks, build_loss, build_optimizer_factory, build_scheduler_factory
 from vpexp.training.callbacks import EarlyStoppingAfter, TrainingProgress
@@ -19,10 +20,25 @@ def build_optimizer(section):
     return build_optimizer_factory(OmegaConf.create(section))([torch.nn.Parameter(torch.zeros(2))])
 
 
-def test_build_loss__takes_every_number():
-    section = {"focal_weight": 1.5, "dice_weight": 2.5, "iou_weight": 3.5, "focal_alpha": 0.4, "focal_gamma": 1.0}
-    loss = build_loss(OmegaConf.create(section))
-    assert {name: getattr(loss, name) for name in section} == section
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"_target_": "nowhere.Loss"}, r"loss\._target_=nowhere\.Loss cannot be imported"),
+        ({"_target_": "builtins.int"}, r"loss\._target_=builtins\.int: int\(\) argument must be"),
+    ],
+)
+def test_build_loss__mistakes_are_one_line(section, words):
+    with pytest.raises(ConfigError, match=words):
+        build_loss(LossConfig(**section))
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_build__partial_of_hydra_changes_nothing(partial):
+    marked = {"_partial_": True} if partial else {}
+    optimizer = build_optimizer({"_target_": "torch.optim.SGD", "lr": 0.1, **marked})
+    section = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 3, **marked}
+    built = build_scheduler_factory(OmegaConf.create(section))(optimizer, 10)
+    assert (optimizer.param_groups[0]["lr"], built["scheduler"].step_size, built["interval"]) == (0.1, 3, "epoch")
 
 
 def test_build__defaults_are_adam_at_1e_5_and_a_constant_rate(cfg):
@@ -36,7 +52,7 @@ def test_build__defaults_are_adam_at_1e_5_and_a_constant_rate(cfg):
         optimizer.step()
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == 1e-5
-    loss = build_loss(cfg.loss)
+    loss = build_loss(OmegaConf.to_object(cfg.loss)).settings
     assert (loss.focal_weight, loss.dice_weight, loss.iou_weight) == (20, 1, 1)
 
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.batch import TrainingSet, collate_training
-from vpexp.data.prompts import NO_CLICK, PromptRecipe
+from vpexp.data.prompts import NO_CLICK
 from vpexp.models.sam import DecodedMasks
 from vpexp.training import step_loss as step_loss_file
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
 from vpexp.training.step_loss import _decode
 
-CLICKS = PromptRecipe(type="clicks", jitter=0.2, train_rounds=3)
+CLICKS = PromptConfig(type="clicks", jitter=0.2, train_rounds=3)
 RESOLUTIONS = ("low", "input", "original")
 
 
@@ -139,4 +140,4 @@ def test_training_set__draws_the_same_clicks_again_and_others_in_another_epoch(b
     np.testing.assert_array_equal(draws.numpy() >= 0, np.arange(3) < rounds.numpy()[:, None])
     boxes = torch.cat([draw(epoch)[1][:, 0] == 2 for epoch in range(40)]).float().mean()
     assert 0.3 < boxes < 0.7
-    assert draw(0, PromptRecipe())[0].shape == (3, 0)
+    assert draw(0, PromptConfig())[0].shape == (3, 0)

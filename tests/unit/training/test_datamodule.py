@@ -6,9 +6,9 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from vpexp.config.schema import PromptConfig
 from vpexp.data.batch import EvaluationSample
 from vpexp.data.loaders import with_objects
-from vpexp.data.prompts import PromptRecipe
 
 
 class Seen(Callback):
@@ -37,7 +37,7 @@ def test_loaders__give_each_image_once(build_data):
 
 
 def test_loaders__workers_change_nothing(build_data):
-    alone, helped = build_data(recipe=PromptRecipe(jitter=0.3)), build_data(recipe=PromptRecipe(jitter=0.3))
+    alone, helped = build_data(recipe=PromptConfig(jitter=0.3)), build_data(recipe=PromptConfig(jitter=0.3))
     helped.num_workers = 1
     for one, other in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
         assert one.image_ids == other.image_ids
@@ -52,7 +52,7 @@ def test_with_objects__leaves_out_images_without_any(dataset):
 
 def test_fit__each_epoch_is_shuffled_and_drawn_anew(build_data, build_module, build_plain_trainer):
     seen = Seen()
-    data = build_data(batch_size=1, recipe=PromptRecipe(jitter=0.3))
+    data = build_data(batch_size=1, recipe=PromptConfig(jitter=0.3))
     build_plain_trainer(seen, max_epochs=4).fit(build_module(), datamodule=data)
     orders = [[ids[0] for epoch, ids, _ in seen.batches if epoch == e] for e in range(4)]
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
@@ -64,7 +64,7 @@ def test_fit__each_epoch_is_shuffled_and_drawn_anew(build_data, build_module, bu
 @pytest.mark.parametrize("limit", [1.0, 2])
 def test_fit__resumed_run_goes_on_with_the_same_batches(tmp_path, build_data, build_module, build_plain_trainer, limit):
     """Also where ``limit_train_batches`` ends an epoch before all images were seen."""
-    recipe = PromptRecipe(jitter=0.3)
+    recipe = PromptConfig(jitter=0.3)
 
     def fit(epochs, *callbacks, resume=None, **options):
         trainer = build_plain_trainer(*callbacks, max_epochs=epochs, limit_train_batches=limit, **options)

@@ -4,13 +4,14 @@ import signal
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from tests.unit.training.conftest import draw_image
 from vpexp.config import compose_config
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedDataset, Split
 from vpexp.data.batch import UnreadableImage
-from vpexp.data.prompts import PromptRecipe
 from vpexp.errors import ConfigError, DivergenceError
 from vpexp.training import step_loss
 from vpexp.training.datamodule import FineTuningData
@@ -20,7 +21,9 @@ from vpexp.training.trainer import build_trainer, fit
 
 def build(tmp_path, *overrides, rank=0, **options):
     cfg = compose_config(["experiment=debug", "trainer.accelerator=cpu", "trainer.max_epochs=2", *overrides])
-    return build_trainer(cfg.trainer, [], tensorboard=tmp_path / "tensorboard", rank=rank, **options)
+    return build_trainer(
+        OmegaConf.to_object(cfg.trainer), [], tensorboard=tmp_path / "tensorboard", rank=rank, **options
+    )
 
 
 def train_rank(rank, port, tmp_path, build_parts, options):
@@ -68,7 +71,7 @@ def four_images(tmp_path):
     def build_data(batch_size):
         return FineTuningData(
             dataset,
-            PromptRecipe(),
+            PromptConfig(),
             image_size=64,
             resolution="input",
             batch_size=batch_size,

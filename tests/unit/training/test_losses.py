@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from vpexp.config.schema import LossConfig
 from vpexp.training.losses import MaskLoss, compute_focal_and_dice, compute_mask_iou
 
 
@@ -26,6 +27,9 @@ def focal_slope_at(logit: float, alpha: float = 0.25, gamma: float = 2.0) -> flo
     return alpha * (1 - p) ** gamma * (gamma * p * math.log(p) + p - 1)
 
 
+DEFAULTS = {"alpha": 0.25, "gamma": 2.0}
+
+
 def random_case(count: int = 3, size: int = 6, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(count, size, size, generator=generator, dtype=dtype) * 3
@@ -34,11 +38,11 @@ def random_case(count: int = 3, size: int = 6, dtype: torch.dtype = torch.float3
 
 
 def compute_focal(logits: torch.Tensor, targets: torch.Tensor, **options: float) -> torch.Tensor:
-    return compute_focal_and_dice(logits, targets, **options)[0]
+    return compute_focal_and_dice(logits, targets, **{**DEFAULTS, **options})[0]
 
 
 def compute_dice(logits: torch.Tensor, targets: torch.Tensor, **options: float) -> torch.Tensor:
-    return compute_focal_and_dice(logits, targets, **options)[1]
+    return compute_focal_and_dice(logits, targets, **{**DEFAULTS, **options})[1]
 
 
 def test_focal__is_the_mean_of_hand_computed_pixels() -> None:
@@ -70,7 +74,7 @@ def test_focal__missed_foreground_pixel_gets_the_full_gradient() -> None:
     assert logits.grad.item() == pytest.approx(focal_slope_at(-6.0), rel=1e-5)
     # through the whole loss as well: focal x 20, and what dice and the IoU term add has the same sign
     logits = torch.full((1, 1, 1), -6.0, requires_grad=True)
-    MaskLoss()(logits, torch.zeros(1), torch.ones(1, 1, 1)).total.backward()
+    MaskLoss(LossConfig())(logits, torch.zeros(1), torch.ones(1, 1, 1)).total.backward()
     assert logits.grad is not None
     assert logits.grad.item() < 20 * focal_slope_at(-6.0)
     twice = torch.full((1, 1, 1), -6.0, requires_grad=True)
@@ -108,7 +112,7 @@ def test_mask_iou__counts_pixels_above_zero() -> None:
 def test_mask_loss__adds_the_weighted_means_of_all_masks() -> None:
     logits, targets = random_case()
     predicted_iou = torch.tensor([0.2, 0.5, 0.9])
-    terms = MaskLoss(focal_weight=7, dice_weight=3, iou_weight=2)(logits, predicted_iou, targets)
+    terms = MaskLoss(LossConfig(focal_weight=7, dice_weight=3, iou_weight=2))(logits, predicted_iou, targets)
     focal = dice = iou = 0.0
     for n in range(3):
         pixels = [(r, c) for r in range(6) for c in range(6)]
@@ -128,7 +132,7 @@ def test_mask_loss__adds_the_weighted_means_of_all_masks() -> None:
 
 def test_mask_loss__default_weights_are_20_1_1() -> None:
     logits, targets = random_case()
-    terms = MaskLoss()(logits, torch.tensor([0.2, 0.5, 0.9]), targets)
+    terms = MaskLoss(LossConfig())(logits, torch.tensor([0.2, 0.5, 0.9]), targets)
     assert terms.total.item() == pytest.approx((20 * terms.focal + terms.dice + terms.iou).item())
 
 
@@ -136,13 +140,13 @@ def test_mask_loss__default_weights_are_20_1_1() -> None:
 def test_losses__gradients_equal_finite_differences(options: dict[str, float]) -> None:
     logits, targets = random_case(dtype=torch.float64)
     logits.requires_grad_()
-    assert gradcheck(lambda x: compute_focal_and_dice(x, targets, **options), (logits,))
+    assert gradcheck(lambda x: compute_focal_and_dice(x, targets, **{**DEFAULTS, **options}), (logits,))
 
 
 def test_losses__equal_autograd_of_the_formulas() -> None:
     logits, targets = random_case()
     found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    focal, dice = compute_focal_and_dice(found, targets)
+    focal, dice = compute_focal_and_dice(found, targets, **DEFAULTS)
     (3 * focal.sum() + 2 * dice.sum()).backward()
     p = torch.sigmoid(expected)
     p_t = p * targets + (1 - p) * (1 - targets)
@@ -159,7 +163,7 @@ def test_mask_loss__iou_term_teaches_the_iou_head_only() -> None:
     logits, targets = random_case()
     logits.requires_grad_()
     predicted_iou = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
-    terms = MaskLoss(focal_weight=0, dice_weight=0)(logits, predicted_iou, targets)
+    terms = MaskLoss(LossConfig(focal_weight=0, dice_weight=0))(logits, predicted_iou, targets)
     terms.total.backward()
     assert predicted_iou.grad is not None
     true_iou = compute_mask_iou(logits, targets)
@@ -170,7 +174,7 @@ def test_mask_loss__iou_term_teaches_the_iou_head_only() -> None:
 
 def test_mask_loss__no_masks_is_zero_with_a_gradient() -> None:
     logits = torch.zeros(0, 4, 4, requires_grad=True)
-    terms = MaskLoss()(logits, torch.zeros(0), torch.zeros(0, 4, 4))
+    terms = MaskLoss(LossConfig())(logits, torch.zeros(0), torch.zeros(0, 4, 4))
     assert terms.total.item() == 0
     terms.total.backward()
     assert logits.grad is not None
@@ -178,7 +182,7 @@ def test_mask_loss__no_masks_is_zero_with_a_gradient() -> None:
 
 def test_mask_loss__empty_target_pushes_down() -> None:
     logits = torch.zeros(1, 4, 4, requires_grad=True)
-    terms = MaskLoss()(logits, torch.zeros(1), torch.zeros(1, 4, 4))
+    terms = MaskLoss(LossConfig())(logits, torch.zeros(1), torch.zeros(1, 4, 4))
     assert terms.dice.item() == pytest.approx(1 - 1 / (8 + 1))
     assert terms.iou.item() == 0
     terms.total.backward()
@@ -191,8 +195,8 @@ def test_mask_loss__half_precision_is_summed_in_single(dtype: torch.dtype) -> No
     size = 512  # 262,144 pixels: beyond the largest number of float16, and far beyond bfloat16's 8 bits
     logits = torch.full((1, size, size), 2.0, dtype=dtype, requires_grad=True)
     targets = torch.ones(1, size, size, dtype=torch.uint8)
-    terms = MaskLoss()(logits, torch.ones(1, dtype=dtype), targets)
-    expected = MaskLoss()(logits.detach().float(), torch.ones(1), targets)
+    terms = MaskLoss(LossConfig())(logits, torch.ones(1, dtype=dtype), targets)
+    expected = MaskLoss(LossConfig())(logits.detach().float(), torch.ones(1), targets)
     assert terms.total.dtype == torch.float32
     assert terms.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
     assert terms.focal.item() == pytest.approx(focal_at(2.0, 1), rel=1e-3)
@@ -206,7 +210,7 @@ def test_mask_loss__half_precision_is_summed_in_single(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_mask_loss__extreme_logits_stay_finite(logit: float, target: float) -> None:
     logits = torch.full((1, 2, 2), logit, requires_grad=True)
-    terms = MaskLoss()(logits, torch.zeros(1), torch.full((1, 2, 2), target))
+    terms = MaskLoss(LossConfig())(logits, torch.zeros(1), torch.full((1, 2, 2), target))
     terms.total.backward()
     assert logits.grad is not None
     assert torch.isfinite(terms.total)

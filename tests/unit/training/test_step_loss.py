@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vpexp.config.schema import LossConfig
 from vpexp.data.batch import build_targets, collate_training
 from vpexp.data.masks import encode_mask
 from vpexp.models.registry import build_sam_debug
@@ -58,7 +59,7 @@ def test_cut__chunks_of_several_images_hold_every_prompt_once(monkeypatch, build
     batch = get_batch(build_data())
     batch.labels_NP = batch.labels_NP.to("meta")  # any device that is no CPU
     monkeypatch.setattr(step_loss_file, "CHUNK_PIXELS", room * 64 * 64)
-    chunks = StepLoss(MaskLoss(), "input")._cut(build_sam_debug(64), batch)
+    chunks = StepLoss(MaskLoss(LossConfig()), "input")._cut(build_sam_debug(64), batch)
     prompts = [(part.image, place) for parts in chunks for part in parts for place in range(part.start, part.stop)]
     assert prompts == [(image, place) for image in range(3) for place in range(3)]
     sizes = [sum(part.stop - part.start for part in parts) for parts in chunks]
@@ -105,7 +106,7 @@ def test_compute__padding_never_counts_and_grids_line_up(build_data, resolution,
     low_hw = np.tile(np.where(columns < 32, 3.0, -3.0).astype(np.float32), (-(-resized_hw[0] // 4), 1))
     batch.targets = [build_targets([encode_mask(mask_HW)], resized_hw, resolution)]
     batch.resized_B2 = torch.tensor([resized_hw])
-    terms = StepLoss(MaskLoss(), resolution).compute(PerfectSam(low_hw), torch.zeros(1, 1, 4, 4), batch)
+    terms = StepLoss(MaskLoss(LossConfig()), resolution).compute(PerfectSam(low_hw), torch.zeros(1, 1, 4, 4), batch)
     assert terms.iou.item() < 0.01
     assert terms.dice.item() < 0.15
     assert terms.focal.item() < 0.1

@@ -6,7 +6,9 @@ import threading
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.profilers import SimpleProfiler
 
 from vpexp.config import compose_config
 from vpexp.errors import CheckpointError, ConfigError
@@ -16,7 +18,7 @@ from vpexp.training.trainer import TERMINATED, build_trainer, fit
 
 def build(tmp_path, *overrides, callbacks=()):
     cfg = compose_config(["experiment=debug", "trainer.accelerator=cpu", *overrides])
-    return build_trainer(cfg.trainer, list(callbacks), tensorboard=tmp_path / "tensorboard")
+    return build_trainer(OmegaConf.to_object(cfg.trainer), list(callbacks), tensorboard=tmp_path / "tensorboard")
 
 
 def test_build_trainer__follows_the_configuration(tmp_path):
@@ -44,6 +46,32 @@ def test_build_trainer__what_cannot_be_had_is_one_line(tmp_path, monkeypatch, ov
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigError, match=r"^trainer: ") as caught:
         build(tmp_path, override)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_trainer__takes_further_arguments_and_writes_no_tensorboard(tmp_path):
+    trainer = build(tmp_path, "trainer.extra.overfit_batches=2", "trainer.logger=false", "debug=profile")
+    assert (trainer.overfit_batches, trainer.loggers) == (2, [])
+    assert isinstance(trainer.profiler, SimpleProfiler)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.extra.overfit_batch=1", "Trainer takes no overfit_batch; did you mean 'overfit_batches'?"),
+        (
+            "trainer.extra.max_epochs=1",
+            "trainer.extra.max_epochs: vpexp sets this argument itself: write trainer.max_epochs",
+        ),
+        ("trainer.extra.callbacks=[]", "trainer.extra.callbacks: vpexp sets this argument itself"),
+        ("trainer.extra.profiler._target_=nowhere.P", "trainer.extra.profiler: "),
+        ("trainer.extra.profiler=nonsense", "trainer: "),
+    ],
+)
+def test_build_trainer__further_arguments_that_it_does_not_take(tmp_path, override, words):
+    with pytest.raises(ConfigError) as caught:
+        build(tmp_path, override)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

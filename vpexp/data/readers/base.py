@@ -1,13 +1,16 @@
 """What every reader offers, and the steps that all of them share: placing an image, gathering its objects, comparing boxes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
 from vpexp.data.annotations import AnnotatedImage, Rle
+from vpexp.data.folder import Folder
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import choose_orientation, read_image_header, settles_orientation
 from vpexp.data.masks import Region, compute_area, compute_box, encode_region
@@ -28,21 +31,36 @@ class Subset:
     images: tuple[AnnotatedImage, ...]
 
 
-class Reader(Protocol):
-    """Reads one format; nothing but names is read before a subset is asked for."""
+class Reader(ABC):
+    """Reads one format; nothing but names is read before a subset is asked for.
 
-    format: str
-    notes: list[str]
-    unreadable: dict[str, str]
+    It is built with the data set's ``Folder``, with ``instances`` if it takes that, and with ``data.options``.
+    """
+
+    title: ClassVar[str] = ""
+    """The format's name for people."""
+    layout: ClassVar[str] = ""
+    """What its files look like, in brief."""
+    names_objects: ClassVar[bool] = False
+    """Whether its files name single objects; where several formats fit, such a one is taken."""
+    notes: Sequence[str] = ()
+    """What to report about the data set."""
+    unreadable: Mapping[str, str] = MappingProxyType({})
     """Files that look like annotations of this data set and cannot be used -> why."""
 
+    @staticmethod
+    def find_signs(folder: Folder) -> list[str]:
+        """List what shows that a folder is of this format, for ``data.format=auto``."""
+        del folder
+        return []
+
+    @abstractmethod
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
         """List the subsets: name -> other names that mean the same."""
-        ...
 
+    @abstractmethod
     def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
         """Read one subset; what cannot be used goes to the ledger."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from vpexp.data.numbers import read_number
 from vpexp.data.readers.base import (
     ObjectMask,
     PlacedImage,
+    Reader,
     Subset,
     describe_repeated,
     gather_objects,
@@ -74,10 +75,12 @@ _ONLY_CATEGORY = "object"
 _BOX_NUMBERS = 4
 
 
-class CocoReader:
+class CocoReader(Reader):
     """Reads COCO files; every subset is one JSON file."""
 
-    format = "coco"
+    title = "COCO"
+    layout = "*.json with 'images' and 'annotations'"
+    names_objects = True
 
     def __init__(self, folder: Folder) -> None:
         """Find the annotation files.
@@ -99,6 +102,11 @@ class CocoReader:
                 f"such as annotations/instances_train.json{unreadable and f'; {unreadable}'}"
             )
         self._files = name_subsets(_choose_tasks(files, folder))
+
+    @staticmethod
+    def find_signs(folder: Folder) -> list[str]:
+        """List what shows that a folder is of this format."""
+        return find_json_files(folder, "coco")
 
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
         """List the subsets, each also by its file's name."""

@@ -20,6 +20,7 @@ from vpexp.data.readers.base import (
     Box,
     ObjectMask,
     PlacedImage,
+    Reader,
     Subset,
     compute_box_area,
     compute_box_iou,
@@ -120,10 +121,12 @@ def to_xyxy(annotation: Any) -> Box:
     return x, y, x + width, y + height
 
 
-class DatumaroReader:
+class DatumaroReader(Reader):
     """Reads Datumaro exports; every subset is one JSON file."""
 
-    format = "datumaro"
+    title = "Datumaro"
+    layout = "*.json with 'items'"
+    names_objects = True
 
     def __init__(self, folder: Folder) -> None:
         """Find the annotation files.
@@ -144,6 +147,11 @@ class DatumaroReader:
                 f"{folder.root}: no Datumaro annotations; looked for *.json files with the keys 'categories' and 'items', "
                 f"such as annotations/train.json{unreadable and f'; {unreadable}'}"
             )
+
+    @staticmethod
+    def find_signs(folder: Folder) -> list[str]:
+        """List what shows that a folder is of this format."""
+        return find_json_files(folder, "datumaro")
 
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
         """List the subsets, each also by its file's name."""

@@ -17,7 +17,7 @@ from vpexp.console import show_progress
 from vpexp.data.annotations import SPLIT_NAMES, AnnotatedImage
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import prefer_read
-from vpexp.data.readers.base import PlacedImage, Subset, gather_objects, place_image, skip_unannotated
+from vpexp.data.readers.base import PlacedImage, Reader, Subset, gather_objects, place_image, skip_unannotated
 from vpexp.data.readers.label_images import (
     META_FILE,
     UNKNOWN_COLOR,
@@ -65,10 +65,11 @@ def describe_semantic_folders(folder: Folder) -> list[str]:
     return [name for name in folder.directories_named(_IMAGES, _MASKS) if PurePosixPath(name).parent in homes]
 
 
-class SemanticReader:
+class SemanticReader(Reader):
     """Reads class masks; a subset is a folder with images/ and masks/, or a folder inside of both."""
 
-    format = "common_semantic_segmentation"
+    title = "common semantic segmentation"
+    layout = "images beside masks"
 
     def __init__(self, folder: Folder, instances: str) -> None:
         """Find the subsets.
@@ -117,6 +118,11 @@ class SemanticReader:
             return set()
         below = self._folder.files_in(directory, recursive=True)
         return {PurePosixPath(name).relative_to(directory).parts[0] for name in below}
+
+    @staticmethod
+    def find_signs(folder: Folder) -> list[str]:
+        """List what shows that a folder is of this format."""
+        return describe_semantic_folders(folder)
 
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
         """List the subsets."""

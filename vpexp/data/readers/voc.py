@@ -19,6 +19,7 @@ from vpexp.data.readers.base import (
     SAME_BOX_IOU,
     ObjectMask,
     PlacedImage,
+    Reader,
     Subset,
     compute_box_iou,
     gather_objects,
@@ -39,7 +40,14 @@ from vpexp.data.readers.label_images import (
     read_index_mask,
     read_voc_label_map,
 )
-from vpexp.data.readers.voc_files import VocFolder, XmlFile, XmlObject, find_voc_folders, read_xml_file
+from vpexp.data.readers.voc_files import (
+    VocFolder,
+    XmlFile,
+    XmlObject,
+    describe_voc_folders,
+    find_voc_folders,
+    read_xml_file,
+)
 from vpexp.data.skipped import (
     AMBIGUOUS_IMAGE,
     BAD_ENTRY,
@@ -59,10 +67,11 @@ _ONLY_CATEGORY = "object"
 _UNNAMED = f"{{total}} of the objects have no class mask and no XML box that fits: called '{_ONLY_CATEGORY}' (such as {{example}})"
 
 
-class VocReader:
+class VocReader(Reader):
     """Reads Pascal VOC; a subset is a list of images in ImageSets, or all images where there are no lists."""
 
-    format = "voc"
+    title = "Pascal VOC"
+    layout = "JPEGImages beside SegmentationObject, SegmentationClass or Annotations"
 
     def __init__(self, folder: Folder, instances: str) -> None:
         """Find the subsets.
@@ -88,6 +97,11 @@ class VocReader:
             for name, ids in home.list_sets().items():
                 own = name if len(homes) == 1 else "/".join(filter(None, [home.name, name]))
                 self._subsets[own or "default"] = home, ids
+
+    @staticmethod
+    def find_signs(folder: Folder) -> list[str]:
+        """List what shows that a folder is of this format."""
+        return describe_voc_folders(folder)
 
     def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
         """List the subsets."""

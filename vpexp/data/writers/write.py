@@ -2,29 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from vpexp.config.schema import OutputConfig
 from vpexp.data.readers.label_images import is_background_name
-from vpexp.data.writers.coco import POLYGON, RLE, write_coco
-from vpexp.data.writers.datumaro import write_datumaro
-from vpexp.data.writers.images import COPY, SYMLINK, LabelledImage
-from vpexp.data.writers.semantic import write_semantic
-from vpexp.data.writers.voc import write_voc
+from vpexp.data.writers.images import LabelledImage
 from vpexp.errors import ConfigError, DataError
-
-Write = Callable[..., list[str]]
-WRITERS: dict[str, Write] = {
-    "coco": write_coco,
-    "voc": write_voc,
-    "datumaro": write_datumaro,
-    "common_semantic_segmentation": write_semantic,
-}
-ONE_OBJECT_A_PIXEL = ("voc", "common_semantic_segmentation")
-"""Formats that cannot hold masks that overlap."""
-SHAPES = (POLYGON, RLE)
-PLACINGS = (COPY, SYMLINK)
+from vpexp.registry import FORMATS, load_target
 
 
 def check_target(folder: Path, format: str, categories: Sequence[str]) -> None:  # noqa: A002 (the configuration's word)
@@ -32,7 +18,7 @@ def check_target(folder: Path, format: str, categories: Sequence[str]) -> None: 
 
     Args:
         folder: where it is to be.
-        format: a key of ``WRITERS``.
+        format: a key of ``FORMATS``.
         categories: names of the classes that objects may have.
 
     Raises:
@@ -63,23 +49,15 @@ def _find_fault(name: str, format: str) -> str | None:  # noqa: A002
 
 
 def write_dataset(
-    folder: Path,
-    format: str,  # noqa: A002
-    images: Sequence[LabelledImage],
-    categories: Sequence[str],
-    *,
-    shape: str = POLYGON,
-    placing: str = COPY,
+    folder: Path, settings: OutputConfig, images: Sequence[LabelledImage], categories: Sequence[str]
 ) -> list[str]:
     """Write a data set beside its place, and move it there when it is whole.
 
     Args:
         folder: must not exist, or be empty.
-        format: a key of ``WRITERS``.
-        images: at least one object each; for ``ONE_OBJECT_A_PIXEL`` without overlaps.
+        settings: the section ``output``: format, form of the masks, and whether image files are copied.
+        images: at least one object each; of formats whose masks cannot overlap, without overlaps.
         categories: names of all classes, in their order.
-        shape: COCO: ``polygon`` or ``rle``.
-        placing: ``copy`` the image files, or ``symlink`` to them.
 
     Returns:
         Lines on what the format cannot tell of these objects.
@@ -88,16 +66,18 @@ def write_dataset(
         ConfigError: the folder cannot be written.
         DataError: the format cannot hold these objects.
     """
-    write = partial(WRITERS[format], placing=placing)
-    if format == "coco":
-        write = partial(write, shape=shape)
-    categories = [name for name in categories if not _find_fault(name, format)]  # no object is of these: check_target
+    format_ = settings.format
+    assert format_ is not None, "null writes no data set"
+    write = partial(load_target("output.format", FORMATS[format_].writer), placing=settings.images)
+    if format_ == "coco":
+        write = partial(write, shape=settings.masks)
+    categories = [name for name in categories if not _find_fault(name, format_)]  # no object is of these: check_target
     draft = folder.with_name(f".dataset.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        notes = write(draft, images, categories)
+        notes: list[str] = write(draft, images, categories)
         if folder.is_dir():
             folder.rmdir()
         draft.replace(folder)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from vpexp.config.schema import Config
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.mlflow_run import MlflowRun
 
@@ -46,11 +47,22 @@ class RunContext:
     run_child: Callable[[DictConfig, str], StageResult]
 
     @property
+    def settings(self) -> Config:
+        """The configuration as the schema declares it."""
+        settings: Any = OmegaConf.to_object(self.cfg)
+        return cast("Config", settings)
+
+    @property
     def output_dir(self) -> Path:
         """Where runs lie."""
         return Path(self.cfg.paths.output_dir).expanduser()
 
     @property
     def cache_dir(self) -> Path:
-        """Where downloaded weights and generated images lie."""
+        """Where generated images, annotations and embeddings lie."""
         return Path(self.cfg.paths.cache_dir).expanduser()
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where downloaded weights lie."""
+        return self.cache_dir / "weights"

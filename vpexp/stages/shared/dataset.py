@@ -4,16 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from vpexp.config.saved import name_data
 from vpexp.console import PlainTable, console, say
 from vpexp.data.annotations import AnnotatedDataset, Split
 from vpexp.data.dataset import load_dataset
-from vpexp.data.prompts import PromptRecipe
 from vpexp.data.skipped import order_by_count
-from vpexp.errors import ConfigError
 from vpexp.stages.shared.context import RunContext
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
@@ -44,43 +41,20 @@ def read_configured_dataset(
     context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False, keep_empty: bool = False
 ) -> AnnotatedDataset:
     """Read splits without a word; see ``load_configured_dataset``."""
-    cfg = context.cfg.data
-    format_, root = cfg.format, cfg.root
-    if format_ == "synthetic":
-        format_, root = "coco", _write_synthetic(context)
-    if root is None:
-        raise ConfigError(f"data.root is not set: say where the data set lies, data.root=<folder> (data={cfg.name})")
+    settings = context.settings.data
+    if settings.format == "synthetic":
+        assert settings.synthetic is not None
+        root = Path(settings.root or context.cache_dir / "synthetic").expanduser()
+        settings = replace(settings, format="coco", root=str(write_synthetic_dataset(root, settings.synthetic)))
     dataset = load_dataset(
-        format=format_,
-        root=Path(root).expanduser(),
-        train_split=cfg.train_split,
-        val_split=cfg.val_split,
-        test_split=cfg.test_split,
-        val_fraction=cfg.val_fraction,
+        settings,
         seed=context.cfg.seed,
-        instances=cfg.instances,
-        strict=cfg.strict,
-        keep_boxes=keep_boxes,
         splits=splits,
-        cache_dir=context.cache_dir,
+        keep_boxes=keep_boxes,
         keep_empty=keep_empty,
-        crowd=cfg.crowd,
-        allow_outside=cfg.allow_outside,
+        cache_dir=context.cache_dir,
     )
-    return _limit(dataset, cfg.limit_images)
-
-
-def build_prompt_recipe(cfg: DictConfig) -> PromptRecipe:
-    """Build the recipe of prompts from its section."""
-    return PromptRecipe(**{str(key): value for key, value in cfg.items()})
-
-
-def _write_synthetic(context: RunContext) -> Path:
-    settings = OmegaConf.to_container(context.cfg.data.synthetic, resolve=True)
-    assert isinstance(settings, dict)
-    named: dict[str, Any] = {str(key): value for key, value in settings.items()}
-    root = context.cfg.data.root or context.cache_dir / "synthetic"
-    return write_synthetic_dataset(Path(root).expanduser(), **named)
+    return _limit(dataset, settings.limit_images)
 
 
 def _limit(dataset: AnnotatedDataset, count: int | None) -> AnnotatedDataset:

@@ -19,11 +19,11 @@ from vpexp.data.masks import decode_rle
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
 from vpexp.evaluation.click_protocol import build_interaction
-from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, evaluate
+from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, Metric, evaluate
 from vpexp.evaluation.report import build_class_table, build_click_table, build_metrics_table, counts_clicks
 from vpexp.inference.predictor import Predictor
+from vpexp.registry import build_target
 from vpexp.stages.shared.context import RunContext
-from vpexp.stages.shared.dataset import build_prompt_recipe
 
 BLIND_DROP = 0.05  # an F1 drop below it means that another image's embedding does nearly as well
 
@@ -34,6 +34,11 @@ def choose_device(cfg: DictConfig) -> torch.device:
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def build_metrics(section: Mapping[str, Any]) -> list[Metric]:
+    """Build the metrics of the section ``metrics``; an entry that is null is switched off."""
+    return [build_target(f"metrics.{name}", options, Metric) for name, options in section.items() if options]
 
 
 def assess(
@@ -65,7 +70,7 @@ def assess(
         DataError: the split has no object to evaluate, or none of its images can be read.
     """
     cfg = context.cfg
-    recipe = build_prompt_recipe(cfg.prompt)
+    recipe = context.settings.prompt
     images = EvaluationSet(
         with_objects(dataset.splits[split].images),
         recipe,
@@ -85,6 +90,7 @@ def assess(
         keep=keep,
         remember=cache.remember if cache else None,
         interaction=build_interaction(recipe),
+        metrics=build_metrics(context.settings.metrics),
     )
     if not result.images:
         raise DataError(

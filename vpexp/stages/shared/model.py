@@ -1,53 +1,56 @@
 """What predicts in a stage: the model that a configuration names, whatever runs it."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpexp.console import say
+from vpexp.inference.exported import FORMATS, find_exported
+from vpexp.inference.load import load_predictor
 from vpexp.inference.predictor import Predictor
 from vpexp.stages.shared.context import RunContext
 
-if TYPE_CHECKING:
-    from vpexp.inference.torch_model import Checkpoint
-    from vpexp.models.sam import Sam
-
-EXPORTED_SUFFIXES = (".xml", ".onnx")
+FLOAT_BYTES = 4
 
 
-def load_configured_model(context: RunContext, doing: str) -> "tuple[Sam, Checkpoint | None]":
-    """Load the model on the CPU, in eval mode, and say what it is.
+@dataclass(frozen=True, slots=True)
+class StageModel:
+    """The model of a stage.
 
-    Args:
-        context: the run; its ``checkpoint`` is a .ckpt file or null.
-        doing: the first word of the line printed: ``testing``.
+    Attributes:
+        predictor: runs it; a ``TorchPredictor`` unless it was exported.
+        size_mb: size in 10^6 bytes, of a torch model that of its float32 weights.
+        categories: class names of the checkpoint that it was read from; none where it was no checkpoint.
     """
-    from vpexp.inference.torch_model import build_model, load_checkpoint_model, read_checkpoint
 
-    cfg = context.cfg
-    if cfg.checkpoint is None:
-        say(f"{doing} {cfg.model.name} as it came (model.weights={cfg.model.weights})")
-        return build_model(cfg.model, seed=cfg.seed, cache_dir=context.cache_dir), None
-    checkpoint = read_checkpoint(Path(cfg.checkpoint))
-    say(f"{doing} {checkpoint.path}")
-    seed = int(checkpoint.cfg.seed)
-    return load_checkpoint_model(checkpoint, cfg.model, seed=seed, cache_dir=context.cache_dir), checkpoint
+    predictor: Predictor
+    size_mb: float
+    categories: tuple[str, ...] = ()
 
 
-def load_stage_predictor(context: RunContext, doing: str) -> Predictor:
-    """Load what predicts, and say what it is; torch is imported only for torch's own models.
+def load_stage_model(context: RunContext, doing: str) -> StageModel:
+    """Load the model of a stage, and print what it is; torch is imported only for torch's own models.
 
     Args:
         context: the run; its ``checkpoint`` is a .ckpt file, a file of an exported model, or null.
         doing: the first words of the line printed: ``predicting with``.
     """
     cfg = context.cfg
-    if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in EXPORTED_SUFFIXES:
-        from vpexp.inference.load import load_predictor
-
+    if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in FORMATS:
+        model = find_exported(Path(cfg.checkpoint))
         say(f"{doing} {cfg.checkpoint}")
-        return load_predictor(cfg.checkpoint, threads=cfg.trainer.threads)
+        return StageModel(load_predictor(model, threads=cfg.trainer.threads), model.size_mb)
+    from vpexp.inference.torch_model import load_checkpoint_model, load_sam, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.stages.shared.evaluate import choose_device
 
-    sam, _ = load_configured_model(context, doing)
-    return TorchPredictor(sam.to(choose_device(cfg)))
+    settings, weights_dir = context.settings.model, context.weights_dir
+    checkpoint = read_checkpoint(Path(cfg.checkpoint)) if cfg.checkpoint is not None else None
+    if checkpoint is None:
+        say(f"{doing} {settings.name} as it came (model.weights={settings.weights})")
+        sam = load_sam(settings, seed=cfg.seed, weights_dir=weights_dir)
+    else:
+        say(f"{doing} {checkpoint.path}")
+        sam = load_checkpoint_model(checkpoint, settings, weights_dir=weights_dir)
+    size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
+    predictor = TorchPredictor(sam.to(choose_device(cfg)))
+    return StageModel(predictor, size_mb, checkpoint.categories if checkpoint else ())

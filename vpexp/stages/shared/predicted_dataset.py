@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from vpexp.config.quoting import quote_value, quote_word
+from vpexp.config.schema import OutputConfig
 from vpexp.console import say
 from vpexp.data.writers.images import SYMLINK, LabelledImage, LabelledObject, NameGiver
 from vpexp.data.writers.overlap import cut_overlaps, drop_repeated
-from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, check_target, write_dataset
+from vpexp.data.writers.write import check_target, write_dataset
 from vpexp.inference.predict_plan import PredictionPlan, PredictionTask
 from vpexp.inference.segment import FoundMask
+from vpexp.registry import FORMATS
 
 REPEATED = "repeating a better mask"
 COVERED = "covered by better masks"
@@ -24,7 +24,7 @@ class LabelCollector:
     """Collects the masks of images, and writes them as a data set.
 
     Args:
-        cfg: the section ``output``.
+        settings: the section ``output``.
         folder: where the data set goes unless ``output.folder`` says otherwise.
         plan: what is to be predicted.
 
@@ -32,14 +32,15 @@ class LabelCollector:
         ConfigError, DataError: the data set could not be written there, or in that format.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path, plan: PredictionPlan) -> None:
-        self.cfg = cfg
-        self.folder = Path(cfg.folder).expanduser() if cfg.folder else folder
+    def __init__(self, settings: OutputConfig, folder: Path, plan: PredictionPlan) -> None:
+        assert settings.format is not None, "null writes no data set"
+        self.settings, self._format = settings, FORMATS[settings.format]
+        self.folder = Path(settings.folder).expanduser() if settings.folder else folder
         self.images: list[LabelledImage] = []
         self.left_out: Counter[str] = Counter()
         self._categories = plan.categories
-        self._names = NameGiver(cfg.format)
-        check_target(self.folder, cfg.format, plan.list_used())
+        self._names = NameGiver(settings.format)
+        check_target(self.folder, settings.format, plan.list_used())
 
     def add(self, task: PredictionTask, size_HW: tuple[int, int], masks: Sequence[FoundMask]) -> None:
         """Add the masks of an image: those that it had, and those that were found."""
@@ -47,14 +48,14 @@ class LabelCollector:
         for mask in masks:
             label = self._categories[0] if task.prompts is None else task.prompts.labels[mask.prompt]
             objects.append(LabelledObject(mask.rle, label, max(mask.score, 0.0)))
-        distinct = drop_repeated(objects, self.cfg.max_iou) if self.cfg.max_iou < 1 else objects
+        distinct = drop_repeated(objects, self.settings.max_iou) if self.settings.max_iou < 1 else objects
         self.left_out[REPEATED] += len(objects) - len(distinct)
-        cuts = self.cfg.overlap == "cut" or self.cfg.format in ONE_OBJECT_A_PIXEL
+        cuts = self.settings.overlap == "cut" or not self._format.overlaps
         cut = cut_overlaps(distinct) if cuts else distinct
         self.left_out[COVERED] += len(distinct) - len(cut)
         self.left_out[UNLABELLED] += not cut
         if cut:
-            split = task.split or self.cfg.split
+            split = task.split or self.settings.split
             name = self._names.choose(task.file_name, split)
             self.images.append(LabelledImage(name, task.image.path, *size_HW, split, tuple(cut)))
 
@@ -63,19 +64,12 @@ class LabelCollector:
         if not self.images:
             say(f"no data set is written to {self.folder}: no image has a mask", style="yellow")
             return
-        notes = write_dataset(
-            self.folder,
-            self.cfg.format,
-            self.images,
-            self._categories,
-            shape=self.cfg.masks,
-            placing=self.cfg.images,
-        )
+        notes = write_dataset(self.folder, self.settings, self.images, self._categories)
         described = self.describe()
         counts = (
             f"{described['images']} images, {described['objects']} masks, {described['predicted']} of them predicted"
         )
-        say(f"data set: {self.folder} ({self.cfg.format}; {counts})")
+        say(f"data set: {self.folder} ({self.settings.format}; {counts})")
         left_out = [f"{count} {reason}" for reason, count in self.left_out.items() if count]
         if left_out:
             say(f"left out of it: {', '.join(left_out)}")
@@ -84,7 +78,7 @@ class LabelCollector:
             notes.append(f"images renamed, because the format needs other names: {len(renamed)} ({old} is {new})")
         for note in notes:
             say(note, style="yellow")
-        outside = " data.allow_outside=true" if self.cfg.images == SYMLINK else ""
+        outside = " data.allow_outside=true" if self.settings.images == SYMLINK else ""
         root = quote_word(f"data.root={quote_value(self.folder)}")
         say(f"train on it: python -m vpexp stage=train data=auto {root}{outside}")
 
@@ -93,7 +87,7 @@ class LabelCollector:
         objects = [one for image in self.images for one in image.objects]
         return {
             "folder": str(self.folder),
-            "format": self.cfg.format,
+            "format": self.settings.format,
             "images": len(self.images),
             "objects": len(objects),
             "predicted": sum(one.score is not None for one in objects),

@@ -12,10 +12,10 @@ from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
 from vpexp.evaluation.click_protocol import build_interaction
-from vpexp.inference.torch_model import apply_checkpoint, build_identity, build_model, read_checkpoint
+from vpexp.inference.torch_model import apply_checkpoint, build_identity, load_sam, read_checkpoint
 from vpexp.models.sam import Sam
 from vpexp.stages.shared.context import RunContext
-from vpexp.stages.shared.dataset import build_prompt_recipe
+from vpexp.stages.shared.evaluate import build_metrics
 from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
     build_callbacks,
@@ -48,7 +48,7 @@ class TrainingLoop:
 def build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
     """Build the model to start from; also name the parts that a start checkpoint brought."""
     cfg = context.cfg
-    sam = build_model(cfg.model, seed=cfg.seed, cache_dir=context.cache_dir)
+    sam = load_sam(context.settings.model, seed=cfg.seed, weights_dir=context.weights_dir)
     if cfg.checkpoint is None or cfg.resume:
         return sam, ()
     checkpoint = read_checkpoint(Path(cfg.checkpoint))
@@ -69,18 +69,19 @@ def build_loop(
         brought: names the parts that a start checkpoint brought.
         rank: of this process, where several devices train.
     """
-    cfg = context.cfg
-    recipe = build_prompt_recipe(cfg.prompt)
+    cfg, settings = context.cfg, context.settings
+    recipe = settings.prompt
     left_out = [part for part in cfg.model.freeze if part not in brought]
     module = SamFineTuner(
         sam,
         freeze=list(cfg.model.freeze),
-        step_loss=StepLoss(build_loss(cfg.loss), cfg.loss.resolution, recipe.feed_mask),
+        step_loss=StepLoss(build_loss(settings.loss), cfg.loss.resolution, recipe.feed_mask),
         categories=dataset.categories,
         build_optimizer=build_optimizer_factory(cfg.optimizer),
         build_scheduler=build_scheduler_factory(cfg.scheduler),
         identity=build_identity(sam, cfg, left_out=left_out, categories=dataset.categories),
         interaction=build_interaction(recipe),
+        metrics=build_metrics(settings.metrics),
     )
     data = FineTuningData(
         dataset,
@@ -98,7 +99,7 @@ def build_loop(
     recorder = EpochRecorder(partial(_record_epoch, context, module, data))
     callbacks: list[Callback] = [*build_callbacks(cfg.callbacks), IterationTimer(), recorder, best, last]
     trainer = build_trainer(
-        cfg.trainer,
+        settings.trainer,
         callbacks,
         tensorboard=context.folder.tensorboard,
         rank=rank,

@@ -8,14 +8,16 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from vpexp.config.schema import DataConfig, OutputConfig
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.writers.images import LabelledImage, LabelledObject, NameGiver, name_file
 from vpexp.data.writers.overlap import cut_overlaps
-from vpexp.data.writers.write import ONE_OBJECT_A_PIXEL, WRITERS, check_target, write_dataset
+from vpexp.data.writers.write import check_target, write_dataset
 from vpexp.errors import ConfigError, DataError
+from vpexp.registry import FORMATS
 
 CATEGORIES = ("grape bunch", "leaf", "unused")
 HEIGHT, WIDTH = 60, 80
@@ -66,10 +68,10 @@ def expect(image: LabelledImage) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("format_", ["coco", "voc", "datumaro"])
 def test_write_dataset__is_read_back_with_the_same_masks(images, tmp_path, format_):
-    images = cut(images) if format_ in ONE_OBJECT_A_PIXEL else images
-    write_dataset(tmp_path / "out", format_, images, CATEGORIES)
+    images = cut(images) if format_ in ("voc", "common_semantic_segmentation") else images
+    write_dataset(tmp_path / "out", OutputConfig(format=format_), images, CATEGORIES)
 
-    dataset = load_dataset(format="auto", root=tmp_path / "out", strict=True)
+    dataset = load_dataset(DataConfig(format="auto", root=tmp_path / "out", strict=True))
 
     assert dataset.format == format_
     assert dataset.categories == CATEGORIES
@@ -88,10 +90,10 @@ def test_write_dataset__is_read_back_with_the_same_masks(images, tmp_path, forma
 @pytest.mark.parametrize("instances", ["components", "classes"])
 def test_write_dataset__semantic_masks_come_back_by_class(images, tmp_path, instances):
     images = cut(images)
-    notes = write_dataset(tmp_path / "out", "common_semantic_segmentation", images, CATEGORIES)
+    notes = write_dataset(tmp_path / "out", OutputConfig(format="common_semantic_segmentation"), images, CATEGORIES)
     assert any(note.endswith("objects have several parts: class masks make one object of each") for note in notes)
 
-    dataset = load_dataset(format="auto", root=tmp_path / "out", instances=instances)
+    dataset = load_dataset(DataConfig(format="auto", root=tmp_path / "out", instances=instances))
 
     assert dataset.format == "common_semantic_segmentation"
     assert dataset.categories == CATEGORIES
@@ -112,7 +114,7 @@ def test_write_dataset__semantic_masks_come_back_by_class(images, tmp_path, inst
 
 @pytest.mark.parametrize("shape", ["polygon", "rle"])
 def test_write_dataset__pycocotools_alone_reads_coco(images, tmp_path, shape):
-    write_dataset(tmp_path / "out", "coco", images, CATEGORIES, shape=shape)
+    write_dataset(tmp_path / "out", OutputConfig(format="coco", masks=shape), images, CATEGORIES)
 
     coco = COCO(tmp_path / "out/annotations/instances_train.json")
 
@@ -134,8 +136,8 @@ def test_write_dataset__pycocotools_alone_reads_coco(images, tmp_path, shape):
 def test_write_dataset__datumaro_alone_reads_it(images, tmp_path, format_, theirs):
     from datumaro.components.dataset import Dataset
 
-    images = cut(images) if format_ in ONE_OBJECT_A_PIXEL else images
-    write_dataset(tmp_path / "out", format_, images, CATEGORIES)
+    images = cut(images) if format_ in ("voc", "common_semantic_segmentation") else images
+    write_dataset(tmp_path / "out", OutputConfig(format=format_), images, CATEGORIES)
 
     options = {"merge_instance_polygons": True} if format_ == "coco" else {}
     dataset = Dataset.import_from(str(tmp_path / "out"), theirs, **options)
@@ -158,7 +160,7 @@ def test_write_dataset__datumaro_alone_reads_it(images, tmp_path, format_, their
 def test_write_dataset__datumaro_alone_reads_semantic_masks(images, tmp_path):
     from datumaro.components.dataset import Dataset
 
-    write_dataset(tmp_path / "out", "common_semantic_segmentation", cut(images), CATEGORIES)
+    write_dataset(tmp_path / "out", OutputConfig(format="common_semantic_segmentation"), cut(images), CATEGORIES)
 
     dataset = Dataset.import_from(str(tmp_path / "out"), "common_semantic_segmentation_with_subset_dirs")
 
@@ -173,31 +175,31 @@ def test_write_dataset__datumaro_alone_reads_semantic_masks(images, tmp_path):
 
 
 def test_write_dataset__voc_keeps_scores_in_its_xml(images, tmp_path):
-    write_dataset(tmp_path / "out", "voc", cut(images), CATEGORIES)
+    write_dataset(tmp_path / "out", OutputConfig(format="voc"), cut(images), CATEGORIES)
     text = (tmp_path / "out/Annotations/photo.0.xml").read_text()
     assert text.count("<object>") == 4
     assert text.count("<name>score</name>") == 3
 
 
 def test_write_dataset__links_instead_of_copies(images, tmp_path):
-    write_dataset(tmp_path / "out", "coco", images, CATEGORIES, placing="symlink")
+    write_dataset(tmp_path / "out", OutputConfig(format="coco", images="symlink"), images, CATEGORIES)
     link = tmp_path / "out/images/val/photo.2.png"
     assert link.is_symlink()
     assert link.resolve() == images[2].path.resolve()
-    dataset = load_dataset(format="auto", root=tmp_path / "out", allow_outside=True, strict=True)
+    dataset = load_dataset(DataConfig(format="auto", root=tmp_path / "out", allow_outside=True, strict=True))
     assert {name: len(split.images) for name, split in dataset.splits.items()} == {"train": 3, "val": 1, "test": 1}
 
 
-@pytest.mark.parametrize("format_", WRITERS)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_write_dataset__nothing_is_left_of_one_that_fails(images, tmp_path, format_):
     images = cut(images)
     images[3].path.unlink()
     with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
-        write_dataset(tmp_path / "out" / "deep", format_, images, CATEGORIES)
+        write_dataset(tmp_path / "out" / "deep", OutputConfig(format=format_), images, CATEGORIES)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("format_", WRITERS)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_write_dataset__more_objects_and_classes_than_a_palette_has(images, tmp_path, format_):
     """Numbers above 255 make masks of 16 bits, and 255 stays void: with exactly 255 objects too."""
     classes = [f"class {number}" for number in range(300)]
@@ -209,16 +211,16 @@ def test_write_dataset__more_objects_and_classes_than_a_palette_has(images, tmp_
         path = images[place].path
         crowds.append(LabelledImage(path.name, path, HEIGHT, WIDTH, "train", objects))
 
-    write_dataset(tmp_path / "out", format_, crowds, classes)
+    write_dataset(tmp_path / "out", OutputConfig(format=format_), crowds, classes)
 
-    dataset = load_dataset(format="auto", root=tmp_path / "out", splits=("train",), strict=True)
+    dataset = load_dataset(DataConfig(format="auto", root=tmp_path / "out", strict=True), splits=("train",))
     assert dataset.categories == tuple(classes)
     for read, written in zip(dataset.splits["train"].images, crowds, strict=True):
         labels = [dataset.categories[label] for label in read.labels_N]
         assert describe([decode_rle(mask) for mask in read.masks], labels) == expect(written)
 
 
-@pytest.mark.parametrize("format_", WRITERS)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_write_dataset__classes_of_any_name(images, tmp_path, format_):
     """Unused names that mean no object are left out, except by COCO, whose names are free."""
     names = (
@@ -235,9 +237,9 @@ def test_write_dataset__classes_of_any_name(images, tmp_path, format_):
     for name in refused:
         with pytest.raises(DataError, match="cannot be written in format datumaro: call it otherwise, or use coco"):
             check_target(tmp_path / "out", format_, [name])
-    write_dataset(tmp_path / "out", format_, [image], ("background", *names, "unused"))
+    write_dataset(tmp_path / "out", OutputConfig(format=format_), [image], ("background", *names, "unused"))
 
-    dataset = load_dataset(format="auto", root=tmp_path / "out", splits=("train",))
+    dataset = load_dataset(DataConfig(format="auto", root=tmp_path / "out"), splits=("train",))
     assert dataset.categories == (*(["background"] if format_ == "coco" else []), *odd, "unused")
     (read,) = dataset.splits["train"].images
     assert [dataset.categories[label] for label in read.labels_N] == list(odd)
@@ -270,7 +272,7 @@ ODD_NAMES = (
 )
 
 
-@pytest.mark.parametrize("format_", WRITERS)
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("splits", [("train",), ("train", "val")])
 def test_write_dataset__images_keep_their_names(tmp_path, format_, splits):
     """Pixels, which no other image has, say which file came back under a name."""
@@ -285,9 +287,9 @@ def test_write_dataset__images_keep_their_names(tmp_path, format_, splits):
         colors[split, chosen] = 5 * number
         images.append(LabelledImage(chosen, path, 4, 4, split, (LabelledObject(encode_mask(mask), "leaf"),)))
 
-    write_dataset(tmp_path / "out", format_, images, ("leaf",))
+    write_dataset(tmp_path / "out", OutputConfig(format=format_), images, ("leaf",))
 
-    dataset = load_dataset(format="auto", root=tmp_path / "out", strict=True, splits=splits)
+    dataset = load_dataset(DataConfig(format="auto", root=tmp_path / "out", strict=True), splits=splits)
     read = {
         (split, name_file(image)): int(read_image(image.path)[0, 0, 0])
         for split in splits
@@ -355,6 +357,6 @@ def test_name_file__as_the_file_is_called_below_the_folders_that_the_data_set_na
 
 
 def test_write_dataset__json_has_one_object_a_line(images, tmp_path):
-    write_dataset(tmp_path / "out", "coco", images, CATEGORIES)
+    write_dataset(tmp_path / "out", OutputConfig(format="coco"), images, CATEGORIES)
     lines = (tmp_path / "out/annotations/instances_val.json").read_text().splitlines()
     assert json.loads(lines[1].rstrip(","))["file_name"] == "photo.2.png"
