@@ -360,7 +360,6 @@ def test_server_that_refuses_one_record__takes_the_others(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vpexp.tracking.sender.SHORTEST_PAUSE", 0.1)
     way.refuses = lambda body: b'"train/loss"' in body and b'"step": 1' in body
 
     folder = get_folder(run_debug(tmp_path, f"tracking.uri={way.uri}", *EPOCHS))

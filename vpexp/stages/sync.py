@@ -27,9 +27,10 @@ def run(cfg: DictConfig, *, elsewhere: bool = False) -> StageResult:
     try:
         for upload in upload_waiting(folders, cfg.tracking.uri if elsewhere else None):
             uploaded += 1
-            say(f"{upload.folder}: {upload.delivered} records uploaded to MLflow run {upload.run_id}")
-            for line in upload.refused:
-                say(f"  not taken: {line}", style="yellow")
+            journal = upload.journal
+            say(f"{journal.folder}: {upload.delivered} records uploaded to MLflow run {journal.state.run_id}")
+            for kind, reason in upload.refused:
+                say(f"  not taken: {kind}: {reason}", style="yellow")
     except TrackingError as error:
         raise TrackingError(
             f"MLflow cannot be used ({error}): {uploaded} runs were uploaded, nothing is lost; try again when it is back"

@@ -31,7 +31,7 @@ from vpexp.sweeps.record import STAGE, SweepFolder, SweepRecord
 from vpexp.sweeps.search import Search
 from vpexp.sweeps.summary import SweepSummary, build_sweep_table, draw_pictures, summarize_sweep, write_results
 from vpexp.tracking.description import get_git_commit, list_common_tags
-from vpexp.tracking.journal import get_host, mark_killed, open_journal
+from vpexp.tracking.journal import get_host, mark_killed
 from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, open_mlflow_run
 
 RESUME = "sweep.resume="
@@ -172,10 +172,6 @@ def _close_lost_jobs(sweep: SweepFolder) -> None:
     for job in sweep.find_jobs():
         if not job.is_held() and mark_killed(job):
             log.info("%s: its process is gone", job.path)
-            journal = open_journal(job.path)
-            if journal is not None:  # the sweep's own run delivers it
-                journal.append("tags", {"error": job.read_run_json()["error"]})
-                journal.append("close", {"status": "KILLED"})
 
 
 def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> BaseException | None:

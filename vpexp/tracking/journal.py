@@ -1,17 +1,18 @@
-"""What MLflow is to record of a run, on disk before it is sent: nothing is lost when the store or the process goes away.
+"""What MLflow is to record of a run, in the run's folder before it is sent: from there it can be sent again at any time.
 
-``tracking.jsonl`` in the run's folder holds one numbered entry a line, in order; ``tracking.json`` says where they go,
-which MLflow run they belong to, and up to which number they have arrived. Runs whose process is gone without a word (killed,
+``tracking.jsonl`` holds one numbered entry a line, in order, with its time; ``tracking.json`` says where they go, which
+MLflow run they belong to, and up to which number they have arrived. Runs whose process is gone without a word (killed,
 out of memory, power cut) do not stay RUNNING.
 """
 
+import itertools
 import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ STATE_TYPES = {
     "set_aside": (list,),
     **dict.fromkeys(("run_id", "experiment_id", "model_id"), (str, type(None))),
 }
-TOGETHER = "metrics"  # entries of this kind are delivered many at once: a slow store is asked less often
+METRICS = "metrics"  # entries of this kind are delivered many at once: a slow store is asked less often
+METRICS_A_CALL = 1000  # MLflow's limit
 HOST_TAG = "host"
 FOLDER_TAG = "run_folder"
 MOST = 1000
@@ -95,44 +97,48 @@ class Journal:
         self.last_time = 0
         self._last_number = state.delivered
         self._waiting: list[Entry] = []
-        self._unsaved: list[str] = []  # lines that a full disk did not take
-        self._torn = _ends_within_line(folder / ENTRIES)  # half a line of a process that was killed, or of a full disk
-        self._left = False
+        self._unwritten: list[Entry] = []  # that a full disk did not take
+        self._has_left = False
         self._lock = threading.RLock()
         for entry in entries:
-            self._note(entry)
-            if entry.number > state.delivered or entry.number in state.set_aside:
-                self._waiting.append(entry)
+            self._note(entry, waits=entry.number > state.delivered or entry.number in state.set_aside)
 
     def append(self, kind: str, content: dict[str, Any], at: int | None = None) -> None:
         """Add an entry; ``at`` says when it happened, if not now. A full disk costs its copy on disk, not the entry."""
         with self._lock:
-            now = int(time.time() * 1000) if at is None else at
-            entry = Entry(kind, now, content, self._last_number + 1)
-            self._note(entry)
-            self._waiting.append(entry)
-            fields = {"number": entry.number, "kind": kind, "time": now, "content": content}
-            self._unsaved.append(json.dumps(fields, default=str, skipkeys=True) + "\n")
-            self._write()
+            entry = Entry(kind, int(time.time() * 1000) if at is None else at, content, self._last_number + 1)
+            self._note(entry, waits=True)
+            self._unwritten.append(entry)
+            lines = [
+                json.dumps({part.name: getattr(new, part.name) for part in fields(new)}, default=str, skipkeys=True)
+                for new in self._unwritten
+            ]
+            try:
+                with (self.folder / ENTRIES).open("a", encoding="utf-8") as file:
+                    # Before a line, not after it: half a line of a killed process, or of a full disk, swallows nothing.
+                    file.write(("\n" if file.tell() else "") + "\n".join(lines))
+            except OSError as error:
+                if len(lines) == 1:
+                    log.warning("tracking: %s cannot be written: %s", self.folder / ENTRIES, error)
+            else:
+                self._unwritten.clear()
 
-    def get_next(self, most: int) -> list[Entry]:
-        """Get the oldest entry that has not arrived, with up to ``most`` in all that can go with it."""
+    def get_next(self) -> list[Entry]:
+        """Get the oldest entry that has not arrived, with those that can go with it."""
         with self._lock:
-            first = self._waiting[:1]
-            if not first or first[0].kind != TOGETHER:
-                return first
-            count = 1
-            while count < min(most, len(self._waiting)) and self._waiting[count].kind == TOGETHER:
-                count += 1
-            return self._waiting[:count]
+            if self._has_left:
+                return []
+            together = itertools.takewhile(lambda entry: entry.kind == METRICS, self._waiting)
+            return list(itertools.islice(together, METRICS_A_CALL)) or self._waiting[:1]
 
-    def mark_delivered(self, entries: list[Entry]) -> None:
-        """Note that entries have arrived, or that they never can."""
-        self._deal_with(entries, set_aside=False)
-
-    def set_aside(self, entries: list[Entry]) -> None:
-        """Note that the store takes what comes after these entries, but not these."""
-        self._deal_with(entries, set_aside=True)
+    def settle(self, entries: list[Entry], *, later: bool = False) -> None:
+        """Note that entries have arrived, or never can, or (``later``) are left for the next upload to try again."""
+        with self._lock:
+            numbers = {entry.number for entry in entries}
+            self._waiting = [entry for entry in self._waiting if entry.number not in numbers]
+            self.state.set_aside = sorted({*self.state.set_aside} - numbers | (numbers if later else set()))
+            self.state.delivered = max(self.state.delivered, *numbers)
+            self.save()
 
     def count_waiting(self) -> int:
         """Count the entries that are still to be delivered."""
@@ -140,7 +146,7 @@ class Journal:
             return len(self._waiting)
 
     def count_missing(self) -> int:
-        """Count the entries that have not arrived: those that wait, and those set aside."""
+        """Count the entries that have not arrived: those that wait, and those left for later."""
         with self._lock:
             return len({entry.number for entry in self._waiting} | set(self.state.set_aside))
 
@@ -148,53 +154,31 @@ class Journal:
         """The store has lost the run: everything is to be sent anew."""
         with self._lock:
             self.state = State(self.state.uri)
-            unsaved = [entry for entry in self._waiting if entry.number > self._last_number - len(self._unsaved)]
-            known = {entry.number: entry for entry in [*_read_entries(self.folder / ENTRIES), *unsaved]}
-            self._waiting = [known[number] for number in sorted(known)]
+            self._waiting = [*_read_entries(self.folder / ENTRIES), *self._unwritten]
             self.save()
 
     def leave(self) -> None:
-        """Write no more about the delivery: from here on somebody else may deliver what is left."""
+        """Deliver nothing more, and write no more about it: from here on another process may deliver what is left."""
         with self._lock:
-            self._left = True
+            self._has_left = True
 
     def save(self) -> None:
         """Write down where the delivery stands."""
         with self._lock:
-            if self._left:
+            if self._has_left:
                 return
             try:
                 write_json(self.folder / STATE, asdict(self.state))
             except OSError as error:
                 log.warning("tracking: %s cannot be written: %s", self.folder / STATE, error)
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: Entry, *, waits: bool) -> None:
+        if waits:
+            self._waiting.append(entry)
         self._last_number = max(self._last_number, entry.number)
         self.last_time = max(self.last_time, entry.time)
         if entry.kind in ("create", "reopen", "close"):
             self.is_open = entry.kind != "close"
-
-    def _deal_with(self, entries: list[Entry], *, set_aside: bool) -> None:
-        with self._lock:
-            numbers = {entry.number for entry in entries}
-            self._waiting = [entry for entry in self._waiting if entry.number not in numbers]
-            self.state.set_aside = sorted({*self.state.set_aside} - numbers | (numbers if set_aside else set()))
-            self.state.delivered = max(self.state.delivered, *numbers)
-            self.save()
-
-    def _write(self) -> None:
-        """Write what is not on disk yet; half a line from a disk that was full is ended first, readers pass over it."""
-        lines = ("\n" if self._torn else "") + "".join(self._unsaved)
-        try:
-            with (self.folder / ENTRIES).open("a", encoding="utf-8") as file:
-                file.write(lines)
-        except OSError as error:
-            if not self._torn:
-                log.warning("tracking: %s cannot be written: %s", self.folder / ENTRIES, error)
-            self._torn = True
-        else:
-            self._torn = False
-            self._unsaved.clear()
 
 
 def open_journal(folder: Path, uri: str | None = None) -> Journal | None:
@@ -256,14 +240,6 @@ def _check_types(read: Entry | State, types: Mapping[str, tuple[type, ...]]) -> 
         value = getattr(read, name)
         if type(value) not in kinds or (isinstance(value, list) and not all(type(number) is int for number in value)):
             raise TypeError(f"{name} is a {type(value).__name__}")
-
-
-def _ends_within_line(path: Path) -> bool:
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() != b"\n"
 
 
 def read_begin(folder: Path) -> int:

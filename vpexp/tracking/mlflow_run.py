@@ -1,25 +1,29 @@
-"""One run in MLflow. What it records goes into a journal first: a store that is slow, down or gone never costs the run."""
+"""One run in MLflow. What it records goes into the run's folder first: a store that is slow, down or gone never costs the run."""
 
 import logging
 import math
 import os
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from vpexp.console import console, say
+from vpexp.runfolder import RunFolder
 from vpexp.tracking.journal import Journal, open_journal
-from vpexp.tracking.sender import Sender, find_senders_below, forget, is_at_work
 from vpexp.tracking.store import normalize_uri
-from vpexp.tracking.upload import count_missing, find_tracked_folders, upload_waiting
+from vpexp.tracking.upload import ParentNotOpenError, Uploader, count_missing, find_tracked_folders, upload_waiting
 
 log = logging.getLogger(__name__)
 
 OPEN_SECONDS = 10.0  # to make the tables of a new database takes some seconds
 CLOSE_SECONDS = 60.0
+RETRY_SECONDS = 60.0  # until what is recorded asks a store again that could not be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,129 @@ class RunDescription:
     origin: Origin | None = None
 
 
+class LiveUpload:
+    """Uploads in a thread what a run and its parts record, while they go on.
+
+    People read once that the store cannot be used; what it misses follows when the store is back, or when the run ends.
+
+    Args:
+        journal: of the whole run, which the parts lie in.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._held: dict[Uploader, ExitStack] = {}  # in the order in which they began, with their folders
+        self._failure: Exception | None = None
+        self._again_at = 0.0
+        self._reported: set[str] = set()  # kinds of entries that the store does not take
+        self._patience = OPEN_SECONDS
+        self._stopped = False
+        self._tasks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    @property
+    def lacks_parent(self) -> bool:
+        """Whether it waits for a run of another process, which reports what the store has missed."""
+        return isinstance(self._failure, ParentNotOpenError)
+
+    def add(self, journal: Journal) -> Uploader:
+        """Take a journal up, and hold its folder until all of it has arrived."""
+        held = ExitStack()
+        held.enter_context(RunFolder(journal.folder).hold())
+        uploader = Uploader(journal)
+        self._held[uploader] = held
+        self.wake()
+        return uploader
+
+    def wait(self) -> None:
+        """Wait until what is recorded has arrived or the store has failed, or until that has taken too long once."""
+        reached = threading.Event()
+        self._tasks.put(reached.set)
+        if not reached.wait(self._patience):
+            self._patience = 0.0
+
+    def wake(self) -> None:
+        """Report that there is something to upload."""
+        self._tasks.put(self._upload_unless_away)
+
+    def end_part(self, uploader: Uploader) -> None:
+        """Let the folder of a part that has ended go, if all of it has arrived by then."""
+        self._tasks.put(partial(self._let_go, uploader))
+
+    def end(self) -> None:
+        """Upload what has not arrived yet, also of parts in other processes, as far as the store takes it in time."""
+        for task in (self._upload, self._upload_other_parts, None):
+            self._tasks.put(task)
+        self._thread.join(CLOSE_SECONDS)
+
+    def stop(self) -> None:
+        """Upload nothing more; a request under way is left to itself, and its outcome is not noted."""
+        self._stopped = True
+        for uploader, held in tuple(self._held.items()):
+            uploader.journal.leave()
+            held.close()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None and not self._stopped:
+            task()
+
+    def _upload_unless_away(self) -> None:
+        if self._failure is None or time.monotonic() >= self._again_at:
+            self._upload()
+
+    def _upload(self) -> None:
+        uploaders = tuple(self._held)
+        try:
+            for uploader in uploaders:
+                uploader.upload()
+        except Exception as error:  # noqa: BLE001  (whatever the store does, and a defect here: the run goes on)
+            self._note_failure(error)
+        else:
+            if self._failure and not self.lacks_parent and not self._stopped:
+                say(f"tracking: {self._journal.state.uri} is back")
+            self._failure = None
+        for kind, reason in (refused for uploader in uploaders for refused in uploader.refused):
+            if kind not in self._reported and not self._stopped:  # once a kind, not for each epoch
+                self._reported.add(kind)
+                say(f"tracking: the store does not take {kind} ({reason}): left out", style="yellow")
+
+    def _let_go(self, uploader: Uploader) -> None:
+        if not uploader.journal.count_waiting():
+            self._held.pop(uploader).close()
+
+    def _upload_other_parts(self) -> None:
+        """Upload what the runs of other processes inside this one could not while the store was away."""
+        if self._failure:
+            return
+        try:
+            for late in upload_waiting(find_tracked_folders(self._journal.folder)):
+                log.info("tracking: %s: %d records uploaded late", late.journal.folder, late.delivered)
+                if self._stopped:
+                    return
+        except Exception as error:  # noqa: BLE001  (the run itself has ended well)
+            self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        if self._stopped:
+            return
+        known = self._failure is not None and not self.lacks_parent
+        self._failure, self._again_at = error, time.monotonic() + RETRY_SECONDS
+        # The whole story once: a store that is down for a night must not fill the log.
+        log.info("tracking: %s", error, exc_info=None if known else error)
+        if not known and not self.lacks_parent:
+            say(
+                f"tracking: {self._journal.state.uri} cannot be used ({error}); going on without it, "
+                "what it misses is kept in the run's folder",
+                style="yellow",
+            )
+
+
+_live: dict[Path, LiveUpload] = {}  # of this process, by the folders of the runs that go on
+
+
 class MlflowRun:
-    """Records what happens in one MLflow run; returns at once, a thread delivers.
+    """Records what happens in one MLflow run; returns at once, a thread uploads.
 
     Args:
         journal: of the records; None records nothing.
@@ -75,7 +200,9 @@ class MlflowRun:
         self.journal = journal
         self._upload_command = upload_command
         self._parent = parent
-        self._sender = Sender(journal) if journal else None
+        self._live: LiveUpload | None = None
+        self._uploader: Uploader | None = None
+        self._is_part = False  # of a run of this process, which waits for the upload of both
 
     @property
     def run_id(self) -> str | None:
@@ -83,12 +210,17 @@ class MlflowRun:
         return self.journal.state.run_id if self.journal else None
 
     def start(self) -> None:
-        """Begin to deliver, and wait until the run is open, or the store has failed, or takes too long."""
-        if self._sender:
-            import mlflow  # noqa: F401  (here: two threads that import at once may meet half a module)
+        """Begin to upload, and wait until the run is open, or the store has failed, or takes too long."""
+        if self.journal is None:
+            return
+        import mlflow  # noqa: F401  (here: two threads that import at once may meet half a module)
 
-            self._sender.start()
-            self._sender.wait(time.monotonic() + OPEN_SECONDS, tries=1)
+        whole = _live.get(self._parent.resolve()) if self._parent else None
+        self._is_part = whole is not None
+        self._live = whole or LiveUpload(self.journal)
+        _live[self.journal.folder.resolve()] = self._live
+        self._uploader = self._live.add(self.journal)
+        self._live.wait()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, with None and lists as text."""
@@ -156,34 +288,34 @@ class MlflowRun:
         A part of a run that is going on in this process does not wait: the whole does, in the end. Ctrl-C ends the
         waiting, not the run, which has ended before.
         """
-        if self._sender is None or self.journal is None:
+        if self.journal is None:
             return
-        self._sender.end()
-        if self._parent is not None and is_at_work(self._parent):
-            return
-        folder, until = self.journal.folder, time.monotonic() + CLOSE_SECONDS
-        try:
-            with _show_waiting():
-                if self._sender.wait(until):
-                    _finish_parts(folder, until)
-        except KeyboardInterrupt:
-            log.info("tracking: Ctrl-C, the rest is left for later")
-        finally:
-            for sender in (self._sender, *find_senders_below(folder)):
-                sender.stop()
-        forget(self.journal.state.uri)
+        folder, live = self.journal.folder, self._live
+        if live is not None and self._uploader is not None:
+            _live.pop(folder.resolve(), None)
+            if self._is_part:
+                live.end_part(self._uploader)
+                return
+            try:
+                with _show_waiting():
+                    live.end()
+            except KeyboardInterrupt:
+                log.info("tracking: Ctrl-C, the rest is left for later")
+            finally:
+                live.stop()
         missing = count_missing(folder)
-        if missing and not self._sender.lacks_parent:  # the parent says it for all its parts
+        if missing and not (live and live.lacks_parent):  # the parent says it for all its parts
             say(
                 f"tracking: {missing} records of this run are not in MLflow; when it is back: {self._upload_command}",
                 style="yellow",
             )
 
     def _tell(self, kind: str, content: dict[str, Any]) -> None:
-        if self.journal is None or self._sender is None:
+        if self.journal is None:
             return
         self.journal.append(kind, content)
-        self._sender.wake()
+        if self._live:
+            self._live.wake()
 
 
 def open_mlflow_run(description: RunDescription, folder: Path) -> MlflowRun:
@@ -219,18 +351,6 @@ def _write_place(path: Path, folder: Path) -> str:
     place, here = path.absolute(), folder.absolute()
     near = place.is_relative_to(here) or here.is_relative_to(place)
     return os.path.relpath(place, here) if near else str(place)
-
-
-def _finish_parts(folder: Path, until: float) -> None:
-    """Wait for the runs inside a run; deliver what those of other processes could not while the store was away."""
-    for sender in find_senders_below(folder):
-        sender.wait(until)
-    parts = [part for part in find_tracked_folders(folder) if part != folder]
-    try:
-        for upload in upload_waiting(parts, until=until):
-            log.info("tracking: %s: %d records uploaded late", upload.folder, upload.delivered)
-    except Exception as error:  # whatever the store does, the run has ended well
-        log.warning("tracking: %s", folder, exc_info=error)
 
 
 def _show_waiting() -> AbstractContextManager[Any]:

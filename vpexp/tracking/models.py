@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.console import say
+from vpexp.errors import VpexpError
 from vpexp.tracking.journal import State
 from vpexp.tracking.store import clean_model_name, clean_tags
 
@@ -21,10 +22,8 @@ VERSIONS_TAG = "mlflow.modelVersions"
 UNKNOWN_TO_SERVER = "ENDPOINT_NOT_FOUND"
 
 
-class PackageMissingError(Exception):
-    """What is to be registered is no longer on disk; nothing will bring it back."""
-
-    error_code = "RESOURCE_DOES_NOT_EXIST"
+class ArtifactError(VpexpError):
+    """What was to be uploaded is not there any more, or is none of the run's; trying again does not help."""
 
 
 def log_made_model(client: Any, state: State, content: Mapping[str, Any]) -> str | None:
@@ -72,13 +71,13 @@ def register_version(client: Any, maker: State, content: Mapping[str, Any]) -> N
         content: name, package, tags and description.
 
     Raises:
-        PackageMissingError: the MLflow model is no longer where it was.
+        ArtifactError: the MLflow model is no longer where it was.
     """
     name, package, run_id = content["name"], Path(content["package"]), maker.run_id
     if client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
         return
     if not (package / "MLmodel").is_file():
-        raise PackageMissingError(f"{package} is gone, so {name} has no new version: run the stage again")
+        raise ArtifactError(f"{package} is gone, so {name} has no new version: run the stage again")
     source = _upload(client, maker, package)
     _create_name(client, name)
     version = client.create_model_version(

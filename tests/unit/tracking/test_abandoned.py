@@ -79,10 +79,10 @@ def test_close_dead_run__end_that_only_run_json_knows(tmp_path, status):
     close_dead_run(folder, journal)
 
     assert not journal.is_open
-    last = journal.get_next(1)
+    last = journal.get_next()
     while journal.count_waiting() > 1:
-        journal.mark_delivered(last)
-        last = journal.get_next(1)
+        journal.settle(last)
+        last = journal.get_next()
     assert (last[0].kind, last[0].time, last[0].content) == ("close", 5, {"status": status})
     assert folder.read_run_json()["status"] == status
 

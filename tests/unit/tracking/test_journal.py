@@ -16,9 +16,9 @@ def reopen(journal: Journal) -> Journal:
 def list_waiting(journal: Journal) -> list[tuple[int, str]]:
     """Number and kind of all that waits, and an end to it."""
     waiting = []
-    while entries := journal.get_next(1):
+    while entries := journal.get_next():
         waiting.append((entries[0].number, entries[0].kind))
-        journal.mark_delivered(entries)
+        journal.settle(entries)
     return waiting
 
 
@@ -43,10 +43,10 @@ def test_append__entries_come_back_in_their_order(journal):
     journal.append("tags", {"a": "1"}, at=7)
 
     again = reopen(journal)
-    (first,) = again.get_next(10)
+    (first,) = again.get_next()
     assert (first.kind, first.content, first.number) == ("create", {"name": "ä\nb"}, 1)
-    again.mark_delivered([first])
-    (second,) = again.get_next(10)
+    again.settle([first])
+    (second,) = again.get_next()
     assert (second.kind, second.time, second.number) == ("tags", 7, 2)
     again.append("close", {"status": "FINISHED"})
     assert list_waiting(reopen(journal)) == [(2, "tags"), (3, "close")]
@@ -55,7 +55,7 @@ def test_append__entries_come_back_in_their_order(journal):
 def test_append__content_that_json_cannot_hold_costs_no_run(journal):
     journal.append("dataset", {"path": journal.folder, ("a", "tuple"): 1, "nan": float("nan")})
 
-    (entry,) = reopen(journal).get_next(1)
+    (entry,) = reopen(journal).get_next()
     assert entry.content["path"] == str(journal.folder)
 
 
@@ -75,44 +75,46 @@ def test_append__many_threads_lose_nothing(journal):
     assert [number for number, _ in list_waiting(again)] == list(range(1, 401))
 
 
-def test_mark_delivered__is_remembered(journal):
+def test_settle__is_remembered(journal):
     for kind in ("create", "params", "tags"):
         journal.append(kind, {})
-    journal.mark_delivered(journal.get_next(1))
+    journal.settle(journal.get_next())
 
     assert list_waiting(reopen(journal)) == [(2, "params"), (3, "tags")]
     assert reopen(journal).count_waiting() == 0
 
 
-def test_set_aside__is_tried_again_by_the_next_process_only(journal):
+def test_settle__what_is_left_for_later_is_tried_again_by_the_next_process_only(journal):
     for kind in ("create", "artifact", "tags"):
         journal.append(kind, {})
-    journal.mark_delivered(journal.get_next(1))
-    journal.set_aside(journal.get_next(1))
+    journal.settle(journal.get_next())
+    journal.settle(journal.get_next(), later=True)
 
-    assert [entry.kind for entry in journal.get_next(1)] == ["tags"]
+    assert [entry.kind for entry in journal.get_next()] == ["tags"]
     assert (journal.count_waiting(), journal.count_missing()) == (1, 2)
-    journal.mark_delivered(journal.get_next(1))
+    journal.settle(journal.get_next())
     again = reopen(journal)
     assert list_waiting(again) == [(2, "artifact")]
     assert (again.count_missing(), reopen(journal).count_missing()) == (0, 0)
 
 
-def test_get_next__metrics_go_together(journal):
+def test_get_next__metrics_go_together(journal, monkeypatch):
+    monkeypatch.setattr("vpexp.tracking.journal.METRICS_A_CALL", 2)
     for kind in ("create", "metrics", "metrics", "metrics", "tags", "metrics"):
         journal.append(kind, {})
 
     parcels = []
-    while entries := journal.get_next(2):
+    while entries := journal.get_next():
         parcels.append([entry.number for entry in entries])
-        journal.mark_delivered(entries)
+        journal.settle(entries)
     assert parcels == [[1], [2, 3], [4], [5], [6]]
 
 
-def test_open_journal__half_a_line_of_a_killed_process_swallows_nothing(journal):
+@pytest.mark.parametrize("left", ['\n{"number": 2, "kind": "met', "\n"], ids=["killed process", "older vpexp"])
+def test_append__what_an_earlier_process_has_left_swallows_nothing(journal, left):
     journal.append("create", {})
     with (journal.folder / ENTRIES).open("a") as file:
-        file.write('{"number": 2, "kind": "met')
+        file.write(left)
 
     again = reopen(journal)
     again.append("tags", {})
@@ -168,7 +170,7 @@ def test_open_journal__another_store_is_told_everything(journal):
 def test_start_again__everything_waits(journal):
     for kind in ("create", "tags", "metrics"):
         journal.append(kind, {})
-    journal.mark_delivered(journal.get_next(1))
+    journal.settle(journal.get_next())
     journal.state.run_id = "1"
 
     journal.start_again()
@@ -181,10 +183,13 @@ def test_leave__who_has_left_writes_over_nobody(journal):
     journal.append("create", {})
     journal.append("close", {})
     successor = reopen(journal)
+    under_way = journal.get_next()
     journal.leave()
     list_waiting(successor)
 
-    journal.mark_delivered(journal.get_next(1))
+    journal.settle(under_way)
+
+    assert journal.get_next() == []
 
     assert read_state(journal.folder) == State("sqlite:///a.db", delivered=2)
 

@@ -60,7 +60,7 @@ def tell(tmp_path, uri):
 def deliver(folder):
     """Deliver what waits; how much arrived, and what the store refused."""
     (upload,) = upload_waiting([folder])
-    return upload.delivered, upload.refused
+    return upload.delivered, [f"{kind}: {reason}" for kind, reason in upload.refused]
 
 
 def deliver_again(folder, **changed):
@@ -120,7 +120,7 @@ def test_deliver__a_run_that_goes_on_is_left_to_itself(tell, client):
     train, export = tell("train", model="best", ends=False), tell("export", origin="train")
 
     with RunFolder(train).hold():
-        assert deliver(export) == (3, ())
+        assert deliver(export) == (3, [])
 
     assert read_state(train).run_id is None
     run = client.get_run(read_state(export).run_id)
@@ -157,7 +157,7 @@ def test_deliver__twice_makes_one_model_and_one_version(tell, client, capsys):
     deliver(export)
     before = read_state(export)
 
-    assert deliver_again(export, model_id=None) == (5, ())
+    assert deliver_again(export, model_id=None) == (5, [])
 
     assert read_state(export) == before
     (version,) = client.search_model_versions("name = 'grapes'")
@@ -197,6 +197,6 @@ def test_register__what_is_gone_from_disk_is_said_and_stops_nothing(tell, client
     delivered, refused = deliver(export)
 
     assert delivered == 3
-    assert refused == (f"register: {export}/package is gone, so gone has no new version: run the stage again",)
+    assert refused == [f"register: {export}/package is gone, so gone has no new version: run the stage again"]
     assert client.search_model_versions("name = 'gone'") == []
     assert client.get_run(read_state(export).run_id).info.status == "FINISHED"

@@ -7,16 +7,9 @@ import pytest
 from mlflow import MlflowClient
 
 from vpexp.runfolder import RunFolder
-from vpexp.tracking import mlflow_run, sender
-from vpexp.tracking.delivery import Courier
+from vpexp.tracking import mlflow_run
 from vpexp.tracking.journal import open_journal, read_state
-from vpexp.tracking.upload import upload_waiting
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(sender, "SHORTEST_PAUSE", 0.05)
-    monkeypatch.setattr(sender, "LAST_PAUSE", 0.05)
+from vpexp.tracking.upload import Uploader, upload_waiting
 
 
 def list_said(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -87,7 +80,7 @@ def test_artifacts_that_cannot_be_stored__do_not_stop_the_rest_and_can_be_upload
 
     (store.folder / "mlartifacts").unlink()
     (upload,) = upload_waiting([tmp_path / "run"])
-    assert (upload.delivered, upload.refused) == (1, ())
+    assert (upload.delivered, upload.refused) == (1, [])
     assert [entry.path for entry in store.client.list_artifacts(opened.run_id)] == ["a.txt"]
     assert list(upload_waiting([tmp_path / "run"])) == []
 
@@ -121,7 +114,7 @@ def test_answer_that_comes_too_late__does_not_make_the_run_twice(store, tmp_path
     (upload,) = upload_waiting([tmp_path / "run"])
 
     (run,) = store.list_runs()
-    assert (upload.run_id, run.info.status) == (run.info.run_id, "FINISHED")
+    assert (upload.journal.state.run_id, run.info.status) == (run.info.run_id, "FINISHED")
     state = read_state(tmp_path / "run")
     assert state is not None
     assert (state.run_id, state.delivered) == (run.info.run_id, 3)
@@ -136,33 +129,35 @@ def test_answer_that_never_came__the_run_is_found_again(store, tmp_path):
 
     (upload,) = upload_waiting([tmp_path / "run"])
 
-    assert upload.run_id == opened.run_id
+    assert upload.journal.state.run_id == opened.run_id
     assert len(store.list_runs()) == 1
 
 
 def test_defect_of_ours__costs_the_upload_not_the_run(store, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     opened = store.open(tmp_path / "run")
-    monkeypatch.setattr(Courier, "judge", lambda *_: 1 / 0)
+    monkeypatch.setattr(Uploader, "_is_of_entry", lambda *_: 1 / 0)
     opened.log_params({"seed": 1})
     opened.close("FINISHED")
     began = time.monotonic()
     opened.finish()
 
     assert time.monotonic() - began < 5
-    assert "nothing more is uploaded" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
     journal = open_journal(tmp_path / "run")
     assert journal is not None
     assert journal.count_waiting() == 2
 
 
-def test_log__of_a_night_without_store_tells_its_story_once(store, away_uri, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_log__of_a_night_without_store_tells_its_story_once(store, away_uri, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "vpexp.tracking.mlflow_run")
+    monkeypatch.setattr(mlflow_run, "RETRY_SECONDS", 0.0)
     opened = store.open(tmp_path / "run", uri=away_uri)
-    time.sleep(0.5)
+    opened.log_metrics({"a": 1.0})
     opened.finish()
 
-    stories = [record for record in caplog.records if record.name == "vpexp.tracking.sender"]
-    assert len(stories) > 2
+    stories = [record for record in caplog.records if record.name == "vpexp.tracking.mlflow_run"]
+    assert len(stories) > 1
     assert [bool(record.exc_info) for record in stories] == [True, *[False] * (len(stories) - 1)]
 
 
