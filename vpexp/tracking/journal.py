@@ -97,6 +97,7 @@ class Journal:
         self.last_time = 0
         self._last_number = state.delivered
         self._waiting: list[Entry] = []
+        self._left_for_later: list[Entry] = []
         self._unwritten: list[Entry] = []  # that a full disk did not take
         self._has_left = False
         self._lock = threading.RLock()
@@ -136,9 +137,16 @@ class Journal:
         with self._lock:
             numbers = {entry.number for entry in entries}
             self._waiting = [entry for entry in self._waiting if entry.number not in numbers]
+            self._left_for_later += entries if later else []
             self.state.set_aside = sorted({*self.state.set_aside} - numbers | (numbers if later else set()))
             self.state.delivered = max(self.state.delivered, *numbers)
             self.save()
+
+    def take_up_again(self) -> None:
+        """Let what was left for later wait again, behind what waits."""
+        with self._lock:
+            self._waiting += self._left_for_later
+            self._left_for_later = []
 
     def count_waiting(self) -> int:
         """Count the entries that are still to be delivered."""
@@ -154,7 +162,7 @@ class Journal:
         """The store has lost the run: everything is to be sent anew."""
         with self._lock:
             self.state = State(self.state.uri)
-            self._waiting = [*_read_entries(self.folder / ENTRIES), *self._unwritten]
+            self._waiting, self._left_for_later = [*_read_entries(self.folder / ENTRIES), *self._unwritten], []
             self.save()
 
     def leave(self) -> None:

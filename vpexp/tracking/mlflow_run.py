@@ -118,7 +118,8 @@ class LiveUpload:
 
     def end(self) -> None:
         """Upload what has not arrived yet, also of parts in other processes, as far as the store takes it in time."""
-        for task in (self._upload, self._upload_other_parts, None):
+        again = [uploader.journal.take_up_again for uploader in tuple(self._held)]
+        for task in (*again, self._upload, self._upload_other_parts, None):
             self._tasks.put(task)
         self._thread.join(CLOSE_SECONDS)
 

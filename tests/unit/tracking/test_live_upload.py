@@ -85,6 +85,23 @@ def test_artifacts_that_cannot_be_stored__do_not_stop_the_rest_and_can_be_upload
     assert list(upload_waiting([tmp_path / "run"])) == []
 
 
+def test_artifact_that_was_refused_once__is_tried_again_when_the_run_ends(store, tmp_path, capsys):
+    (store.folder / "mlartifacts").write_text("a file where the folder should be")
+    opened = store.open(tmp_path / "run")
+    (tmp_path / "run" / "a.txt").write_text("a")
+    opened.log_artifact(tmp_path / "run" / "a.txt")
+    opened._live.wait()
+    (store.folder / "mlartifacts").unlink()
+    opened.close("FINISHED")
+    opened.finish()
+
+    assert [entry.path for entry in store.client.list_artifacts(opened.run_id)] == ["a.txt"]
+    assert store.get_run(opened).info.status == "FINISHED"
+    (said,) = list_said(capsys)
+    assert said.startswith("tracking: the store does not take artifact (")
+    assert list(upload_waiting([tmp_path / "run"])) == []
+
+
 def test_experiment_that_cannot_be_made__nothing_is_left_out(store, tmp_path, capsys):
     opened = store.open(tmp_path / "run", experiment="")
     opened.close("FINISHED")
