@@ -88,6 +88,7 @@ class Journal:
     Attributes:
         is_open: whether the last record is not the run's end.
         last_time: of the last record; 0 where there is none.
+        has_left: whether another process may deliver what is left.
     """
 
     def __init__(self, folder: Path, state: State, entries: list[Entry]) -> None:
@@ -99,7 +100,7 @@ class Journal:
         self._waiting: list[Entry] = []
         self._left_for_later: list[Entry] = []
         self._unwritten: list[Entry] = []  # that a full disk did not take
-        self._has_left = False
+        self.has_left = False
         self._lock = threading.RLock()
         for entry in entries:
             self._note(entry, waits=entry.number > state.delivered or entry.number in state.set_aside)
@@ -127,7 +128,7 @@ class Journal:
     def get_next(self) -> list[Entry]:
         """Get the oldest entry that has not arrived, with those that can go with it."""
         with self._lock:
-            if self._has_left:
+            if self.has_left:
                 return []
             together = itertools.takewhile(lambda entry: entry.kind == METRICS, self._waiting)
             return list(itertools.islice(together, METRICS_A_CALL)) or self._waiting[:1]
@@ -168,12 +169,12 @@ class Journal:
     def leave(self) -> None:
         """Deliver nothing more, and write no more about it: from here on another process may deliver what is left."""
         with self._lock:
-            self._has_left = True
+            self.has_left = True
 
     def save(self) -> None:
         """Write down where the delivery stands."""
         with self._lock:
-            if self._has_left:
+            if self.has_left:
                 return
             try:
                 write_json(self.folder / STATE, asdict(self.state))

@@ -124,10 +124,10 @@ class LiveUpload:
         self._thread.join(CLOSE_SECONDS)
 
     def stop(self) -> None:
-        """Upload nothing more; a request under way is left to itself, and its outcome is not noted."""
+        """Upload nothing more."""
         self._stopped = True
         for uploader, held in tuple(self._held.items()):
-            uploader.journal.leave()
+            uploader.give_up(self._thread)
             held.close()
 
     def _work(self) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")  # the store u
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 BUSY = "TEMPORARILY_UNAVAILABLE"  # a database that others write to
 BUSY_TRIES, BUSY_PAUSE = 3, 2.0
+_given_up: dict[Path, threading.Thread] = {}  # by run folder; what has a last request under way
 
 
 class ParentNotOpenError(TrackingError):
@@ -93,12 +95,27 @@ class Uploader:
             ParentNotOpenError: the store lacks a run without which this one has no place.
             TrackingError: the store cannot be used; what has arrived is noted.
         """
+        previous = _given_up.pop(self.journal.folder.resolve(), None)
+        if previous is not None and previous is not threading.current_thread():
+            previous.join()  # its last request must not cross the first of this one
         while entries := self.journal.get_next():
             self._deliver(entries)
 
+    def give_up(self, thread: threading.Thread) -> None:
+        """Upload nothing more; a request that a thread has under way is left to itself, and its outcome is not noted."""
+        self.journal.leave()
+        if thread.is_alive():
+            _given_up[self.journal.folder.resolve()] = thread
+
     @property
     def client(self) -> Any:
-        """The store's client, connected when it is first needed."""
+        """The store's client for the next request, connected when it is first needed.
+
+        Raises:
+            TrackingError: the upload has been given up.
+        """
+        if self.journal.has_left:
+            raise TrackingError("the upload has been given up")
         if self._client is None:
             self._client = connect(self.journal.state.uri)
         return self._client
