@@ -59,10 +59,10 @@ STAGES = {
 }
 FORMATS = {
     "coco": DataFormat("vpexp.data.readers.coco.CocoReader", "vpexp.data.writers.coco.write_coco"),
-    "voc": DataFormat("vpexp.data.readers.voc.VocReader", "vpexp.data.writers.voc.write_voc", overlaps=False),
+    "voc": DataFormat("vpexp.data.readers.voc.VocReader", "vpexp.data.writers.label_images.write_voc", overlaps=False),
     "datumaro": DataFormat("vpexp.data.readers.datumaro.DatumaroReader", "vpexp.data.writers.datumaro.write_datumaro"),
     "common_semantic_segmentation": DataFormat(
-        "vpexp.data.readers.semantic.SemanticReader", "vpexp.data.writers.semantic.write_semantic", overlaps=False
+        "vpexp.data.readers.semantic.SemanticReader", "vpexp.data.writers.label_images.write_semantic", overlaps=False
     ),
 }
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scripts.benchmarks import ours
 from scripts.benchmarks.contender import Ready
 from scripts.benchmarks.settings import Settings
-from vpexp.deploy.metadata import ExportInfo
+from vpexp.deploy.graph import ExportInfo
 from vpexp.deploy.openvino_format import write_openvino
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
-from vpexp.inference.openvino_predictor import get_core
+from vpexp.inference.graph_predictor import get_core
 
 PROMPTS = 12
 ORIGINAL_HW = (1365, 2048)

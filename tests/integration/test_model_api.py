@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.references.exports import LABELS, crop, draw_vineyard
+from vpexp.inference.graph_predictor import get_core
 from vpexp.inference.load import load_predictor
-from vpexp.inference.openvino_predictor import get_core
 
 pytest.importorskip("model_api", reason="openvino-model-api is not installed")
 

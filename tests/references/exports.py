@@ -41,7 +41,7 @@ def build_debug_sam():
 
 def export(sam, name, folder, format_, *, precisions=FULL, labels=LABELS) -> ExportedModel:
     """Write a model as ``stage=export`` does."""
-    from vpexp.deploy.metadata import ExportInfo
+    from vpexp.deploy.graph import ExportInfo
     from vpexp.deploy.onnx_format import write_onnx
     from vpexp.deploy.openvino_format import write_openvino
     from vpexp.models.weights import compute_state_hash

@@ -58,7 +58,7 @@ def test_served_code__has_all_that_it_imports():
     root, imports = Path(vpexp.__file__).parent, list_imports(at_start=True)
     files = [file.relative_to(root).with_suffix("") for room in SERVED for file in root.glob(room)]
     copied = {".".join(file.parts).removesuffix(".__init__") for file in files}
-    reached, found = set(), ["deploy.serving", "inference.openvino_predictor", "inference.onnx_predictor"]
+    reached, found = set(), ["deploy.serving", "inference.graph_predictor"]
     while found:
         module = found.pop()
         reached.add(module)

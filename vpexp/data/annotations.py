@@ -7,6 +7,7 @@ them (looking at an object changes its reference count, and so the page that it 
 Legend: N objects of one image, H W original size in pixels, I images of a table, M objects of all its images.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ SCORE_DIGITS = 6
 
 SPLIT_NAMES = ("train", "val", "test")
 Arrays = dict[str, NDArray[Any]]
+_WHOLE = re.compile(r"[+-]?[0-9]{1,4000}(\.0)?")  # int() refuses longer ones
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,3 +317,22 @@ def count_objects(images: Sequence[AnnotatedImage]) -> NDArray[np.int64]:
 def list_paths(images: Sequence[AnnotatedImage]) -> list[Path]:
     """List the image files."""
     return images.paths if isinstance(images, PackedImages) else [image.path for image in images]
+
+
+def read_whole(value: Any) -> int | None:
+    """Read 7, 7.0, "7" or "7.0" as 7; None for anything else, such as True, 7.5, "1_12" or "\u0667"."""
+    if isinstance(value, str):
+        return int(value.removesuffix(".0")) if _WHOLE.fullmatch(value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def read_number(value: Any) -> float | None:
+    """Read an int, a float or a decimal number in text; None for anything else, such as True, "nan" or "1_2"."""
+    if isinstance(value, str):
+        return float(value) if _DECIMAL.fullmatch(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None

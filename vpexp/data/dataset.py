@@ -32,7 +32,7 @@ from vpexp.data.readers.json_files import (
     name_subset,
 )
 from vpexp.data.shortage import advise, explain_shortage
-from vpexp.data.skipped import CROWD, NO_ANNOTATIONS, SkipLedger, describe_remarks
+from vpexp.data.skipped import CROWD, NO_ANNOTATIONS, SkipCounts, describe_remarks
 from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits, says_split
 from vpexp.errors import ConfigError, DataError
 from vpexp.registry import FORMATS, load_target
@@ -82,10 +82,8 @@ def load_dataset(
     dataset = kept.read() if kept is not None else None
     if dataset is None:
         started = time.monotonic()
-        ledger = partial(
-            SkipLedger, strict=settings.strict, keep_boxes=keep_boxes, keep_crowds=settings.crowd == "keep"
-        )
-        dataset = _read_dataset(folder, settings, seed, splits, ledger, keep_empty=keep_empty)
+        skips = partial(SkipCounts, strict=settings.strict, keep_boxes=keep_boxes, keep_crowds=settings.crowd == "keep")
+        dataset = _read_dataset(folder, settings, seed, splits, skips, keep_empty=keep_empty)
         is_whole = all(len(split.images) for split in dataset.splits.values())  # what every caller may be given
         if kept is not None and is_whole and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
             kept.write(dataset)
@@ -102,7 +100,7 @@ def _read_dataset(
     settings: DataConfig,
     seed: int,
     splits: Collection[str],
-    build_ledger: Callable[[], SkipLedger],
+    build_skips: Callable[[], SkipCounts],
     *,
     keep_empty: bool,
 ) -> AnnotatedDataset:
@@ -113,7 +111,7 @@ def _read_dataset(
         format_ = detection.format
         notes.append(detection.note)
     reader = _build_reader(folder, settings, format_)
-    loading = _Loading(reader, folder, build_ledger)
+    loading = _Loading(reader, folder, build_skips)
     requested = _list_requested(settings)
     notes += check_unreadable(reader, folder, requested, splits)
     plan = loading.plan(requested, splits)
@@ -155,16 +153,16 @@ class _ReadSubset:
 
     categories: tuple[str, ...]
     images: PackedImages
-    ledger: SkipLedger
+    skips: SkipCounts
 
 
 class _Loading:
     """The subsets of one data set while they are read: each once, all with one list of categories."""
 
-    def __init__(self, reader: Reader, folder: Folder, build_ledger: Callable[[], SkipLedger]) -> None:
+    def __init__(self, reader: Reader, folder: Folder, build_skips: Callable[[], SkipCounts]) -> None:
         self._reader = reader
         self._folder = folder
-        self._build_ledger = build_ledger
+        self._build_skips = build_skips
         self._read: dict[str, _ReadSubset] = {}
         self._index: dict[str, int] = {}
 
@@ -196,15 +194,15 @@ class _Loading:
 
     def _is_unannotated(self, name: str) -> bool:
         subset = self._read_subset(name)
-        return not len(subset.images) and set(subset.ledger.counts) == {NO_ANNOTATIONS}
+        return not len(subset.images) and set(subset.skips.counts) == {NO_ANNOTATIONS}
 
     def _read_subset(self, name: str) -> "_ReadSubset":
         """Read a subset once."""
         if name not in self._read:
-            ledger = self._build_ledger()
-            subset = self._reader.read_subset(name, ledger)
+            skips = self._build_skips()
+            subset = self._reader.read_subset(name, skips)
             images = PackedImages(ImageTable.pack(sorted(subset.images, key=lambda image: image.image_id)))
-            self._read[name] = _ReadSubset(subset.categories, images, ledger)
+            self._read[name] = _ReadSubset(subset.categories, images, skips)
         return self._read[name]
 
     def build_splits(
@@ -219,32 +217,32 @@ class _Loading:
         tables: dict[str, ImageTable] = {}
         for name, source in plan.sources.items():
             subset = self._read_subset(source.subset)
-            ledger = subset.ledger
+            skips = subset.skips
             if not len(subset.images) and not keep_empty:
-                raise DataError(explain_shortage(name, source.subset, ledger, self._folder))
+                raise DataError(explain_shortage(name, source.subset, skips, self._folder))
             if source.subset not in tables:
                 table = subset.images.table
                 places = [self._index.setdefault(category, len(self._index)) for category in subset.categories]
                 tables[source.subset] = replace(table, labels_M=np.array(places, dtype=np.int64)[table.labels_M])
             rows = _take_part(len(subset.images), source, val_fraction, seed)
             counted = source.part != "held out" or "train" not in plan.sources
-            counts = dict(ledger.counts) if counted else {}
-            examples = dict(ledger.examples) if counted else {}
+            counts = dict(skips.counts) if counted else {}
+            examples = dict(skips.examples) if counted else {}
             splits[name] = Split(name, source.subset, PackedImages(tables[source.subset], rows), counts, examples)
         return splits
 
     def describe(self, splits: dict[str, Split]) -> list[str]:
         """Describe what is unusual about the data that was read."""
         used = {split.source: self._read[split.source] for split in splits.values()}
-        notes = describe_remarks(subset.ledger for subset in used.values())
-        unsettled = sum(subset.ledger.unsettled_turns for subset in used.values())
+        notes = describe_remarks(subset.skips for subset in used.values())
+        unsettled = sum(subset.skips.unsettled_turns for subset in used.values())
         if unsettled:
             notes.append(
                 f"{unsettled} of the images have an EXIF orientation that their annotation's size cannot settle: turned "
                 "as viewers show them"
             )
         for name, subset in used.items():
-            crowds, objects = subset.ledger.counts.get(CROWD, 0), int(count_objects(subset.images).sum())
+            crowds, objects = subset.skips.counts.get(CROWD, 0), int(count_objects(subset.images).sum())
             if crowds and crowds >= objects:
                 notes.append(
                     f"{crowds} of the {crowds + objects} objects of '{name}' are crowd regions: {advise(CROWD)}"

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from vpexp.data.folder import compose, is_special, walk
 from vpexp.data.image_files import IMAGE_SUFFIXES, NOT_A_FILE, UNREAD_SUFFIXES, describe_unread, is_image_file
-from vpexp.data.skipped import OUTSIDE, SkipLedger, order_by_count
+from vpexp.data.skipped import OUTSIDE, SkipCounts, order_by_count
 from vpexp.errors import ConfigError, DataError
 from vpexp.files import is_below
 
@@ -51,7 +51,7 @@ class NameMatch:
 def find_images(
     source: str,
     leave_out: Path | None = None,
-    ledger: SkipLedger | None = None,
+    skips: SkipCounts | None = None,
     *,
     allow_outside: bool = False,
 ) -> list[SourceImage]:
@@ -64,7 +64,7 @@ def find_images(
     Args:
         source: a file, a folder or a pattern.
         leave_out: a folder that is passed over where it lies inside of the source: that of vpexp's own pictures.
-        ledger: counts the other files: image files of types that are not read, and files that are no images.
+        skips: counts the other files: image files of types that are not read, and files that are no images.
         allow_outside: take images that links in the folder lead to outside of it; otherwise they are counted.
 
     Raises:
@@ -90,13 +90,13 @@ def find_images(
         barred = {name: OUTSIDE for name in names if not allow_outside and not is_below(base / name, base)}
         barred |= {name: NOT_A_FILE for name in names if is_special(base / name)}
     names = [name for name in names if not name.startswith(_name_folder(base, leave_out))] if leave_out else names
-    ledger = SkipLedger() if ledger is None else ledger
+    skips = SkipCounts() if skips is None else skips
     for name in [name for name in names if name in barred and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]:
-        ledger.skip(barred[name], str(base / name))
-    chosen = _select_images(base, [name for name in names if name not in barred], ledger)
+        skips.skip(barred[name], str(base / name))
+    chosen = _select_images(base, [name for name in names if name not in barred], skips)
     images = [SourceImage(number, name, base / name) for number, name in enumerate(chosen, start=1)]
     if not images:
-        passed = "".join(f"; {count} x {reason}" for reason, count in order_by_count(ledger.counts))
+        passed = "".join(f"; {count} x {reason}" for reason, count in order_by_count(skips.counts))
         raise DataError(f"source={source}: no image among the {len(names)} files and folders found{passed}")
     return images
 
@@ -158,14 +158,14 @@ def _split_pattern(path: Path) -> tuple[Path, str]:
     return base, ""
 
 
-def _select_images(base: Path, names: Iterable[str], ledger: SkipLedger) -> list[str]:
+def _select_images(base: Path, names: Iterable[str], skips: SkipCounts) -> list[str]:
     """Keep image files, each once, sorted by name; the others are counted."""
     chosen = []
     for name in sorted({Path(name).as_posix() for name in names if (base / name).is_file()}):
         if not is_image_file(base, name):
-            ledger.remark({_NO_IMAGES: 1}, str(base / name))
+            skips.remark({_NO_IMAGES: 1}, str(base / name))
         elif PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:
-            ledger.skip(describe_unread(name), str(base / name))
+            skips.skip(describe_unread(name), str(base / name))
         else:
             chosen.append(name)
     return chosen

@@ -67,7 +67,7 @@ class ImageHeader:
 
     @property
     def remarks(self) -> dict[str, int]:
-        """Count what is remarkable about how the image is read, for `SkipLedger.remark`."""
+        """Count what is remarkable about how the image is read, for `SkipCounts.remark`."""
         counts = {
             _WIDE: int(self.is_wide),
             _JOINED: int(self.is_joined),

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vpexp.data.annotations import Rle
-from vpexp.data.numbers import read_number, read_whole
+from vpexp.data.annotations import Rle, read_number, read_whole
 
 _ROWS_AND_COLUMNS = 2
 _FAR_OUTSIDE = 10

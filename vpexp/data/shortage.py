@@ -17,7 +17,7 @@ from vpexp.data.skipped import (
     SIZE_DIFFERS,
     UNDECLARED,
     UNKNOWN_IMAGE,
-    SkipLedger,
+    SkipCounts,
     order_by_count,
 )
 
@@ -83,18 +83,18 @@ def advise(reason: str) -> str | None:
     return _CAUSES[reason][1] if reason in _CAUSES else None
 
 
-def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder) -> str:
+def explain_shortage(split: str, subset: str, skips: SkipCounts, folder: Folder) -> str:
     """Explain in one line why a split has no object with a mask.
 
     Args:
         split: train, val or test.
         subset: The data set's own name of it.
-        ledger: What was skipped while it was read.
+        skips: What was skipped while it was read.
         folder: The data set's folder.
     """
     what = "nothing to learn from" if split == "train" else "nothing to measure"
     where = f"{folder.root}: {what} in split {split} ('{subset}')"
-    causes = [(reason, count) for reason, count in order_by_count(ledger.counts) if reason not in _CONSEQUENCES]
+    causes = [(reason, count) for reason, count in order_by_count(skips.counts) if reason not in _CONSEQUENCES]
     if not causes:
         if not folder.image_count:
             return f"{where}: the folder holds no image files; set data.root to the folder of the data set"
@@ -106,4 +106,4 @@ def explain_shortage(split: str, subset: str, ledger: SkipLedger, folder: Folder
     if others:
         cause = f"{count} {one if count == 1 else several}"
     more = "".join(f", {number} skipped: {other}" for other, number in others[:3])
-    return f"{where}: {cause}{more}; {advice} (first: {ledger.examples[reason]})"
+    return f"{where}: {cause}{more}; {advice} (first: {skips.examples[reason]})"

@@ -52,7 +52,7 @@ class Remark:
     example: str
 
 
-class SkipLedger:
+class SkipCounts:
     """Counts what is skipped while one subset is read, and keeps the first example of each reason.
 
     Attributes:
@@ -107,11 +107,11 @@ class SkipLedger:
             one.total += count
 
 
-def describe_remarks(ledgers: Iterable[SkipLedger]) -> list[str]:
+def describe_remarks(counts: Iterable[SkipCounts]) -> list[str]:
     """Describe what is remarkable about the reading of images, a line a remark."""
     joined: dict[str, Remark] = {}
-    for ledger in ledgers:
-        for text, own in ledger.remarks.items():
+    for skips in counts:
+        for text, own in skips.remarks.items():
             one = joined.setdefault(text, Remark(0, 0, own.example))
             one.images += own.images
             one.total += own.total

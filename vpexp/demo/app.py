@@ -20,10 +20,19 @@ from starlette.routing import Route
 
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import SourceImage
-from vpexp.demo.guard import Guard, Reply, RequestError, build_error
 from vpexp.demo.labels import Entry, read_mask
-from vpexp.demo.pictures import PictureChangedError, build_picture, read_size
-from vpexp.demo.session import Answer, LabelSession, StepError, Steps, describe_steps, parse_steps
+from vpexp.demo.server import Guard, Reply, RequestError, build_error
+from vpexp.demo.session import (
+    Answer,
+    LabelSession,
+    PictureChangedError,
+    StepError,
+    Steps,
+    build_picture,
+    describe_steps,
+    parse_steps,
+    read_size,
+)
 from vpexp.demo.store import LabelStore, UnknownMaskError
 from vpexp.errors import OutputError
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import Rle, read_whole
 from vpexp.data.masks import MaskError, check_rle, compute_area, compute_box, polygons_to_rle
-from vpexp.data.numbers import read_whole
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError
 

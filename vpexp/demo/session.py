@@ -8,28 +8,36 @@ All coordinates are pixels of the image as it is shown, x before y. A point name
 edges of its pixels.
 """
 
+import io
 import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
+from PIL import Image
 
 from vpexp.data.annotations import Rle
+from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import SourceImage
-from vpexp.data.images import read_image
+from vpexp.data.images import open_image, read_image, read_image_header
 from vpexp.data.masks import compute_area, decode_rle
-from vpexp.demo.pictures import PictureChangedError, read_stamp
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 
 ALWAYS, NEVER = "always", "never"
 REMEMBERED = 64  # answers; each holds the low-resolution logits, 256 kB for a model of 1024 px
 HELD = 0.8  # share of a mask that lies inside of a box drawn around the object by hand
 MOST_STEPS = 200  # far more than anybody clicks; it bounds what one request may cost
+MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+"""Formats that every browser shows."""
+
+SHOWN_ALIKE = ("RGB", "L")  # of other modes the model drops alpha, stretches values, or converts colours in its own way
+QUALITY = 95
 
 
 class StepError(ValueError):
@@ -263,3 +271,57 @@ def _rank(answer: Answer, steps: Sequence[Step]) -> tuple[int, float]:
 
 def _build_answer(prediction: Prediction) -> Answer:
     return Answer(next(iter(prediction.encode_masks())), float(prediction.iou[0]), prediction.low_res[0])
+
+
+class PictureChangedError(Exception):
+    """Another picture lies where the one was that is labelled."""
+
+
+def read_stamp(path: Path) -> str:
+    """Read what changes with the content of a file.
+
+    Raises:
+        ImageFileError: it is not there.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageFileError(path, error.strerror or "cannot be read") from error
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the (height, width) of an image as it is shown.
+
+    Raises:
+        ImageFileError: it cannot be read.
+    """
+    return read_image_header(path).transposed_size
+
+
+def build_picture(path: Path) -> tuple[bytes, str]:
+    """Build what a browser is sent: the file itself where the browser shows it as the model sees it, else a JPEG.
+
+    Returns:
+        The content and its media type.
+
+    Raises:
+        ImageFileError: the image cannot be read.
+    """
+    media_type = _find_media_type(path)
+    if media_type is not None:
+        return path.read_bytes(), media_type
+    content = io.BytesIO()
+    Image.fromarray(read_image(path)).save(content, "JPEG", quality=QUALITY, subsampling=0)
+    return content.getvalue(), MEDIA_TYPES["JPEG"]
+
+
+def _find_media_type(path: Path) -> str | None:
+    """Find the media type of a file that can be sent as it is; None where it cannot."""
+    header = read_image_header(path)
+    with open_image(path) as file:
+        picture = file.picture
+        if picture is None or header.orientation != 1 or header.remarks:
+            return None
+        is_alike = picture.mode in SHOWN_ALIKE and "transparency" not in picture.info
+        return MEDIA_TYPES.get(file.format) if is_alike else None

@@ -22,7 +22,7 @@ from typing import Any
 from vpexp.data.annotations import SCORE_DIGITS, Rle
 from vpexp.data.image_source import SourceImage
 from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels
-from vpexp.demo.pictures import PictureChangedError
+from vpexp.demo.session import PictureChangedError
 from vpexp.errors import CheckpointError, ConfigError, OutputError
 from vpexp.files import write_text
 from vpexp.runfolder import RunFolder

@@ -53,7 +53,7 @@ def quantize_within(
     *,
     methods: Mapping[str, str],
     max_drop: float,
-    tell: Callable[[Trial], None],
+    report: Callable[[Trial], None],
 ) -> ControlledModel:
     """Make parts safer until no more than ``max_drop`` is lost.
 
@@ -67,7 +67,7 @@ def quantize_within(
         measure: scores a model; higher is better.
         methods: where to begin.
         max_drop: most that may be lost of the score.
-        tell: is given each trial when it is done.
+        report: is given each trial when it is done.
     """
     reference = measure(source)
     done: dict[tuple[str, ...], tuple[ExportedModel, Trial]] = {}
@@ -78,7 +78,7 @@ def quantize_within(
             model = build(chosen)
             score = measure(model)
             done[key] = model, Trial(dict(chosen), score, reference - score)
-            tell(done[key][1])
+            report(done[key][1])
         return done[key]
 
     def measure_drop(part: str) -> float:

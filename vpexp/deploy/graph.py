@@ -1,16 +1,22 @@
-"""The two torch modules that are exported, with the inputs and outputs of the contract.
+"""The two torch modules that are exported, with the inputs and outputs of the contract, and what their files state of them.
 
-Both only call what training and testing call, so that an exported model computes what was tested.
+Both only call what training and testing call, so that an exported model computes what was tested. OpenVINO's Model API reads
+the keys of the metadata, so that a client needs nothing else.
 
 Shapes: N prompts, P points a prompt, M masks given (1 or N), C channels, S model input size, h w = S/4, H W rows and columns
 of the embedding (S/16) or of the original image.
 """
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vpexp.data.geometry import MEAN, STD
+from vpexp.inference.exported import MODEL_TYPES
 from vpexp.models.sam import Sam, upscale_logits
 
 
@@ -90,3 +96,51 @@ def _compute_resized_size(orig_size_12: Tensor, image_size: int) -> Any:
     resized_12 = (2 * image_size * orig_size_12 + longest) // (2 * longest)
     resized_12 = resized_12.clamp(min=1)
     return resized_12[0, 0], resized_12[0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportInfo:
+    """What is known of the model that is exported.
+
+    Attributes:
+        model_name: name in the table of ``stage=models``.
+        image_size: side of the model's square input, pixels.
+        labels: class names of the data that it was trained on.
+        source_hash: hash of the weights, the same in both parts.
+    """
+
+    model_name: str
+    image_size: int
+    labels: Sequence[str]
+    source_hash: str
+
+
+def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, str]:
+    """Build the entries of ``rt_info/model_info``.
+
+    The first ones are Model API's. Its lists are separated by blanks, so that blanks inside a label become underscores
+    there; ``label_names`` keeps them. ``pad_value`` is 0 after normalisation: the graph pads by itself.
+
+    Args:
+        info: the model.
+        part: image_encoder or decoder.
+        precision: FP32, FP16 or INT8.
+    """
+    from importlib.metadata import version
+
+    return {
+        "model_type": MODEL_TYPES[part],
+        "task_type": "visual_prompting",
+        "mean_values": " ".join(map(str, MEAN)),
+        "scale_values": " ".join(map(str, STD)),
+        "resize_type": "fit_to_window",
+        "pad_value": "0",
+        "reverse_input_channels": "False",
+        "image_size": str(info.image_size),
+        "labels": " ".join("_".join(label.split()) for label in info.labels),
+        "label_names": json.dumps(list(info.labels)),
+        "model_name": info.model_name,
+        "precision": precision,
+        "source_hash": info.source_hash,
+        "vpexp_version": version("vpexp"),
+    }

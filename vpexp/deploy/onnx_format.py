@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder
-from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, ExportInfo, build_model_info
 from vpexp.errors import ConfigError
 from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
 from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS

@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder
-from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, ExportInfo, build_model_info
 from vpexp.deploy.preprocessing import accept_any_size
 from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
-from vpexp.inference.openvino_predictor import get_core
+from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS, get_core
 from vpexp.models.sam import Sam
 from vpexp.runtime import find_thread_limit
 

@@ -22,8 +22,7 @@ from vpexp.deploy.calibration import CalibrationSet, PartInputs
 from vpexp.deploy.ignored_scope import find_precise_nodes
 from vpexp.deploy.openvino_format import name_ports, save_graph
 from vpexp.inference.exported import DECODER, ENCODER, OPTIMIZED_NAME, ExportedModel
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
-from vpexp.inference.openvino_predictor import lend_core
+from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS, lend_core
 
 INT8, WEIGHTS, KEEP = "int8", "weights", "keep"
 """What is done to a part: weights and activations, weights only, nothing; from the fastest to the most exact."""

@@ -1,6 +1,16 @@
-"""What exported models share, whatever runs them: numpy in, numpy out. Legend as in ``predictor.py``."""
+"""Exported models, run by OpenVINO (in full or half precision, and INT8) or by ONNX Runtime: numpy in, numpy out.
 
-from collections.abc import Callable
+Each ``openvino.Core`` gives the thread that uses its CPU plugin a stack for signal handlers, and takes it away when it goes.
+Where two of them do not go in the reverse order of their coming, the stack that is put back is one that is gone, and the next
+signal (a data worker that ends, Ctrl-C) kills the process. So there is one Core, and it stays.
+
+Legend as in ``predictor.py``.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +19,8 @@ from numpy.typing import NDArray
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.masks import Region
 from vpexp.data.prompts import Prompts
-from vpexp.inference.exported import ExportedModel, ModelMetadata
+from vpexp.errors import CheckpointError
+from vpexp.inference.exported import ExportedModel, ModelMetadata, _open_session, read_metadata
 from vpexp.inference.predictor import (
     ImageEmbedding,
     Prediction,
@@ -19,12 +30,12 @@ from vpexp.inference.predictor import (
     count_prompts_a_call,
 )
 from vpexp.inference.upscaling import plan_upscaling
+from vpexp.runtime import find_thread_limit
 
 ENCODER_INPUTS = ("images",)
 ENCODER_OUTPUTS = ("image_embeddings",)
 DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_size")
 DECODER_OUTPUTS = ("upscaled_masks", "iou_predictions", "low_res_masks")
-
 Arrays = dict[str, NDArray[Any]]
 RunGraph = Callable[[Arrays], Arrays]
 
@@ -110,3 +121,120 @@ class GraphPredictor:
     ) -> Prediction:
         """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts."""
         return self.decode_prompts(embedding, build_prompts(boxes, points, point_labels, mask_input))
+
+
+class OpenvinoPredictor(GraphPredictor):
+    """Runs an exported model by OpenVINO.
+
+    In float32, whatever the processor prefers: on CPUs with bfloat16 OpenVINO's default would move mask outlines.
+
+    Args:
+        model: the files.
+        threads: CPU threads; None: OMP_NUM_THREADS, else OpenVINO's own choice.
+        device: OpenVINO's name of the device.
+
+    Raises:
+        CheckpointError: the files are damaged, have other ports than vpexp writes, or there is no such device.
+    """
+
+    def __init__(self, model: ExportedModel, *, threads: int | None = None, device: str = "CPU") -> None:
+        metadata = read_metadata(model)
+        core = get_core()
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        threads = threads or find_thread_limit()
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        encoder = _read_graph(core, model.encoder, ENCODER_INPUTS, ENCODER_OUTPUTS)
+        # What is embedded here has the model's size already, so what would fit it in falls away.
+        encoder.reshape([1, 3, metadata.image_size, metadata.image_size])
+        decoder = _read_graph(core, model.decoder, DECODER_INPUTS, DECODER_OUTPUTS)
+        super().__init__(
+            model,
+            metadata,
+            partial(_run_openvino, _compile(core, encoder, device, settings), ENCODER_OUTPUTS),
+            partial(_run_openvino, _compile(core, decoder, device, settings), DECODER_OUTPUTS, in_place=True),
+        )
+
+
+def _read_graph(core: Any, file: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    try:
+        graph = core.read_model(file)
+    except Exception as error:  # OpenVINO raises RuntimeError and its own kinds
+        line = " ".join(str(error).split())[-200:]
+        raise CheckpointError(
+            f"{file} cannot be read by OpenVINO: damaged, or its .bin is of another file ({line})"
+        ) from error
+    for wanted, ports in ((inputs, graph.inputs), (outputs, graph.outputs)):
+        names = {name for port in ports for name in port.get_names()}
+        if not set(wanted) <= names:
+            missing = ", ".join(sorted(set(wanted) - names))
+            raise CheckpointError(f"{file} has no port {missing}: it was not written by stage=export")
+    return graph
+
+
+def _compile(core: Any, graph: Any, device: str, settings: dict[str, Any]) -> Any:
+    try:
+        return core.compile_model(graph, device, settings)
+    except Exception as error:  # as above
+        line = " ".join(str(error).split())[-200:]
+        known = ", ".join(name.lower() for name in core.available_devices)
+        raise CheckpointError(
+            f"OpenVINO cannot run the model on device={device.lower()}; devices here: {known} ({line})"
+        ) from error
+
+
+def _run_openvino(graph: Any, outputs: tuple[str, ...], inputs: Arrays, *, in_place: bool = False) -> Arrays:
+    """Run a graph; ``in_place`` gives outputs that hold until it runs again, and saves copying full-size logits."""
+    results = graph(inputs, share_outputs=in_place)
+    return {name: results[name] for name in outputs}
+
+
+@cache
+def get_core() -> Any:
+    """Get the process's ``openvino.Core``; its CPU plugin is loaded."""
+    import openvino
+
+    core = openvino.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin before anybody else's
+    return core
+
+
+@contextmanager
+def lend_core() -> Iterator[Any]:
+    """Let a library that makes Cores of its own (NNCF: one for each model it compiles) get this one meanwhile."""
+    import openvino
+
+    core, usual = get_core(), (openvino.Core, openvino.compile_model)
+    openvino.Core = lambda *_: core
+    openvino.compile_model = lambda model, device_name="CPU", config=None: core.compile_model(
+        model, device_name, config or {}
+    )
+    try:
+        yield core
+    finally:
+        openvino.Core, openvino.compile_model = usual
+
+
+class OnnxPredictor(GraphPredictor):
+    """Runs an exported model by onnxruntime, on the CPU.
+
+    Args:
+        model: the files.
+        threads: CPU threads; None: OMP_NUM_THREADS, else onnxruntime's own choice.
+
+    Raises:
+        CheckpointError: the files are damaged or not vpexp's, or onnxruntime is not installed.
+    """
+
+    def __init__(self, model: ExportedModel, *, threads: int | None = None) -> None:
+        metadata = read_metadata(model)
+        super().__init__(
+            model,
+            metadata,
+            partial(_run_onnx, _open_session(model.encoder, threads), ENCODER_OUTPUTS),
+            partial(_run_onnx, _open_session(model.decoder, threads), DECODER_OUTPUTS),
+        )
+
+
+def _run_onnx(session: Any, outputs: tuple[str, ...], inputs: Arrays) -> Arrays:
+    return dict(zip(outputs, session.run(list(outputs), inputs), strict=True))

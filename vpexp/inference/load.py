@@ -68,12 +68,12 @@ def load_predictor(
     if not isinstance(source, ExportedModel):
         return _load_torch(source, device, Path(output_dir))
     if source.format == "onnx":
-        from vpexp.inference.onnx_predictor import OnnxPredictor
+        from vpexp.inference.graph_predictor import OnnxPredictor
 
         if device.lower() != "cpu":
             raise CheckpointError(f"device={device}: an ONNX model runs on the CPU here; export OpenVINO IR for others")
         return OnnxPredictor(source, threads=threads)
-    from vpexp.inference.openvino_predictor import OpenvinoPredictor
+    from vpexp.inference.graph_predictor import OpenvinoPredictor
 
     return OpenvinoPredictor(source, threads=threads, device=device.upper())
 

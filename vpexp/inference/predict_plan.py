@@ -12,7 +12,7 @@ from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import NameMatch, SourceImage, match_names, suggest_name
 from vpexp.data.images import read_image_header
 from vpexp.data.prompts import prompts_from_boxes
-from vpexp.data.skipped import SkipLedger
+from vpexp.data.skipped import SkipCounts
 from vpexp.data.writers.images import name_file
 from vpexp.errors import DataError
 from vpexp.inference.prompt_file import DEFAULT_LABEL, ImagePrompts, fit_prompts, read_prompt_file
@@ -75,13 +75,13 @@ def plan_grid(images: Sequence[SourceImage]) -> PredictionPlan:
     return PredictionPlan([PredictionTask(image, None) for image in images], (DEFAULT_LABEL,))
 
 
-def plan_prompts(images: Sequence[SourceImage], path: Path, ledger: SkipLedger) -> PredictionPlan:
+def plan_prompts(images: Sequence[SourceImage], path: Path, skips: SkipCounts) -> PredictionPlan:
     """Give each image the prompts that a file has for it.
 
     Args:
         images: all images of the source.
         path: the file of prompts.
-        ledger: counts images whose header cannot be read.
+        skips: counts images whose header cannot be read.
 
     Raises:
         ConfigError, DataError: see ``read_prompt_file``, ``match_names`` and ``fit_prompts``; or the file has no prompt
@@ -96,7 +96,7 @@ def plan_prompts(images: Sequence[SourceImage], path: Path, ledger: SkipLedger) 
     for image in images:
         if image.number in given:
             name = given[image.number]
-            prompts = _fit(image, by_name[name], f"{path}: {name!r}", ledger)
+            prompts = _fit(image, by_name[name], f"{path}: {name!r}", skips)
             tasks += [PredictionTask(image, prompts)] if prompts else []
     labels = dict.fromkeys(label for task in tasks if task.prompts for label in task.prompts.labels)
     warnings = _describe_unknown(match, images, path)
@@ -151,12 +151,12 @@ def _choose_name(name: str, split: str, taken: set[str]) -> str:
     return chosen
 
 
-def _fit(image: SourceImage, prompts: ImagePrompts, origin: str, ledger: SkipLedger) -> ImagePrompts | None:
+def _fit(image: SourceImage, prompts: ImagePrompts, origin: str, skips: SkipCounts) -> ImagePrompts | None:
     """Check prompts against the image's size; None where the image cannot be read."""
     try:
         height, width = read_image_header(image.path).transposed_size
     except ImageFileError as error:
-        ledger.skip(error.reason, str(image.path))
+        skips.skip(error.reason, str(image.path))
         return None
     return fit_prompts(prompts, height=height, width=width, origin=origin)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from vpexp.config.quoting import quote_value, quote_word
 from vpexp.console import say
 from vpexp.data.image_source import SourceImage, find_images, find_source_folder
-from vpexp.data.skipped import SkipLedger, order_by_count
+from vpexp.data.skipped import SkipCounts, order_by_count
 from vpexp.demo.store import LabelStore, hold_folder
 from vpexp.errors import ConfigError
 from vpexp.stages.shared.context import RunContext, StageResult
@@ -66,10 +66,10 @@ def find_folder(context: RunContext) -> Path:
 def list_images(context: RunContext, folder: Path) -> list[SourceImage]:
     """List the images to label; where the data set lies inside of the source, its own are none of them."""
     cfg = context.cfg
-    ledger = SkipLedger(strict=cfg.data.strict)
-    found = find_images(cfg.source, leave_out=context.output_dir, ledger=ledger, allow_outside=cfg.data.allow_outside)
-    for reason, count in order_by_count(ledger.counts):
-        say(f"passed over: {count} x {reason} ({ledger.examples[reason]})", style="yellow")
+    skips = SkipCounts(strict=cfg.data.strict)
+    found = find_images(cfg.source, leave_out=context.output_dir, skips=skips, allow_outside=cfg.data.allow_outside)
+    for reason, count in order_by_count(skips.counts):
+        say(f"passed over: {count} x {reason} ({skips.examples[reason]})", style="yellow")
     others = [image for image in found if folder not in image.path.resolve().parents]
     return others or found  # or the source is the data set's own image folder
 

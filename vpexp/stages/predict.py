@@ -21,7 +21,7 @@ from vpexp.data.image_source import find_images
 from vpexp.data.images import read_image, read_image_header
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.data.prompts import Prompts
-from vpexp.data.skipped import SkipLedger, describe_remarks, order_by_count
+from vpexp.data.skipped import SkipCounts, describe_remarks, order_by_count
 from vpexp.errors import DataError
 from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
 from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
@@ -36,7 +36,7 @@ GRID, DATASET = "grid", "dataset"
 
 
 @dataclass(slots=True)
-class _Tally:
+class _Totals:
     """What came of the images."""
 
     prompts: int = 0
@@ -78,24 +78,24 @@ class _Job:
     plan: PredictionPlan
     writer: CocoResultWriter
     labels: LabelCollector | None
-    ledger: SkipLedger
-    tally: _Tally
+    skips: SkipCounts
+    totals: _Totals
 
     def describe(self) -> dict[str, Any]:
         """Describe in numbers what came of the images."""
-        tally = self.tally
+        totals = self.totals
         dataset = {} if self.labels is None else {"dataset": self.labels.describe()}
         return dataset | {
-            "images": tally.images,
-            "prompts": tally.prompts,
-            "masks": len(tally.scores),
-            "left_out": {"empty": tally.empty, "low score": tally.weak, "overlapping": tally.overlapping},
+            "images": totals.images,
+            "prompts": totals.prompts,
+            "masks": len(totals.scores),
+            "left_out": {"empty": totals.empty, "low score": totals.weak, "overlapping": totals.overlapping},
             "without_prompts": self.plan.without_prompts,
             "annotated": self.plan.annotated,
-            "skipped": dict(self.ledger.counts),
-            "examples": dict(self.ledger.examples),
+            "skipped": dict(self.skips.counts),
+            "examples": dict(self.skips.examples),
             "warnings": list(self.plan.warnings),
-            "notes": describe_remarks([self.ledger]),
+            "notes": describe_remarks([self.skips]),
         }
 
 
@@ -106,20 +106,20 @@ def run(context: RunContext) -> StageResult:
         ConfigError, DataError: source or prompts are not there, are malformed, or fit no image; no image can be read.
     """
     cfg = context.cfg
-    ledger = SkipLedger(strict=cfg.data.strict)
-    plan = _plan(context, ledger)
+    skips = SkipCounts(strict=cfg.data.strict)
+    plan = _plan(context, skips)
     output = context.settings.output
     labels = LabelCollector(output, context.folder.path / DATASET, plan) if output.format else None
     predictor = load_stage_model(context, "predicting with").predictor
     writer = CocoResultWriter(context.folder.path, plan.categories)
-    job = _Job(context, plan, writer, labels, ledger, _Tally())
+    job = _Job(context, plan, writer, labels, skips, _Totals())
     try:
         with writer:
             _predict_all(job, predictor)
     except BaseException as error:
-        if job.tally.images and isinstance(error, KeyboardInterrupt | SystemExit):
+        if job.totals.images and isinstance(error, KeyboardInterrupt | SystemExit):
             say(
-                f"stopped after {job.tally.images} of {len(plan.tasks)} images; their masks are in {writer.predictions}"
+                f"stopped after {job.totals.images} of {len(plan.tasks)} images; their masks are in {writer.predictions}"
             )
             if labels is not None:
                 labels.write()
@@ -127,33 +127,33 @@ def run(context: RunContext) -> StageResult:
             _record(job)
         raise
     try:
-        if job.tally.images:
+        if job.totals.images:
             _tell(job)
             if labels is not None:
                 labels.write()
     finally:
         _record(job)
-    if not job.tally.images:
-        reason, example = next(iter(ledger.examples.items()))
+    if not job.totals.images:
+        reason, example = next(iter(skips.examples.items()))
         where = f"data.root={cfg.data.root}" if cfg.source is None else f"source={cfg.source}"
         raise DataError(f"{where}: no image with prompts can be read; the first: {example} ({reason})")
     artifacts = {"predictions": writer.predictions, "images": writer.image_list}
     if context.folder.overlays.is_dir():
         artifacts["overlays"] = context.folder.overlays
-    return StageResult(job.tally.metrics, artifacts, context.folder.path, {"predict": job.describe()})
+    return StageResult(job.totals.metrics, artifacts, context.folder.path, {"predict": job.describe()})
 
 
-def _plan(context: RunContext, ledger: SkipLedger) -> PredictionPlan:
+def _plan(context: RunContext, skips: SkipCounts) -> PredictionPlan:
     cfg = context.cfg
     if cfg.prompts == DATASET:
         dataset = load_configured_dataset(context, SPLIT_NAMES, keep_boxes=True)
         plan = plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
     else:
         images = find_images(
-            cfg.source, leave_out=context.output_dir, ledger=ledger, allow_outside=cfg.data.allow_outside
+            cfg.source, leave_out=context.output_dir, skips=skips, allow_outside=cfg.data.allow_outside
         )
         by_file = cfg.prompts != GRID
-        plan = plan_prompts(images, Path(cfg.prompts).expanduser(), ledger) if by_file else plan_grid(images)
+        plan = plan_prompts(images, Path(cfg.prompts).expanduser(), skips) if by_file else plan_grid(images)
     for line in plan.warnings:
         say(line, style="yellow")
     return plan
@@ -168,10 +168,10 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
             try:
                 turned = task.annotated is None or task.annotated.exif_transpose
                 if task.annotated is None:  # of a data set's images it was remarked when they were loaded
-                    job.ledger.remark(read_image_header(task.image.path).remarks, str(task.image.path))
+                    job.skips.remark(read_image_header(task.image.path).remarks, str(task.image.path))
                 image_HW3 = read_image(task.image.path, turned)
             except ImageFileError as error:
-                job.ledger.skip(error.reason, str(task.image.path))
+                job.skips.skip(error.reason, str(task.image.path))
                 continue
             started = time.perf_counter()
             prompts, segmentation = _segment(cfg.predict, predictor, image_HW3, task)
@@ -180,7 +180,7 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
             if job.labels is not None:
                 job.labels.add(task, (image_HW3.shape[0], image_HW3.shape[1]), segmentation.masks)
             if len(prompts):
-                job.tally.add(len(prompts), segmentation, seconds)
+                job.totals.add(len(prompts), segmentation, seconds)
             if place in drawn and len(prompts):
                 name = visuals.name_picture(task.image.name.removesuffix(task.image.path.suffix), taken)
                 picture = _draw(image_HW3, prompts, segmentation.masks, is_grid=task.prompts is None)
@@ -243,15 +243,15 @@ def _record(job: _Job) -> None:
 
 
 def _tell(job: _Job) -> None:
-    cfg, tally, ledger = job.context.cfg, job.tally, job.ledger
+    cfg, totals, skips = job.context.cfg, job.totals, job.skips
     title = f"{cfg.model.name} on {name_data(cfg)}"
     table = PlainTable(title=title, show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    metrics = tally.metrics
+    metrics = totals.metrics
     for name in ("images", "prompts", "masks"):
         table.add_row(name, f"{metrics[f'predict/{name}']:.0f}")
-    if tally.scores:
+    if totals.scores:
         table.add_row("mean predicted IoU", f"{metrics['predict/mean_score']:.4f}")
     table.add_row("time an image", f"{metrics['predict/seconds_per_image']:.3f} s")
     console.print(table)
@@ -260,18 +260,18 @@ def _tell(job: _Job) -> None:
     if job.plan.without_prompts:
         say(f"images without prompts in {cfg.prompts}, passed over: {job.plan.without_prompts}")
     left_out = {
-        "empty": tally.empty,
-        "below the lowest score": tally.weak,
-        "overlapping a better one": tally.overlapping,
+        "empty": totals.empty,
+        "below the lowest score": totals.weak,
+        "overlapping a better one": totals.overlapping,
     }
     if any(left_out.values()):
         say(f"masks left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items() if count)}")
-    if tally.weak and not tally.scores:
+    if totals.weak and not totals.scores:
         key = "predict.grid_min_score" if cfg.prompts == GRID else "predict.min_score"
         say(f"no mask scored well enough: lower {key}, or fine-tune the model on images like these", style="yellow")
-    if ledger.counts:
-        reasons = [f"{count} x {reason} ({ledger.examples[reason]})" for reason, count in order_by_count(ledger.counts)]
+    if skips.counts:
+        reasons = [f"{count} x {reason} ({skips.examples[reason]})" for reason, count in order_by_count(skips.counts)]
         say(f"images passed over: {', '.join(reasons)}", style="yellow")
-    for note in describe_remarks([ledger]):
+    for note in describe_remarks([skips]):
         say(note)
     say(f"masks: {job.writer.predictions}")

@@ -18,7 +18,7 @@ from vpexp.inference.exported import DECODER, ENCODER, ExportedModel, ModelMetad
 from vpexp.inference.load import load_predictor
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
-from vpexp.stages.shared.evaluate import assess, tell_unreadable
+from vpexp.stages.shared.evaluate import assess, print_unreadable
 from vpexp.stages.shared.registry import log_exported, read_trained_scores, register_exported
 
 FEW_IMAGES, ENOUGH_IMAGES = 10, 32
@@ -74,7 +74,7 @@ def _read_calibration_set(context: RunContext, dataset: AnnotatedDataset, image_
         count=cfg.ptq.subset_size,
         seed=cfg.seed,
     )
-    tell_unreadable("train", calibration.unreadable)
+    print_unreadable("train", calibration.unreadable)
     count = len(calibration)
     if count < FEW_IMAGES:
         what = "image" if count == 1 else "images"
@@ -102,7 +102,7 @@ def _quantize(
         partial(_measure, context, dataset),
         methods=methods,
         max_drop=settings.max_drop,
-        tell=_tell_trial,
+        report=_print_trial,
     )
     say(
         f"kept, for f1-score on val to lose no more than {settings.max_drop:g}: {_describe_methods(controlled.methods)}"
@@ -115,7 +115,7 @@ def _measure(context: RunContext, dataset: AnnotatedDataset, model: ExportedMode
     return assess(context, predictor, dataset, "val", description="measuring on val").metrics["f1-score"]
 
 
-def _tell_trial(trial: Trial) -> None:
+def _print_trial(trial: Trial) -> None:
     say(f"f1-score {trial.score:.4f} on val, {-trial.drop:+.4f} against before: {_describe_methods(trial.methods)}")
 
 

@@ -8,7 +8,7 @@ from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
 from vpexp.stages.shared.embeddings import prepare_embeddings
-from vpexp.stages.shared.evaluate import assess, record_unreadable, save_overlays, summarize, tell_result
+from vpexp.stages.shared.evaluate import assess, print_result, record_unreadable, save_overlays, summarize
 from vpexp.stages.shared.model import load_stage_model
 
 TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is a number of this test
@@ -36,7 +36,7 @@ def run(context: RunContext) -> StageResult:
         cache=encoder.cache if encoder else None,
         timed_images=TIMED_IMAGES,
     )
-    tell_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
+    print_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
     say(f"{model.size_mb:.1f} MB, loaded in {load_time:.2f} s")
     save_overlays(context, result, split)
     if encoder:

@@ -1,6 +1,6 @@
 """Drawn scenes: images whose every object is known to the pixel."""
 
-from vpexp.synthetic.scene import Scene, SceneDrawer
+from vpexp.synthetic.canvas import Scene, SceneDrawer
 from vpexp.synthetic.shapes import SHAPES, draw_shapes
 from vpexp.synthetic.vineyard import VINEYARD, draw_vineyard
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vpexp.synthetic.canvas import Canvas
+from vpexp.synthetic.canvas import Canvas, Field, Scene
 from vpexp.synthetic.outlines import Outline, build_contour, rasterize_outline, rotation, transform_outline
-from vpexp.synthetic.scene import Field, Scene
 from vpexp.synthetic.textures import (
     add_noise,
     blur_color,

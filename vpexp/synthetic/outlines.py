@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw
 
-from vpexp.synthetic.scene import Field, Points
+from vpexp.synthetic.canvas import Field, Points
 
 Layer = tuple[Points, bool]
 Outline = list[Layer]

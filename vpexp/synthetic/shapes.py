@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFilter
 
-from vpexp.synthetic.canvas import Canvas
+from vpexp.synthetic.canvas import Canvas, Field, Scene, SceneDrawer
 from vpexp.synthetic.microscopy import draw_microscopy
 from vpexp.synthetic.outlines import OUTLINES, rasterize_outline, rotation, transform_outline
-from vpexp.synthetic.scene import Field, Scene, SceneDrawer
 from vpexp.synthetic.textures import FIELDS, blur_field, develop, draw_noise, mix_colors
 
 MICROSCOPY_SHARE = 0.25

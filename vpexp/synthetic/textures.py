@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageFilter
 
-from vpexp.synthetic.scene import Field
+from vpexp.synthetic.canvas import Field
 
 FieldDrawer = Callable[[np.random.Generator, int, int], Field]
 _RESAMPLING = PilImage.Resampling

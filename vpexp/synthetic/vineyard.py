@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vpexp.synthetic.canvas import NO_OBJECT, Canvas
-from vpexp.synthetic.foliage import draw_leaves, paint_leaf
-from vpexp.synthetic.grapes import VARIETIES, draw_cluster, draw_single_berry, paint_stalk
+from vpexp.synthetic.canvas import NO_OBJECT, Canvas, Field, Light, Points, Scene, SceneDrawer, Sprite
 from vpexp.synthetic.outlines import build_band, rasterize_outline
-from vpexp.synthetic.scene import Field, Light, Points, Scene, SceneDrawer, Sprite
+from vpexp.synthetic.plants import VARIETIES, draw_cluster, draw_leaves, draw_single_berry, paint_leaf, paint_stalk
 from vpexp.synthetic.textures import (
     add_noise,
     blur_color,

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vpexp.data.folder import Folder
 from vpexp.data.readers.base import Subset
-from vpexp.data.skipped import SkipLedger
+from vpexp.data.skipped import SkipCounts
 
 
 def save_image(path, width=20, height=10, mode="RGB", **options):
@@ -83,11 +83,11 @@ def coco(tmp_path):
 
 @pytest.fixture
 def read_subset():
-    """Read one subset of a folder with a reader; returns it with its ledger."""
+    """Read one subset of a folder with a reader; returns it with its skips."""
 
-    def read(build_reader, root, name="train", **options) -> tuple[Subset, SkipLedger]:
-        ledger = SkipLedger(**options)
-        return build_reader(Folder(root)).read_subset(name, ledger), ledger
+    def read(build_reader, root, name="train", **options) -> tuple[Subset, SkipCounts]:
+        skips = SkipCounts(**options)
+        return build_reader(Folder(root)).read_subset(name, skips), skips
 
     return read
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vpexp.data.image_source import SourceImage, find_images, find_source_folder, match_names, suggest_name
-from vpexp.data.skipped import SkipLedger, describe_remarks
+from vpexp.data.skipped import SkipCounts, describe_remarks
 from vpexp.errors import ConfigError, DataError
 
 
@@ -223,12 +223,12 @@ def test_find_images__what_is_passed_over_is_counted(tmp_path):
     for name in ("e.heic", "f.HEIC", "g.dng", "README", "prompts.json"):
         (tmp_path / name).write_bytes(b"something else")
     os.mkfifo(tmp_path / "h.png")
-    ledger = SkipLedger()
-    images = find_images(str(tmp_path), ledger=ledger)
+    skips = SkipCounts()
+    images = find_images(str(tmp_path), skips=skips)
     assert get_names(images) == ["a.avif", "b.JP2", "c.tga", "d.PNG", "noending"]
     passed_over = {"file type not read (.heic)": 2, "file type not read (.dng)": 1}
-    assert ledger.counts == passed_over | {"no regular file, so it is not opened": 1}
-    assert describe_remarks([ledger]) == [f"files that are no images, passed over: 2 (such as {tmp_path / 'README'})"]
+    assert skips.counts == passed_over | {"no regular file, so it is not opened": 1}
+    assert describe_remarks([skips]) == [f"files that are no images, passed over: 2 (such as {tmp_path / 'README'})"]
     with pytest.raises(DataError, match=r"no image among the .*; 1 x file type not read \(\.dng\)"):
         find_images(str(tmp_path / "g*"))
 
@@ -240,12 +240,12 @@ def test_find_images__links_that_lead_outside(photos, tmp_path, pattern):
     outside.write_bytes(b"x")
     (photos / "d.jpg").symlink_to(outside)
     os.mkfifo(photos / "e.jpg")
-    ledger = SkipLedger()
-    names = get_names(find_images(f"{photos}{pattern}", ledger=ledger))
+    skips = SkipCounts()
+    names = get_names(find_images(f"{photos}{pattern}", skips=skips))
     assert "c.jpg" in names
     assert "d.jpg" not in names
-    assert ledger.counts.pop("file outside the given folder (data.allow_outside=true uses it)") == 1
-    assert ledger.examples["no regular file, so it is not opened"] == str(photos / "e.jpg")
+    assert skips.counts.pop("file outside the given folder (data.allow_outside=true uses it)") == 1
+    assert skips.examples["no regular file, so it is not opened"] == str(photos / "e.jpg")
     allowed = find_images(f"{photos}{pattern}", allow_outside=True)
     assert get_names(allowed) == sorted([*names, "d.jpg"])
     assert get_names(find_images(str(photos / "d.jpg"))) == ["d.jpg"]  # who names a link means it

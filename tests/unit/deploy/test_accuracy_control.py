@@ -25,7 +25,7 @@ def control(losses, max_drop, start=START):
             return 0.9
         return 0.9 - losses[0].get(str(model.encoder), 0) - losses[1].get(str(model.decoder), 0)
 
-    made = quantize_within(SOURCE, build, measure, methods=start, max_drop=max_drop, tell=[].append)
+    made = quantize_within(SOURCE, build, measure, methods=start, max_drop=max_drop, report=[].append)
     return made, tried
 
 

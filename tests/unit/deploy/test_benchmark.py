@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from vpexp.deploy.benchmark import Cost, build_gain_table, measure_costs
-from vpexp.inference.openvino_predictor import OpenvinoPredictor
+from vpexp.inference.graph_predictor import OpenvinoPredictor
 
 
 def test_measure_costs__sizes_are_those_of_the_files(debug_ir, calibrate):

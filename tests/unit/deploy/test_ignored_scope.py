@@ -4,7 +4,7 @@ import pytest
 
 from vpexp.deploy.ignored_scope import find_precise_nodes
 from vpexp.deploy.preprocessing import PREFIX
-from vpexp.inference.openvino_predictor import get_core
+from vpexp.inference.graph_predictor import get_core
 
 
 @pytest.fixture(scope="module")

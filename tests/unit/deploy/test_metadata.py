@@ -6,7 +6,7 @@ from importlib.metadata import version
 import pytest
 
 from vpexp.data.geometry import MEAN, STD
-from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.deploy.graph import ExportInfo, build_model_info
 
 
 def build(labels=("berry",), part="decoder", precision="FP32"):

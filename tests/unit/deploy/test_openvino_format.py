@@ -10,12 +10,10 @@ from openvino import opset13 as ops
 
 from tests.references.exports import LABELS, export
 from vpexp.data.geometry import compute_resized_size
-from vpexp.deploy.graph import ExportableDecoder
-from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.deploy.graph import ExportableDecoder, ExportInfo, build_model_info
 from vpexp.deploy.openvino_format import _build_decoder, save_graph
 from vpexp.inference.exported import ExportedModel, read_metadata
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
-from vpexp.inference.openvino_predictor import get_core
+from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS, get_core
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash
 

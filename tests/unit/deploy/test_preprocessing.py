@@ -8,7 +8,7 @@ from PIL import Image
 
 from vpexp.data.geometry import MEAN, STD, compute_resized_size, normalize_and_pad, resize_image
 from vpexp.deploy.preprocessing import PREFIX, accept_any_size
-from vpexp.inference.openvino_predictor import get_core
+from vpexp.inference.graph_predictor import get_core
 
 SIZE = 64
 FITTING = [(64, 64), (50, 64), (64, 41), (1, 64), (64, 1)]  # only padding is missing

@@ -8,7 +8,7 @@ import pytest
 from vpexp.config.schema import PtqConfig
 from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, quantize_model
 from vpexp.inference.exported import find_exported, read_metadata
-from vpexp.inference.openvino_predictor import OpenvinoPredictor, get_core
+from vpexp.inference.graph_predictor import OpenvinoPredictor, get_core
 
 BOTH = {"image_encoder": INT8, "decoder": INT8}
 

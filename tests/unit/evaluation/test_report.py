@@ -5,7 +5,7 @@ import math
 
 from rich.console import Console
 
-from vpexp.evaluation.report import build_class_table, build_metrics_table, format_metric
+from vpexp.stages.shared.evaluate import build_class_table, build_metrics_table, format_metric
 
 
 def show(table):

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from vpexp.errors import CheckpointError
+from vpexp.inference.graph_predictor import OnnxPredictor, OpenvinoPredictor
 from vpexp.inference.load import load_model, load_predictor
-from vpexp.inference.onnx_predictor import OnnxPredictor
-from vpexp.inference.openvino_predictor import OpenvinoPredictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash

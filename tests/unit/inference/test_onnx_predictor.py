@@ -9,7 +9,7 @@ import pytest
 from tests.references.exports import LABELS
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import find_exported, read_metadata, read_onnx_properties
-from vpexp.inference.onnx_predictor import OnnxPredictor
+from vpexp.inference.graph_predictor import OnnxPredictor
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from vpexp.inference.openvino_predictor import get_core, lend_core
+from vpexp.inference.graph_predictor import get_core, lend_core
 
 
 class SignalStack(ctypes.Structure):

@@ -8,11 +8,11 @@ import pytest
 from openvino import opset13 as ops
 
 from tests.references.exports import LABELS
-from vpexp.deploy.metadata import ExportInfo, build_model_info
+from vpexp.deploy.graph import ExportInfo, build_model_info
 from vpexp.deploy.openvino_format import save_graph
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import find_exported, read_metadata
-from vpexp.inference.openvino_predictor import OpenvinoPredictor
+from vpexp.inference.graph_predictor import OpenvinoPredictor
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.data.image_source import find_images
 from vpexp.data.masks import encode_mask
-from vpexp.data.skipped import SkipLedger
+from vpexp.data.skipped import SkipCounts
 from vpexp.errors import DataError
 from vpexp.inference.predict_plan import plan_dataset, plan_grid, plan_prompts
 
@@ -33,8 +33,8 @@ def plan(photos, tmp_path):
     def run_plan(content, strict=False):
         path = tmp_path / "p.json"
         path.write_text(json.dumps(content))
-        ledger = SkipLedger(strict=strict)
-        return plan_prompts(find_images(str(photos)), path, ledger), ledger
+        skips = SkipCounts(strict=strict)
+        return plan_prompts(find_images(str(photos)), path, skips), skips
 
     return run_plan
 
@@ -103,9 +103,9 @@ def test_plan_prompts__the_image_is_as_viewers_show_it(plan, photos):
 def test_plan_prompts__damaged_images_are_counted(plan, photos):
     (photos / "b.png").write_bytes((photos / "a.png").read_bytes()[:40])
     (photos / "d.jpg").write_bytes(b"nothing")
-    planned, ledger = plan({"a.png": BOX, "b.png": BOX, "d.jpg": BOX})
+    planned, skips = plan({"a.png": BOX, "b.png": BOX, "d.jpg": BOX})
     assert [task.image.name for task in planned.tasks] == ["a.png"]
-    assert sum(ledger.counts.values()) == 2
+    assert sum(skips.counts.values()) == 2
     with pytest.raises(DataError, match=r"b\.png: .*\(data\.strict=false skips and counts it\)"):
         plan({"a.png": BOX, "b.png": BOX}, strict=True)
 

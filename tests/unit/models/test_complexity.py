@@ -1,6 +1,6 @@
 import pytest
 
-from vpexp.models.complexity import compute_complexity
+from vpexp.stages.models import compute_complexity
 
 
 def test_compute_complexity__official_parameter_counts():

@@ -10,7 +10,7 @@ import pytest
 
 from vpexp.errors import DataError, ProcessError
 from vpexp.runfolder import RunFolder
-from vpexp.stages.shared.distributed import DONE, FAILED, open_followers, say_to_rank_0
+from vpexp.stages.shared.distributed import DONE, FAILED, open_followers, report_to_rank_0
 
 KILLED = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
 FAILS = "raise SystemExit(1)"
@@ -47,8 +47,8 @@ def test_explain__says_how_to_go_on_where_there_is_a_checkpoint(followers, tmp_p
 
 
 def test_explain__an_error_of_the_user_comes_before_what_followed_from_it(followers):
-    say_to_rank_0(followers.store, FAILED, 1, {"kind": "RuntimeError", "message": "connection closed by peer"})
-    say_to_rank_0(followers.store, FAILED, 2, {"kind": "DataError", "message": "berry.png has vanished"})
+    report_to_rank_0(followers.store, FAILED, 1, {"kind": "RuntimeError", "message": "connection closed by peer"})
+    report_to_rank_0(followers.store, FAILED, 2, {"kind": "DataError", "message": "berry.png has vanished"})
     start(followers, FAILS, FAILS)
     for process in followers._processes:
         process.wait()
@@ -58,7 +58,7 @@ def test_explain__an_error_of_the_user_comes_before_what_followed_from_it(follow
 
 
 def test_explain__a_defect_is_told_with_its_kind(followers):
-    say_to_rank_0(followers.store, FAILED, 1, {"kind": "KeyError", "message": "'mask'"})
+    report_to_rank_0(followers.store, FAILED, 1, {"kind": "KeyError", "message": "'mask'"})
     start(followers, FAILS, STAYS)
     followers._processes[0].wait()
     assert "process 2 of the 3 that train failed: KeyError: 'mask'; its log: " in str(followers.explain(0))
@@ -71,8 +71,8 @@ def test_explain__nothing_where_all_are_there(followers):
 
 
 def test_leave__gives_what_each_has_counted(followers):
-    say_to_rank_0(followers.store, DONE, 1, {"images": 3, "encoded": 2})
-    say_to_rank_0(followers.store, DONE, 2, {"images": 1, "encoded": 0})
+    report_to_rank_0(followers.store, DONE, 1, {"images": 3, "encoded": 2})
+    report_to_rank_0(followers.store, DONE, 2, {"images": 1, "encoded": 0})
     start(followers, LEAVES, LEAVES)
     assert followers.leave() == [{"images": 3, "encoded": 2}, {"images": 1, "encoded": 0}]
     assert all(process.returncode == 0 for process in followers._processes)

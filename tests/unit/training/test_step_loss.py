@@ -10,9 +10,8 @@ from vpexp.data.masks import encode_mask
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.sam import DecodedMasks
 from vpexp.training import step_loss as step_loss_file
-from vpexp.training.chunks import sum_over_chunks
 from vpexp.training.losses import MaskLoss
-from vpexp.training.step_loss import StepLoss
+from vpexp.training.step_loss import StepLoss, sum_over_chunks
 
 FROZEN = ("image_encoder", "prompt_encoder")
 RESOLUTIONS = ("low", "input", "original")

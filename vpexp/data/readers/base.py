@@ -14,7 +14,7 @@ from vpexp.data.folder import Folder
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import choose_orientation, read_image_header, settles_orientation
 from vpexp.data.masks import Region, compute_area, compute_box, encode_region
-from vpexp.data.skipped import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipLedger
+from vpexp.data.skipped import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipCounts
 
 Box = tuple[float, float, float, float]
 """xyxy in pixels."""
@@ -59,8 +59,8 @@ class Reader(ABC):
         """List the subsets: name -> other names that mean the same."""
 
     @abstractmethod
-    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
-        """Read one subset; what cannot be used goes to the ledger."""
+    def read_subset(self, name: str, skips: SkipCounts) -> Subset:
+        """Read one subset; what cannot be used goes to the skips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ObjectMask:
 
 
 def place_image(
-    image_id: str, path: Path, annotated_size: tuple[int, int] | None, ledger: SkipLedger
+    image_id: str, path: Path, annotated_size: tuple[int, int] | None, skips: SkipCounts
 ) -> PlacedImage | None:
     """Look at an image file's header and decide which way up it is used.
 
@@ -93,7 +93,7 @@ def place_image(
         image_id: Name of the image.
         path: The image file.
         annotated_size: (height, width) that the annotation gives, None if it gives none.
-        ledger: Where an image that cannot be used is counted.
+        skips: Where an image that cannot be used is counted.
 
     Returns:
         None if the image cannot be used.
@@ -101,15 +101,15 @@ def place_image(
     try:
         header = read_image_header(path)
     except ImageFileError as error:
-        ledger.skip(error.reason, str(path))
+        skips.skip(error.reason, str(path))
         return None
     chosen = choose_orientation(header, annotated_size)
     if chosen is None:
         declared = "x".join(str(side) for side in reversed(annotated_size or ()))
-        ledger.skip(SIZE_DIFFERS, f"{path} is {header.width}x{header.height}, annotated as {declared}")
+        skips.skip(SIZE_DIFFERS, f"{path} is {header.width}x{header.height}, annotated as {declared}")
         return None
-    ledger.remark(header.remarks, str(path))
-    ledger.unsettled_turns += not settles_orientation(header, annotated_size)
+    skips.remark(header.remarks, str(path))
+    skips.unsettled_turns += not settles_orientation(header, annotated_size)
     return PlacedImage(image_id, path, *chosen)
 
 
@@ -124,7 +124,7 @@ def keep_box(object_id: str, box: Box, label: int, placed: PlacedImage) -> Objec
     return ObjectMask(object_id, encode_region(region, placed.height, placed.width), label, (x0, y0, x1, y1))
 
 
-def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], ledger: SkipLedger) -> AnnotatedImage | None:
+def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], skips: SkipCounts) -> AnnotatedImage | None:
     """Make an annotated image of an image's objects; an object without a pixel is skipped.
 
     Returns:
@@ -135,9 +135,9 @@ def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], ledger: S
         if compute_area(one.mask):
             kept.append(one)
         else:
-            ledger.skip(EMPTY_MASK, f"{placed.path}, object {one.object_id}")
+            skips.skip(EMPTY_MASK, f"{placed.path}, object {one.object_id}")
     if not kept:
-        ledger.skip(NOTHING_USABLE, str(placed.path))
+        skips.skip(NOTHING_USABLE, str(placed.path))
         return None
     return AnnotatedImage(
         image_id=placed.image_id,
@@ -171,9 +171,9 @@ def describe_repeated(file_name: str, images: Sequence[AnnotatedImage]) -> list[
     return [f"{file_name}: {repeated} of the images are files that another image names too"] if repeated else []
 
 
-def skip_unannotated(image_name: str, ledger: SkipLedger) -> None:
+def skip_unannotated(image_name: str, skips: SkipCounts) -> None:
     """Count an image that has no annotation at all."""
-    ledger.skip(NO_ANNOTATIONS, image_name)
+    skips.skip(NO_ANNOTATIONS, image_name)
 
 
 def compute_intersection(first: Box, second: Box) -> float:

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.console import show_progress
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import Rle, read_number
 from vpexp.data.folder import Folder
 from vpexp.data.image_finder import ImageFinder, UnusableImageError
 from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, rasterize_polygons
-from vpexp.data.numbers import read_number
 from vpexp.data.readers.base import (
     ObjectMask,
     PlacedImage,
@@ -65,7 +64,7 @@ from vpexp.data.skipped import (
     SHARED_ID,
     UNDECLARED,
     UNKNOWN_IMAGE,
-    SkipLedger,
+    SkipCounts,
 )
 from vpexp.errors import DataError
 
@@ -112,10 +111,10 @@ class CocoReader(Reader):
         """List the subsets, each also by its file's name."""
         return {name: (PurePosixPath(file).stem, file) for name, file in self._files.items()}
 
-    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+    def read_subset(self, name: str, skips: SkipCounts) -> Subset:
         """Read one subset; see `Reader`."""
         file = self._files[name]
-        return _CocoFile(self._folder, file, name, ledger, self.notes).read()
+        return _CocoFile(self._folder, file, name, skips, self.notes).read()
 
 
 def _choose_tasks(files: list[str], folder: Folder) -> list[str]:
@@ -149,10 +148,10 @@ def _choose_tasks(files: list[str], folder: Folder) -> list[str]:
 class _CocoFile:
     """One COCO JSON file while it is read."""
 
-    def __init__(self, folder: Folder, file: str, subset: str, ledger: SkipLedger, notes: list[str]) -> None:
+    def __init__(self, folder: Folder, file: str, subset: str, skips: SkipCounts, notes: list[str]) -> None:
         self._path = folder.path(file)
         self._file = file
-        self._ledger = ledger
+        self._skips = skips
         self._notes = notes
         content = load_json(self._path, on_object=compact_annotation)
         self._images = list_entries(content, "images", self._path)
@@ -174,18 +173,18 @@ class _CocoFile:
         for name, key, entry in show_progress(named, f"Reading {self._path.name}"):
             file_name = read_file_name(entry)
             if key is None or file_name is None:
-                self._ledger.skip(BAD_ENTRY, f"{self._path.name}: image {entry.get('id')!r}")
+                self._skips.skip(BAD_ENTRY, f"{self._path.name}: image {entry.get('id')!r}")
             elif key in shared:
-                self._ledger.skip(SHARED_ID, shared[key])
+                self._skips.skip(SHARED_ID, shared[key])
             elif key in seen:
-                self._ledger.skip(REPEATED_IMAGE, f"{self._path.name}: image {key} ({file_name})")
+                self._skips.skip(REPEATED_IMAGE, f"{self._path.name}: image {key} ({file_name})")
             elif key not in annotations:
-                skip_unannotated(f"{self._path.name}: {file_name}", self._ledger)
+                skip_unannotated(f"{self._path.name}: {file_name}", self._skips)
             else:
                 image = self._place(name, file_name, entry)
                 if image is not None:
                     objects = [one for one in (self._read_object(a, image) for a in annotations.pop(key)) if one]
-                    images.append(gather_objects(image, objects, self._ledger))
+                    images.append(gather_objects(image, objects, self._skips))
             if key is not None:
                 seen.add(key)
         usable = tuple(image for image in images if image is not None)
@@ -199,7 +198,7 @@ class _CocoFile:
         for entry in entries if isinstance(entries, list) else []:
             key = read_key(entry.get("id")) if isinstance(entry, dict) else None
             if key is None or entry.get("name") is None:
-                self._ledger.skip(BAD_ENTRY, f"{self._path.name}: category {entry!r}")
+                self._skips.skip(BAD_ENTRY, f"{self._path.name}: category {entry!r}")
                 continue
             name = str(entry["name"])
             if name_of.setdefault(key, name) != name:
@@ -246,9 +245,9 @@ class _CocoFile:
             key = declared.find(entry.get("image_id"))
             example = f"{self._path.name}: annotation {entry.get('id')} of image {entry.get('image_id')!r}"
             if key is None:
-                self._ledger.skip(UNKNOWN_IMAGE, example)
+                self._skips.skip(UNKNOWN_IMAGE, example)
             elif key in shared:
-                self._ledger.skip(OF_SHARED_ID, example)
+                self._skips.skip(OF_SHARED_ID, example)
             else:
                 grouped[key].append(entry)
         self._annotations.clear()  # each is let go as soon as its image is read
@@ -259,22 +258,22 @@ class _CocoFile:
         try:
             path = self._finder.find(file_name)
         except UnusableImageError as error:
-            self._ledger.skip(error.reason, error.example)
+            self._skips.skip(error.reason, error.example)
             return None
         if path is None:
-            self._ledger.skip(MISSING_IMAGE, f"{file_name} ({self._path.name})")
+            self._skips.skip(MISSING_IMAGE, f"{file_name} ({self._path.name})")
             return None
-        return place_image(name, path, read_size(entry), self._ledger)
+        return place_image(name, path, read_size(entry), self._skips)
 
     def _read_object(self, entry: Entry, image: PlacedImage) -> ObjectMask | None:
         """Read one annotation; None if it was skipped."""
         example = f"{image.path}, annotation {entry.get('id')} of {self._path.name}"
-        if is_true(entry.get("iscrowd", 0)) and not self._ledger.keep_crowds:
-            self._ledger.skip(CROWD, example)
+        if is_true(entry.get("iscrowd", 0)) and not self._skips.keep_crowds:
+            self._skips.skip(CROWD, example)
             return None
         label = self._find_label(entry.get("category_id"))
         if label is None:
-            self._ledger.skip(UNDECLARED, f"{example}: category {entry.get('category_id')!r}")
+            self._skips.skip(UNDECLARED, f"{example}: category {entry.get('category_id')!r}")
             return None
         segmentation = entry.get("segmentation")
         if is_empty(segmentation):
@@ -282,7 +281,7 @@ class _CocoFile:
         try:
             mask = self._read_mask(segmentation, image, example)
         except MaskError as error:
-            self._ledger.skip(str(error), example)
+            self._skips.skip(str(error), example)
             return None
         return ObjectMask(str(entry.get("id")), mask, label)
 
@@ -290,14 +289,14 @@ class _CocoFile:
         """Read an object without a mask, where such are wanted; None if it was skipped."""
         bbox = entry.get("bbox")
         if not bbox:
-            self._ledger.skip(NO_SHAPE, example)
+            self._skips.skip(NO_SHAPE, example)
             return None
-        if not self._ledger.keep_boxes:
-            self._ledger.skip(BOX_ONLY, example)
+        if not self._skips.keep_boxes:
+            self._skips.skip(BOX_ONLY, example)
             return None
         numbers = [read_number(value) for value in bbox] if isinstance(bbox, list) else []
         if len(numbers) != _BOX_NUMBERS or None in numbers:
-            self._ledger.skip(BAD_ENTRY, f"{example}: bbox {bbox!r}")
+            self._skips.skip(BAD_ENTRY, f"{example}: bbox {bbox!r}")
             return None
         x, y, width, height = (number for number in numbers if number is not None)
         return keep_box(str(entry.get("id")), (x, y, x + width, y + height), label, image)
@@ -333,5 +332,5 @@ class _CocoFile:
         if not good:
             raise errors[0]
         for bad in errors:
-            self._ledger.skip(BAD_PART, f"{example}: {bad}")
+            self._skips.skip(BAD_PART, f"{example}: {bad}")
         return good

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from vpexp.data.numbers import read_whole
+from vpexp.data.annotations import read_whole
 from vpexp.errors import DataError
 
 Entry = dict[str, Any]

@@ -10,11 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vpexp.console import show_progress
-from vpexp.data.annotations import AnnotatedImage, Rle
+from vpexp.data.annotations import AnnotatedImage, Rle, read_whole
 from vpexp.data.folder import Folder
 from vpexp.data.image_finder import ImageFinder, UnusableImageError
 from vpexp.data.masks import MaskError, check_rle, compute_box, merge_rles, polygons_to_rle, rle_to_json
-from vpexp.data.numbers import read_whole
 from vpexp.data.readers.base import (
     SAME_BOX_IOU,
     Box,
@@ -44,7 +43,7 @@ from vpexp.data.skipped import (
     NO_MASK_TYPE,
     UNDECLARED,
     VOID_REGION,
-    SkipLedger,
+    SkipCounts,
 )
 from vpexp.errors import DataError
 
@@ -157,10 +156,10 @@ class DatumaroReader(Reader):
         """List the subsets, each also by its file's name."""
         return {name: (PurePosixPath(file).stem, file) for name, file in self._files.items()}
 
-    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+    def read_subset(self, name: str, skips: SkipCounts) -> Subset:
         """Read one subset; see `Reader`."""
         file = self._files[name]
-        return _DatumaroFile(self._folder, file, name, ledger).read(self.notes)
+        return _DatumaroFile(self._folder, file, name, skips).read(self.notes)
 
 
 def _build_context(on_error: _OnError) -> Any:
@@ -254,9 +253,9 @@ def _compress_counts(rle: Any) -> Any:
 class _DatumaroFile:
     """One Datumaro JSON file while it is read."""
 
-    def __init__(self, folder: Folder, file: str, subset: str, ledger: SkipLedger) -> None:
+    def __init__(self, folder: Folder, file: str, subset: str, skips: SkipCounts) -> None:
         self._path = folder.path(file)
-        self._ledger = ledger
+        self._skips = skips
         self._folder = folder
         self._file = file
         self._subset = subset
@@ -295,13 +294,13 @@ class _DatumaroFile:
         if what == "item" and own_id is not None:
             own_id = self._item_ids[int(own_id)]
         reason = "polygon with fewer than 3 points or an odd number of values" if "polygon" in str(error) else BAD_ENTRY
-        self._ledger.skip(reason, f"{self._path.name}: {what} {own_id} ({error or type(error).__name__})")
+        self._skips.skip(reason, f"{self._path.name}: {what} {own_id} ({error or type(error).__name__})")
 
     def _read_item(self, name: str, item: Any) -> AnnotatedImage | None:
         """Read one item; None if nothing is left of it."""
         annotations = [one for one in item.annotations if one.type.name not in _SILENT_TYPES]
         if not annotations:
-            skip_unannotated(f"{self._path.name}: {name}", self._ledger)
+            skip_unannotated(f"{self._path.name}: {name}", self._skips)
             return None
         placed = self._place(name, item.media)
         if placed is None:
@@ -309,24 +308,24 @@ class _DatumaroFile:
         groups = group_annotations(annotations)
         objects = [one for group in groups if group.parts and (one := self._read_object(group, placed))]
         boxes = [box for group in groups if not group.parts for box in self._read_partless(group, objects, placed)]
-        return gather_objects(placed, [*objects, *boxes], self._ledger)
+        return gather_objects(placed, [*objects, *boxes], self._skips)
 
     def _place(self, name: str, media: Any) -> PlacedImage | None:
         """Find an item's image file and look at its header."""
         from datumaro.components.media import Image
 
         if not isinstance(media, Image) or not getattr(media, "path", None):
-            self._ledger.skip(NO_IMAGE, f"{self._path.name}: {name}")
+            self._skips.skip(NO_IMAGE, f"{self._path.name}: {name}")
             return None
         try:
             path = self._finder.find(self._get_file_name(media))
         except UnusableImageError as error:
-            self._ledger.skip(error.reason, error.example)
+            self._skips.skip(error.reason, error.example)
             return None
         if path is None:
-            self._ledger.skip(MISSING_IMAGE, f"{media.path} ({self._path.name})")
+            self._skips.skip(MISSING_IMAGE, f"{media.path} ({self._path.name})")
             return None
-        return place_image(name, path, media.size if media.has_size else None, self._ledger)
+        return place_image(name, path, media.size if media.has_size else None, self._skips)
 
     def _get_file_name(self, media: Any) -> str:
         """Get the name that the file gives an image, without the folders that Datumaro puts before it."""
@@ -341,8 +340,8 @@ class _DatumaroFile:
         """Read the parts of one object as one mask; None if it was skipped."""
         first = group.parts[0]
         example = f"{placed.path}, annotation {first.id} of {self._path.name}"
-        if any(is_true(part.attributes.get("is_crowd")) for part in group.parts) and not self._ledger.keep_crowds:
-            self._ledger.skip(CROWD, example)
+        if any(is_true(part.attributes.get("is_crowd")) for part in group.parts) and not self._skips.keep_crowds:
+            self._skips.skip(CROWD, example)
             return None
         label = self._find_label(first, example)
         if label is None:
@@ -350,7 +349,7 @@ class _DatumaroFile:
         try:
             mask = merge_rles([_read_mask(part, placed) for part in group.parts])
         except MaskError as error:
-            self._ledger.skip(str(error), example)
+            self._skips.skip(str(error), example)
             return None
         return ObjectMask(str(first.id), mask, label)
 
@@ -358,10 +357,10 @@ class _DatumaroFile:
         """Find the category's index; a file without categories has the one that all objects are of."""
         label: int | None = annotation.label if self._categories else 0
         if label is None or not 0 <= label < max(len(self._categories), 1):
-            self._ledger.skip(UNDECLARED, example)
+            self._skips.skip(UNDECLARED, example)
             return None
         if self._categories and is_background_name(self._categories[label]):
-            self._ledger.skip(VOID_REGION, example)
+            self._skips.skip(VOID_REGION, example)
             return None
         return label
 
@@ -371,10 +370,10 @@ class _DatumaroFile:
         for annotation in (*group.boxes, *group.others):
             example = f"{placed.path}, annotation {annotation.id} of {self._path.name}"
             if annotation in group.others:
-                self._ledger.skip(NO_MASK_TYPE, f"{example} ({annotation.type.name})")
+                self._skips.skip(NO_MASK_TYPE, f"{example} ({annotation.type.name})")
             elif not any(one.label == annotation.label and _is_box_of(annotation, one.mask) for one in objects):
-                if not self._ledger.keep_boxes:
-                    self._ledger.skip(BOX_ONLY, example)
+                if not self._skips.keep_boxes:
+                    self._skips.skip(BOX_ONLY, example)
                 elif (label := self._find_label(annotation, example)) is not None:
                     boxes.append(keep_box(str(annotation.id), to_xyxy(annotation), label, placed))
         return boxes

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import Rle, read_whole
 from vpexp.data.image_files import DAMAGED_IMAGE, NOT_AN_IMAGE, ImageFileError
 from vpexp.data.images import ImageFile, open_image
 from vpexp.data.masks import encode_label_map
-from vpexp.data.numbers import read_whole
 from vpexp.data.readers.base import ObjectMask
 from vpexp.data.readers.json_files import load_json, read_text
-from vpexp.data.skipped import DAMAGED_MASK, MISSING_IMAGE, MISSING_MASK, UNDECLARED_COLOR, UNDECLARED_VALUE, SkipLedger
+from vpexp.data.skipped import DAMAGED_MASK, MISSING_IMAGE, MISSING_MASK, UNDECLARED_COLOR, UNDECLARED_VALUE, SkipCounts
 from vpexp.errors import DataError
 
 Color = tuple[int, int, int]
@@ -341,7 +340,7 @@ def has_only_background(classes_HW: IndexMask, label_map: LabelMap) -> bool:
 
 
 def extract_objects(
-    classes_HW: IndexMask, label_map: LabelMap, mask_path: Path, ledger: SkipLedger, *, by_component: bool
+    classes_HW: IndexMask, label_map: LabelMap, mask_path: Path, skips: SkipCounts, *, by_component: bool
 ) -> list[ObjectMask]:
     """Take the objects out of a class map; background and void are dropped, values that are not declared are skipped.
 
@@ -349,7 +348,7 @@ def extract_objects(
         classes_HW: The class map.
         label_map: What its values mean.
         mask_path: Its file, for messages.
-        ledger: Where undeclared values are counted.
+        skips: Where undeclared values are counted.
         by_component: One object for each connected part, or one for the whole class.
 
     Returns:
@@ -362,13 +361,13 @@ def extract_objects(
             label = label_map.categories.index(label_map.names[value])
             objects += [ObjectMask(f"{value}.{number}", part, label) for number, part in enumerate(parts, start=1)]
         elif not label_map.is_background(value):
-            _skip_undeclared(value, mask_path, ledger)
+            _skip_undeclared(value, mask_path, skips)
     return objects
 
 
-def _skip_undeclared(value: int, mask_path: Path, ledger: SkipLedger) -> None:
+def _skip_undeclared(value: int, mask_path: Path, skips: SkipCounts) -> None:
     if value < UNKNOWN_COLOR:
-        ledger.skip(UNDECLARED_VALUE, f"{mask_path}: value {value}")
+        skips.skip(UNDECLARED_VALUE, f"{mask_path}: value {value}")
     else:
         color = value - UNKNOWN_COLOR
-        ledger.skip(UNDECLARED_COLOR, f"{mask_path}: colour {color >> 16}, {color >> 8 & 255}, {color & 255}")
+        skips.skip(UNDECLARED_COLOR, f"{mask_path}: colour {color >> 16}, {color >> 8 & 255}, {color & 255}")

@@ -31,7 +31,7 @@ from vpexp.data.readers.label_images import (
     read_index_mask,
     read_meta_file,
 )
-from vpexp.data.skipped import AMBIGUOUS_IMAGE, AMBIGUOUS_MASK, MISSING_IMAGE, NO_ANNOTATIONS, SkipLedger
+from vpexp.data.skipped import AMBIGUOUS_IMAGE, AMBIGUOUS_MASK, MISSING_IMAGE, NO_ANNOTATIONS, SkipCounts
 from vpexp.data.splits import says_split
 from vpexp.errors import DataError
 
@@ -128,10 +128,10 @@ class SemanticReader(Reader):
         """List the subsets."""
         return dict.fromkeys(self._subsets, ())
 
-    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+    def read_subset(self, name: str, skips: SkipCounts) -> Subset:
         """Read one subset; see `Reader`."""
         images_directory, masks_directory = self._subsets[name]
-        pairs = self._pair(images_directory, masks_directory, ledger)
+        pairs = self._pair(images_directory, masks_directory, skips)
         label_map = self._read_label_map(masks_directory, [mask for _, mask in pairs])
         images: list[AnnotatedImage] = []
         seen: set[int] = set()
@@ -139,18 +139,18 @@ class SemanticReader(Reader):
             try:
                 classes_HW = read_index_mask(self._folder.path(mask), label_map.colors)
             except MaskFileError as error:
-                ledger.skip(error.reason, str(error.path))
+                skips.skip(error.reason, str(error.path))
                 continue
             seen.update(find_values(classes_HW))
             image_id = PurePosixPath(image).relative_to(images_directory).as_posix()
-            placed = place_image(image_id, self._folder.path(image), classes_HW.shape, ledger)
-            if placed is not None and (one := self._read_objects(placed, mask, classes_HW, label_map, ledger)):
+            placed = place_image(image_id, self._folder.path(image), classes_HW.shape, skips)
+            if placed is not None and (one := self._read_objects(placed, mask, classes_HW, label_map, skips)):
                 images.append(one)
-        if pairs and not images and set(ledger.counts) <= {NO_ANNOTATIONS}:
+        if pairs and not images and set(skips.counts) <= {NO_ANNOTATIONS}:
             self._explain_values(masks_directory, seen, label_map)
         return Subset(label_map.categories, tuple(images))
 
-    def _pair(self, images_directory: str, masks_directory: str, ledger: SkipLedger) -> list[tuple[str, str]]:
+    def _pair(self, images_directory: str, masks_directory: str, skips: SkipCounts) -> list[tuple[str, str]]:
         """Pair images with masks by their names; see `align_names`."""
         listed = self._list_by_stem(images_directory), self._list_by_stem(masks_directory)
         images, masks, note = align_names(*listed)
@@ -161,18 +161,18 @@ class SemanticReader(Reader):
             image_names = images.get(stem, [])
             barred = next((name for name in (*image_names, mask_names[0]) if name in self._folder.barred), None)
             if barred is not None:
-                ledger.skip(self._folder.barred[barred], str(self._folder.path(barred)))
+                skips.skip(self._folder.barred[barred], str(self._folder.path(barred)))
             elif len(mask_names) > 1:
-                ledger.skip(AMBIGUOUS_MASK, " and ".join(mask_names[:2]))
+                skips.skip(AMBIGUOUS_MASK, " and ".join(mask_names[:2]))
             elif len(image_names) == 1:
                 pairs.append((image_names[0], mask_names[0]))
             elif image_names:
-                ledger.skip(AMBIGUOUS_IMAGE, f"{mask_names[0]}: {', '.join(image_names)}")
+                skips.skip(AMBIGUOUS_IMAGE, f"{mask_names[0]}: {', '.join(image_names)}")
             else:
-                ledger.skip(MISSING_IMAGE, f"{mask_names[0]}: no image of this name in {images_directory}")
+                skips.skip(MISSING_IMAGE, f"{mask_names[0]}: no image of this name in {images_directory}")
         for stem, image_names in images.items():
             if stem not in masks:
-                skip_unannotated(image_names[0], ledger)
+                skip_unannotated(image_names[0], skips)
         return pairs
 
     def _list_by_stem(self, directory: str) -> dict[str, list[str]]:
@@ -224,15 +224,15 @@ class SemanticReader(Reader):
         mask: str,
         classes_HW: IndexMask,
         label_map: LabelMap,
-        ledger: SkipLedger,
+        skips: SkipCounts,
     ) -> AnnotatedImage | None:
         """Take the objects out of one class map."""
         if has_only_background(classes_HW, label_map):
-            skip_unannotated(str(placed.path), ledger)
+            skip_unannotated(str(placed.path), skips)
             return None
         path = self._folder.path(mask)
-        objects = extract_objects(classes_HW, label_map, path, ledger, by_component=self._by_component)
-        return gather_objects(placed, objects, ledger)
+        objects = extract_objects(classes_HW, label_map, path, skips, by_component=self._by_component)
+        return gather_objects(placed, objects, skips)
 
     def _explain_values(self, masks_directory: str, seen: set[int], label_map: LabelMap) -> None:
         """Report that no mask holds an object, and which values there are instead."""

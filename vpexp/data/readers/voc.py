@@ -59,7 +59,7 @@ from vpexp.data.skipped import (
     NOTHING_USABLE,
     UNDECLARED,
     VOID_REGION,
-    SkipLedger,
+    SkipCounts,
 )
 from vpexp.errors import DataError
 
@@ -107,14 +107,14 @@ class VocReader(Reader):
         """List the subsets."""
         return dict.fromkeys(self._subsets, ())
 
-    def read_subset(self, name: str, ledger: SkipLedger) -> Subset:
+    def read_subset(self, name: str, skips: SkipCounts) -> Subset:
         """Read one subset; see `Reader`."""
         home, ids = self._subsets[name]
-        subset = _VocSubset(home, ledger, by_component=self._by_component)
+        subset = _VocSubset(home, skips, by_component=self._by_component)
         images = []
         for image_id in show_progress(ids, f"Reading masks of {name}"):
             if barred := home.find_barred(image_id):
-                ledger.skip(*barred)
+                skips.skip(*barred)
             elif image := subset.read_image(image_id):
                 images.append(image)
         return Subset(tuple(subset.categories), tuple(images))
@@ -123,9 +123,9 @@ class VocReader(Reader):
 class _VocSubset:
     """One subset while it is read; its categories grow where XML files name classes that no label map declares."""
 
-    def __init__(self, home: VocFolder, ledger: SkipLedger, *, by_component: bool) -> None:
+    def __init__(self, home: VocFolder, skips: SkipCounts, *, by_component: bool) -> None:
         self._home = home
-        self._ledger = ledger
+        self._skips = skips
         self._by_component = by_component
         for name in VOC_LABEL_FILES:
             home.find_to_read(name)
@@ -140,17 +140,17 @@ class _VocSubset:
             instances_HW = read_index_mask(instances, self._instance_colors, of_instances=True) if instances else None
             classes_HW = read_index_mask(classes, self._label_map.colors) if classes else None
         except MaskFileError as error:
-            self._ledger.skip(error.reason, str(error.path))
+            self._skips.skip(error.reason, str(error.path))
             return None
         xml = self._read_xml(image_id)
         map_HW = instances_HW if instances_HW is not None else classes_HW
         if map_HW is None:
             return self._read_unmasked(image_id, xml)
         if classes_HW is not None and classes_HW.shape != map_HW.shape:
-            self._ledger.skip(MASK_SIZE_DIFFERS, f"{image_id}: instance and class mask are of different sizes")
+            self._skips.skip(MASK_SIZE_DIFFERS, f"{image_id}: instance and class mask are of different sizes")
             return None
         path = self._find_image(image_id)
-        placed = path and place_image(image_id, path, (map_HW.shape[0], map_HW.shape[1]), self._ledger)
+        placed = path and place_image(image_id, path, (map_HW.shape[0], map_HW.shape[1]), self._skips)
         if not placed:
             return None
         if instances_HW is None:
@@ -158,9 +158,9 @@ class _VocSubset:
         else:
             objects = self._read_instances(placed, instances_HW, classes_HW, xml.objects)
         if objects is None:
-            skip_unannotated(image_id, self._ledger)
+            skip_unannotated(image_id, self._skips)
             return None
-        return gather_objects(placed, objects, self._ledger)
+        return gather_objects(placed, objects, self._skips)
 
     def _read_xml(self, image_id: str) -> XmlFile:
         path = self._home.xml_files.get(image_id)
@@ -169,26 +169,26 @@ class _VocSubset:
         try:
             xml = read_xml_file(path)
         except DataError as error:
-            self._ledger.skip(DAMAGED_XML, str(error))
+            self._skips.skip(DAMAGED_XML, str(error))
             return XmlFile()
-        self._ledger.skip(BAD_ENTRY, f"{path}: an object without a name, or with a box of no numbers", count=xml.bad)
+        self._skips.skip(BAD_ENTRY, f"{path}: an object without a name, or with a box of no numbers", count=xml.bad)
         return xml
 
     def _read_unmasked(self, image_id: str, xml: XmlFile) -> AnnotatedImage | None:
         """Read or count the boxes of an image without masks."""
-        self._ledger.skip(NO_SHAPE, f"{image_id}: no mask and no box in {self._home.path}", count=xml.boxless)
-        if xml.objects and self._ledger.keep_boxes:
+        self._skips.skip(NO_SHAPE, f"{image_id}: no mask and no box in {self._home.path}", count=xml.boxless)
+        if xml.objects and self._skips.keep_boxes:
             path = self._find_image(image_id)
-            placed = path and place_image(image_id, path, xml.size, self._ledger)
-            return gather_objects(placed, self._keep_boxes(xml.objects, placed), self._ledger) if placed else None
+            placed = path and place_image(image_id, path, xml.size, self._skips)
+            return gather_objects(placed, self._keep_boxes(xml.objects, placed), self._skips) if placed else None
         if xml.objects:
-            self._ledger.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(xml.objects))
+            self._skips.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(xml.objects))
         elif xml.boxless:
-            self._ledger.skip(NOTHING_USABLE, image_id)
+            self._skips.skip(NOTHING_USABLE, image_id)
         elif image_id not in self._home.images and image_id not in self._home.xml_files:
-            self._ledger.skip(MISSING_IMAGE, f"{image_id} in {self._home.path}")
+            self._skips.skip(MISSING_IMAGE, f"{image_id} in {self._home.path}")
         else:
-            skip_unannotated(image_id, self._ledger)
+            skip_unannotated(image_id, self._skips)
         return None
 
     def _keep_boxes(self, boxes: Sequence[XmlObject], placed: PlacedImage) -> list[ObjectMask]:
@@ -204,7 +204,7 @@ class _VocSubset:
         if len(files) == 1 or len(jpegs) == 1:
             return (jpegs or files)[0]
         reason = AMBIGUOUS_IMAGE if files else MISSING_IMAGE
-        self._ledger.skip(reason, f"{image_id} in {self._home.path}")
+        self._skips.skip(reason, f"{image_id} in {self._home.path}")
         return None
 
     def _read_classes(self, image_id: str, classes_HW: IndexMask) -> list[ObjectMask] | None:
@@ -212,7 +212,7 @@ class _VocSubset:
         if has_only_background(classes_HW, self._label_map):
             return None
         path = self._home.class_masks[image_id]
-        return extract_objects(classes_HW, self._label_map, path, self._ledger, by_component=self._by_component)
+        return extract_objects(classes_HW, self._label_map, path, self._skips, by_component=self._by_component)
 
     def _read_instances(
         self, placed: PlacedImage, instances_HW: IndexMask, classes_HW: IndexMask | None, boxes: Sequence[XmlObject]
@@ -229,11 +229,11 @@ class _VocSubset:
             name = self._name_object(f"{placed.image_id}, instance {value}", classes[value], mask, boxes)
             if name is not None:
                 objects.append(ObjectMask(str(value), mask, self._index(name)))
-        if self._ledger.keep_boxes:
+        if self._skips.keep_boxes:
             bounds = [compute_box(mask).tolist() for mask in masks.values()]
             bare = [box for box in boxes if all(compute_box_iou(box.box, own) < SAME_BOX_IOU for own in bounds)]
             return objects + self._keep_boxes(bare, placed)
-        self._ledger.skip(BOX_ONLY, f"{placed.image_id}: boxes without an instance", count=len(boxes) - len(masks))
+        self._skips.skip(BOX_ONLY, f"{placed.image_id}: boxes without an instance", count=len(boxes) - len(masks))
         return objects
 
     def _name_object(self, example: str, value: int | None, mask: Rle, boxes: Sequence[XmlObject]) -> str | None:
@@ -243,12 +243,12 @@ class _VocSubset:
             if by_box is not None:
                 return by_box
         if value is None:
-            self._ledger.remark({_UNNAMED: 1}, example)
+            self._skips.remark({_UNNAMED: 1}, example)
             return _ONLY_CATEGORY
         if self._label_map.is_object(value):
             return self._label_map.names[value]
         reason = VOID_REGION if self._label_map.is_background(value) else UNDECLARED
-        self._ledger.skip(reason, f"{example}: class {value}")
+        self._skips.skip(reason, f"{example}: class {value}")
         return None
 
     def _index(self, name: str) -> int:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
+from vpexp.data.annotations import read_number, read_whole
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, prefer_read
-from vpexp.data.numbers import read_number, read_whole
 from vpexp.data.readers.json_files import read_text
 from vpexp.data.readers.semantic import prefer_masks
 from vpexp.data.skipped import AMBIGUOUS_MASK

@@ -88,7 +88,7 @@ def name_log(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.log"
 
 
-def say_to_rank_0(store: Store, word: str, rank: int, content: dict[str, Any]) -> None:
+def report_to_rank_0(store: Store, word: str, rank: int, content: dict[str, Any]) -> None:
     """Write what a follower has to say where rank 0 reads it."""
     store.set(name_key(word, rank), json.dumps(content))
 
@@ -286,7 +286,7 @@ def follow(assignment: Assignment, rank: int, store: Store) -> dict[str, int]:
     if assignment.stored is not None:
         cache = EmbeddingCache(sam, assignment.stored, writable=assignment.writable)
     loop.use_embeddings(cache)
-    say_to_rank_0(store, READY, rank, {})
+    report_to_rank_0(store, READY, rank, {})
     with join(store, loop.trainer.strategy.root_device, rank=rank, world_size=assignment.world_size):
         fit(loop.trainer, loop.module, loop.data, _get_resumed(cfg))
     return {"images": passes.images, "encoded": cache.encoded if cache else 0}

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _run(rank: int) -> None:
-    from vpexp.stages.shared.distributed import DONE, FAILED, Assignment, say_to_rank_0
+    from vpexp.stages.shared.distributed import DONE, FAILED, Assignment, report_to_rank_0
     from vpexp.training.distributed import connect_store
 
     assignment: Assignment = pickle.load(sys.stdin.buffer)  # noqa: S301 (rank 0 wrote it)
@@ -44,14 +44,14 @@ def _run(rank: int) -> None:
     try:
         from vpexp.stages.shared.distributed import follow
 
-        say_to_rank_0(store, DONE, rank, follow(assignment, rank, store))
+        report_to_rank_0(store, DONE, rank, follow(assignment, rank, store))
     except SystemExit:  # rank 0 was stopped, and sent the stop
         log.info("stopped")
     except Exception as error:
         log.exception("failed")
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         with suppress(Exception):  # rank 0 may be gone, which may be why
-            say_to_rank_0(store, FAILED, rank, {"kind": type(error).__name__, "message": reason})
+            report_to_rank_0(store, FAILED, rank, {"kind": type(error).__name__, "message": reason})
         sys.exit(1)
 
 

@@ -5,29 +5,29 @@ from pycocotools import mask as coco_mask
 from vpexp.data.folder import Folder
 from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.readers.coco import CocoReader
-from vpexp.data.skipped import SkipLedger
+from vpexp.data.skipped import SkipCounts
 from vpexp.errors import DataError
 
 
 def read_one(read_subset, root, **options):
     """Read the train subset, expecting one image."""
-    subset, ledger = read_subset(CocoReader, root, **options)
+    subset, skips = read_subset(CocoReader, root, **options)
     (image,) = subset.images
-    return image, ledger
+    return image, skips
 
 
 def test_coco_reader__polygon_as_pycocotools_draws_it(coco, read_subset):
     polygon = [2.254, 2.5, 9.751, 2.503, 8.0, 8.25]
     coco.image()
     coco.object([polygon])
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     (expected,) = coco_mask.frPyObjects([polygon], 10, 20)
     assert image.masks == (expected,)
     assert image.boxes_N4.dtype == np.float32
     assert image.labels_N.tolist() == [0]
     assert (image.height, image.width, image.exif_transpose) == (10, 20, False)
     assert image.image_id == "a.png"
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_coco_reader__box_is_from_the_mask_not_as_declared(coco, read_subset):
@@ -63,9 +63,9 @@ def test_coco_reader__rle_of_either_form(coco, read_subset):
 def test_coco_reader__missing_iscrowd_and_bbox_are_fine(coco, read_subset):
     coco.image()
     coco.object(drop=("iscrowd", "bbox", "area"))
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert len(image) == 1
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_coco_reader__bad_object_is_skipped_and_counted(coco, read_subset, field
     coco.object()
     coco.object(**fields)
     coco.object()
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert len(image) == 2
-    assert ledger.counts == {reason: 1}
-    assert "annotation 2" in ledger.examples[reason] or "object 2" in ledger.examples[reason]
+    assert skips.counts == {reason: 1}
+    assert "annotation 2" in skips.examples[reason] or "object 2" in skips.examples[reason]
 
 
 @pytest.mark.parametrize("segmentation", [[], [[2, 2, 8, 8]], [[30, 30, 40, 30, 40, 40]]])
@@ -124,17 +124,17 @@ def test_coco_reader__strict_lets_crowds_pass(coco, read_subset):
     coco.object()
     coco.object(iscrowd=1)
     coco.image("empty.png")
-    image, ledger = read_one(read_subset, coco.save(), strict=True)
+    image, skips = read_one(read_subset, coco.save(), strict=True)
     assert len(image) == 1
-    assert ledger.counts == {"crowd region": 1, "image without annotations": 1}
+    assert skips.counts == {"crowd region": 1, "image without annotations": 1}
 
 
 def test_coco_reader__good_parts_of_an_object_are_kept(coco, read_subset):
     coco.image()
     coco.object([[1, 1, 4, 1, 4, 4, 1, 4], [10, 5, 14, 5], []])
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert image.boxes_N4.tolist() == [[1, 1, 4, 4]]
-    assert ledger.counts == {"polygon part dropped": 1}
+    assert skips.counts == {"polygon part dropped": 1}
 
 
 def test_coco_reader__polygon_without_the_list_around_it(coco, read_subset):
@@ -165,9 +165,9 @@ def test_coco_reader__ids_as_floats_or_strings(coco, read_subset, form):
     coco.content["categories"] = [{"id": form(1), "name": "cell"}]
     coco.image(image_id=3)
     coco.object(image_id=form(3), category_id=1, id=form(9))
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert len(image) == 1
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_coco_reader__ids_that_are_names(coco, read_subset):
@@ -192,9 +192,9 @@ def test_coco_reader__no_categories_means_one(coco, categories):
     coco.image()
     coco.object(category_id=3)
     reader = CocoReader(Folder(coco.save()))
-    from vpexp.data.skipped import SkipLedger
+    from vpexp.data.skipped import SkipCounts
 
-    subset = reader.read_subset("train", SkipLedger())
+    subset = reader.read_subset("train", SkipCounts())
     assert subset.categories == ("object",)
     assert subset.images[0].labels_N.tolist() == [0]
     assert "declares no categories" in reader.notes[0]
@@ -233,10 +233,10 @@ def test_coco_reader__image_file_missing_or_truncated(coco, read_subset):
         coco.object(image_id=place)
     cut = coco.root / "images/cut.jpg"
     cut.write_bytes(cut.read_bytes()[:-500])
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert image.image_id == "good.jpg"
-    assert ledger.counts == {"image file is missing": 1, "image file is truncated or damaged": 1}
-    assert "gone.jpg" in ledger.examples["image file is missing"]
+    assert skips.counts == {"image file is missing": 1, "image file is truncated or damaged": 1}
+    assert "gone.jpg" in skips.examples["image file is missing"]
 
 
 def test_coco_reader__image_of_another_size(coco, read_subset):
@@ -245,9 +245,9 @@ def test_coco_reader__image_of_another_size(coco, read_subset):
     coco.image("other.png")
     coco.content["images"][1]["width"] = 40
     coco.object(image_id=2)
-    _, ledger = read_one(read_subset, coco.save())
-    assert ledger.counts == {"image size differs from annotation": 1}
-    assert "is 20x10, annotated as 40x10" in ledger.examples["image size differs from annotation"]
+    _, skips = read_one(read_subset, coco.save())
+    assert skips.counts == {"image size differs from annotation": 1}
+    assert "is 20x10, annotated as 40x10" in skips.examples["image size differs from annotation"]
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,9 @@ def test_coco_reader__image_declared_twice(coco, read_subset, second):
     coco.image("a.png", image_id=1)
     coco.image(second, image_id=1, save=False)
     coco.object()
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert image.image_id == "a.png"
-    assert ledger.counts == {"image declared twice": 1}
+    assert skips.counts == {"image declared twice": 1}
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -281,10 +281,10 @@ def test_coco_reader__one_id_of_several_files(coco, read_subset, is_there):
     coco.image("c.png", image_id=2)
     for image_id in (1, "1", 2, 1):
         coco.object(image_id=image_id)
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert (image.image_id, len(image)) == ("c.png", 1)
-    assert ledger.counts == {"image id of several files": 3, "annotation of an image id of several files": 3}
-    assert ledger.examples["image id of several files"] == "instances_train.json: image id 1 is a.png and b.png"
+    assert skips.counts == {"image id of several files": 3, "annotation of an image id of several files": 3}
+    assert skips.examples["image id of several files"] == "instances_train.json: image id 1 is a.png and b.png"
 
 
 OTHER_IDS = [
@@ -309,8 +309,8 @@ def test_coco_reader__ids_are_compared_as_they_stand(coco, read_subset, ids):
     for place, one in enumerate(ids):
         coco.image(f"{place}.png", image_id=one)
         coco.object(image_id=one, category_id=one, id=place)
-    subset, ledger = read_subset(CocoReader, coco.save())
-    assert ledger.counts == {}
+    subset, skips = read_subset(CocoReader, coco.save())
+    assert skips.counts == {}
     read = sorted((image.image_id, *image.object_ids, *image.labels_N.tolist()) for image in subset.images)
     assert read == [(f"{place}.png", str(place), place) for place in range(len(ids))]
 
@@ -320,9 +320,9 @@ def test_coco_reader__digits_mean_the_number(coco, read_subset, form):
     coco.image(image_id=3)
     coco.object(image_id=form)
     coco.object(image_id=f"{form}_", id=2)
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert len(image) == 1
-    assert ledger.counts == {"annotation of an undeclared image": 1}
+    assert skips.counts == {"annotation of an undeclared image": 1}
 
 
 def test_coco_reader__digits_that_mean_two_images(coco, read_subset):
@@ -330,9 +330,9 @@ def test_coco_reader__digits_that_mean_two_images(coco, read_subset):
     coco.image("b.png", image_id="03")
     coco.object(image_id=3)
     coco.object(image_id="3")
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert image.image_id == "a.png"
-    assert ledger.counts == {"annotation of an undeclared image": 1, "image without annotations": 1}
+    assert skips.counts == {"annotation of an undeclared image": 1, "image without annotations": 1}
 
 
 @pytest.mark.parametrize("image_id", [True, float("nan"), float("inf"), None, "", " ", [1], {}])
@@ -342,9 +342,9 @@ def test_coco_reader__ids_that_are_none(coco, read_subset, image_id):
     coco.image("b.png", image_id=7)
     coco.content["images"][1]["id"] = image_id
     coco.object(image_id=image_id)
-    image, ledger = read_one(read_subset, coco.save())
+    image, skips = read_one(read_subset, coco.save())
     assert image.image_id == "a.png"
-    assert ledger.counts == {"entry that is no annotation": 1, "annotation of an undeclared image": 1}
+    assert skips.counts == {"entry that is no annotation": 1, "annotation of an undeclared image": 1}
 
 
 @pytest.mark.parametrize("size", ["2_0", "\uff12\uff10", True, 20.5, "20.5", " 20"])
@@ -363,9 +363,9 @@ def test_coco_reader__boxes_that_are_no_numbers(coco, read_subset, bbox):
     coco.image()
     coco.object([], bbox=bbox)
     coco.object([], bbox=["1", 2.0, "6.0", "4e0"])
-    subset, ledger = read_subset(CocoReader, coco.save(), keep_boxes=True)
+    subset, skips = read_subset(CocoReader, coco.save(), keep_boxes=True)
     assert subset.images[0].boxes_N4.tolist() == [[1, 2, 7, 6]]
-    assert ledger.counts == {"entry that is no annotation": 1}
+    assert skips.counts == {"entry that is no annotation": 1}
 
 
 def test_coco_reader__names_from_addresses(coco, read_subset):
@@ -374,9 +374,9 @@ def test_coco_reader__names_from_addresses(coco, read_subset):
     coco.content["images"][1] |= {"file_name": None, "coco_url": "http://host/train2017/b.png"}
     coco.object(image_id=1)
     coco.object(image_id=2)
-    subset, ledger = read_subset(CocoReader, coco.save())
+    subset, skips = read_subset(CocoReader, coco.save())
     assert sorted(image.path.name for image in subset.images) == ["a.png", "b.png"]
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_coco_reader__crowds_are_kept_where_they_are_wanted(coco, read_subset):
@@ -384,10 +384,10 @@ def test_coco_reader__crowds_are_kept_where_they_are_wanted(coco, read_subset):
     coco.object(id=1)
     coco.object({"size": [10, 20], "counts": [25, 5, 170]}, id=2, iscrowd=1)
     root = coco.save()
-    image, ledger = read_one(read_subset, root)
-    assert (image.object_ids, ledger.counts) == (("1",), {"crowd region": 1})
-    image, ledger = read_one(read_subset, root, keep_crowds=True)
-    assert (image.object_ids, ledger.counts) == (("1", "2"), {})
+    image, skips = read_one(read_subset, root)
+    assert (image.object_ids, skips.counts) == (("1",), {"crowd region": 1})
+    image, skips = read_one(read_subset, root, keep_crowds=True)
+    assert (image.object_ids, skips.counts) == (("1", "2"), {})
     assert [int(coco_mask.area(mask)) for mask in image.masks] == [36, 5]
 
 
@@ -406,8 +406,8 @@ def test_coco_reader__entries_that_are_nonsense(coco, read_subset):
     coco.content["images"] += [7, {"id": 5}, {"file_name": "x.png"}]
     coco.content["annotations"] += [7, None]
     coco.content["categories"] += [7, {"id": 4}]
-    _, ledger = read_one(read_subset, coco.save())
-    assert ledger.counts == {"entry that is no annotation": 5, "annotation of an undeclared image": 2}
+    _, skips = read_one(read_subset, coco.save())
+    assert skips.counts == {"entry that is no annotation": 5, "annotation of an undeclared image": 2}
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_coco_reader__one_file_under_two_ids(coco):
     coco.object()
     coco.object(image_id=2)
     reader = CocoReader(Folder(coco.save()))
-    assert len(reader.read_subset("train", SkipLedger()).images) == 2
+    assert len(reader.read_subset("train", SkipCounts()).images) == 2
     assert reader.notes == ["instances_train.json: 1 of the images are files that another image names too"]
 
 
@@ -507,9 +507,9 @@ def test_coco_reader__one_file_under_two_ids(coco):
 def test_coco_reader__name_that_no_file_can_have(coco, read_subset, name):
     coco.image(name, save=False)
     coco.object()
-    _, ledger = read_subset(CocoReader, coco.save())
-    assert ledger.counts == {"image file is missing": 1}
-    assert ledger.examples["image file is missing"].encode("utf-8")
+    _, skips = read_subset(CocoReader, coco.save())
+    assert skips.counts == {"image file is missing": 1}
+    assert skips.examples["image file is missing"].encode("utf-8")
 
 
 @pytest.mark.parametrize("image_id", ["²", "².0", "9" * 5000, "7.0"])
@@ -528,12 +528,12 @@ def test_coco_reader__keeps_boxes_where_they_are_wanted(coco, read_subset):
     coco.object([], bbox=[40, 5, 5, 5])
     coco.object([], bbox=["a", 5, 5, 5])
     coco.object([], drop=("bbox",))
-    image, ledger = read_one(read_subset, coco.save(), keep_boxes=True)
+    image, skips = read_one(read_subset, coco.save(), keep_boxes=True)
     assert image.box_only_N.tolist() == [False, True, True]
     assert image.boxes_N4.tolist() == [[2, 2, 8, 8], [1.25, 2.5, 7.25, 6.75], [15, 5, 20, 10]]
     assert decode_rle(image.masks[1])[2:7, 1:7].all()
     assert decode_rle(image.masks[1]).sum() == 5 * 6
-    assert ledger.counts == {
+    assert skips.counts == {
         "no pixel of the mask inside the image": 1,
         "entry that is no annotation": 1,
         "neither mask nor box": 1,

@@ -7,7 +7,7 @@ from PIL import Image
 from vpexp.data.folder import Folder
 from vpexp.data.masks import encode_mask, polygons_to_rle
 from vpexp.data.readers.datumaro import DatumaroReader
-from vpexp.data.skipped import SkipLedger
+from vpexp.data.skipped import SkipCounts
 from vpexp.errors import DataError
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
@@ -69,13 +69,13 @@ def dm(tmp_path):
 
 def test_datumaro_reader__polygon_and_its_box_are_one_object(dm, read_subset):
     dm.image(polygon(), box())
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     (image,) = subset.images
     assert subset.categories == ("cat", "dog", "background")
     assert image.masks == (polygons_to_rle([SQUARE], 10, 20),)
     assert image.boxes_N4.tolist() == [[2, 2, 8, 8]]
     assert image.image_id == "a.png"
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_datumaro_reader__points_are_rounded_back_from_float32(dm, read_subset):
@@ -134,18 +134,18 @@ def test_datumaro_reader__mask(dm, read_subset):
 )
 def test_datumaro_reader__bad_object_is_skipped_and_counted(dm, read_subset, bad, reason):
     dm.image(polygon(), bad, polygon([10, 2, 14, 2, 14, 5, 10, 5], number=3))
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [len(image) for image in subset.images] == [2]
-    assert ledger.counts == {reason: 1}
+    assert skips.counts == {reason: 1}
 
 
 def test_datumaro_reader__keeps_boxes_where_they_are_wanted(dm, read_subset):
     dm.image(polygon(), box(12, 2, number=2), box(1, 1, number=3, label=7))
-    subset, ledger = read_subset(DatumaroReader, dm.save(), keep_boxes=True)
+    subset, skips = read_subset(DatumaroReader, dm.save(), keep_boxes=True)
     (image,) = subset.images
     assert image.box_only_N.tolist() == [False, True]
     assert image.boxes_N4[1, :2].tolist() == [12, 2]
-    assert ledger.counts == {"undeclared category": 1}
+    assert skips.counts == {"undeclared category": 1}
 
 
 @pytest.mark.parametrize("bad", [polygon([2, 2, 8, 8], number=2), box(12, 2, number=2)])
@@ -158,16 +158,16 @@ def test_datumaro_reader__strict_names_file_and_object(dm, read_subset, bad):
 def test_datumaro_reader__box_in_another_group_is_the_objects_own(dm, read_subset):
     # as Datumaro writes Pascal VOC: groups of boxes count from 0, those of masks from 1
     dm.image(polygon(group=1), box(group=0))
-    _, ledger = read_subset(DatumaroReader, dm.save())
-    assert ledger.counts == {}
+    _, skips = read_subset(DatumaroReader, dm.save())
+    assert skips.counts == {}
 
 
 def test_datumaro_reader__labels_of_the_whole_image_are_no_objects(dm, read_subset):
     dm.image(annotation("label"), annotation("caption", caption="a cat"))
     dm.image(annotation("label"), polygon(), item_id="b")
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [image.image_id for image in subset.images] == ["b.png"]
-    assert ledger.counts == {"image without annotations": 1}
+    assert skips.counts == {"image without annotations": 1}
 
 
 def test_datumaro_reader__same_stem_with_two_endings(dm, read_subset):
@@ -180,27 +180,27 @@ def test_datumaro_reader__same_stem_with_two_endings(dm, read_subset):
 def test_datumaro_reader__missing_image(dm, read_subset):
     dm.image(polygon())
     dm.image(polygon(), item_id="gone", save=False)
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert len(subset.images) == 1
-    assert ledger.counts == {"image file is missing": 1}
-    assert "gone.png" in ledger.examples["image file is missing"]
+    assert skips.counts == {"image file is missing": 1}
+    assert "gone.png" in skips.examples["image file is missing"]
 
 
 def test_datumaro_reader__size_not_given_or_wrong(dm, read_subset):
     dm.image(polygon(), size=None)
     dm.image(polygon(), item_id="b", size=(11, 20))
     dm.image(polygon(), item_id="c", size=(0, 20))
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [image.image_id for image in subset.images] == ["a.png"]
-    assert ledger.counts == {"image size differs from annotation": 1, "entry that is no annotation": 1}
+    assert skips.counts == {"image size differs from annotation": 1, "entry that is no annotation": 1}
 
 
 def test_datumaro_reader__point_clouds_are_no_images(dm, read_subset):
     dm.image(polygon())
     dm.content["items"].append({"id": "cloud", "annotations": [polygon()], "point_cloud": {"path": "x.pcd"}})
     dm.content["media_type"] = 1
-    _, ledger = read_subset(DatumaroReader, dm.save())
-    assert ledger.counts == {"item without an image": 1}
+    _, skips = read_subset(DatumaroReader, dm.save())
+    assert skips.counts == {"item without an image": 1}
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
@@ -230,17 +230,17 @@ def test_datumaro_reader__export_of_the_library(tmp_path, read_subset):
     ]
     dataset = datumaro.Dataset.from_iterable(items, categories=["cat", "dog"], media_type=datumaro.Image)
     dataset.export(str(tmp_path / "set"), "datumaro", save_media=True)
-    subset, ledger = read_subset(DatumaroReader, tmp_path / "set")
+    subset, skips = read_subset(DatumaroReader, tmp_path / "set")
     (image,) = subset.images
     assert image.masks == (polygons_to_rle([[2.1, 2.3, 9.7, 2.3, 9.7, 7.9]], 10, 20), encode_mask(mask_HW))
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_datumaro_reader__no_labels_declared(dm):
     dm.content["categories"] = {}
     dm.image(polygon(label=None))
     reader = DatumaroReader(Folder(dm.save()))
-    subset = reader.read_subset("train", SkipLedger())
+    subset = reader.read_subset("train", SkipCounts())
     assert subset.categories == ("object",)
     assert subset.images[0].labels_N.tolist() == [0]
     assert "declares no categories" in reader.notes[0]
@@ -262,9 +262,9 @@ def test_datumaro_reader__no_file(tmp_path):
 def test_datumaro_reader__missing_image_is_not_another_splits(dm, read_subset):
     dm.image(polygon())
     dm.image(polygon(), item_id="gone", folder="images/val")
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [image.image_id for image in subset.images] == ["a.png"]
-    assert ledger.counts == {"image file is missing": 1}
+    assert skips.counts == {"image file is missing": 1}
 
 
 def test_datumaro_reader__images_outside_of_the_folder(dm, read_subset, tmp_path):
@@ -274,10 +274,10 @@ def test_datumaro_reader__images_outside_of_the_folder(dm, read_subset, tmp_path
     for place, path in enumerate(("../../../b.png", str(tmp_path / "b.png"), "../../../../b.png")):
         inside.image(polygon(), item_id=f"b{place}", path=path, save=False)
     dm.image(item_id="b", folder="")
-    subset, ledger = read_subset(DatumaroReader, inside.save())
+    subset, skips = read_subset(DatumaroReader, inside.save())
     assert [image.image_id for image in subset.images] == ["a.png"]
-    assert sum(ledger.counts.values()) == 3
-    assert ledger.counts["file outside the given folder (data.allow_outside=true uses it)"] >= 1
+    assert sum(skips.counts.values()) == 3
+    assert skips.counts["file outside the given folder (data.allow_outside=true uses it)"] >= 1
 
 
 GROUPS = [(-1, "x"), ("1_12", "11_2"), (1.25, 1.5), ("a", "b"), ("1", "\uff11"), (True, 1), (2**40, 2**40 + 1)]
@@ -286,32 +286,32 @@ GROUPS = [(-1, "x"), ("1_12", "11_2"), (1.25, 1.5), ("a", "b"), ("1", "\uff11"),
 @pytest.mark.parametrize("groups", GROUPS)
 def test_datumaro_reader__groups_are_compared_as_they_stand(dm, read_subset, groups):
     dm.image(*(polygon(group=one, number=7) for one in groups), polygon([10, 2, 16, 2, 16, 8], group=groups[0]))
-    subset, ledger = read_subset(DatumaroReader, dm.save())
-    assert (len(subset.images[0]), ledger.counts) == (2 if groups[0] is not True else 3, {})
+    subset, skips = read_subset(DatumaroReader, dm.save())
+    assert (len(subset.images[0]), skips.counts) == (2 if groups[0] is not True else 3, {})
 
 
 @pytest.mark.parametrize("label", ["1_0", "\uff11", True, 0.5, "cat", [0]])
 def test_datumaro_reader__labels_that_are_no_numbers(dm, read_subset, label):
     dm.image(polygon(), polygon(label=label, number=2), polygon(label="1", number=3), polygon(label=1.0, number="x"))
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert subset.images[0].labels_N.tolist() == [0, 1, 1]
-    assert ledger.counts == {"undeclared category": 1}
+    assert skips.counts == {"undeclared category": 1}
 
 
 def test_datumaro_reader__crowds_are_kept_where_they_are_wanted(dm, read_subset):
     dm.image(polygon(), polygon(number=2, crowd=True))
-    _, ledger = read_subset(DatumaroReader, dm.save())
-    assert ledger.counts == {"crowd region": 1}
-    subset, ledger = read_subset(DatumaroReader, dm.root, keep_crowds=True)
-    assert (len(subset.images[0]), ledger.counts) == (2, {})
+    _, skips = read_subset(DatumaroReader, dm.save())
+    assert skips.counts == {"crowd region": 1}
+    subset, skips = read_subset(DatumaroReader, dm.root, keep_crowds=True)
+    assert (len(subset.images[0]), skips.counts) == (2, {})
 
 
 def test_datumaro_reader__a_bad_entry_does_not_end_the_file(dm, read_subset):
     dm.image(polygon(), None, "x")
     dm.content["items"] += [None, {"id": "b", "annotations": None, "image": {"path": "b.png"}}]
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [len(image) for image in subset.images] == [1]
-    assert ledger.counts == {"entry that is no annotation": 3, "image without annotations": 1}
+    assert skips.counts == {"entry that is no annotation": 3, "image without annotations": 1}
 
 
 @pytest.mark.parametrize("media_type", [None, "image", 3, 4, 99])
@@ -320,18 +320,18 @@ def test_datumaro_reader__media_of_any_type(dm, read_subset, media_type):
     dm.image(polygon(), item_id="b")
     dm.content["items"][1]["media"] = dm.content["items"][1].pop("image")
     dm.content["media_type"] = media_type
-    subset, ledger = read_subset(DatumaroReader, dm.save())
-    assert ([image.image_id for image in subset.images], ledger.counts) == (["a.png", "b.png"], {})
+    subset, skips = read_subset(DatumaroReader, dm.save())
+    assert ([image.image_id for image in subset.images], skips.counts) == (["a.png", "b.png"], {})
 
 
 def test_datumaro_reader__labels_of_one_name_are_one_category(dm, read_subset):
     skeletons = [{"name": name, "parent": parent} for parent in ("hand", "foot") for name in ("1", "2")]
     dm.content["categories"]["label"]["labels"] = [{"name": "hand"}, *skeletons, "foot", {"parent": "x"}]
     dm.image(*(polygon(number=label, label=label) for label in range(7)))
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert subset.categories == ("hand", "1", "2", "foot")
     assert subset.images[0].labels_N.tolist() == [0, 1, 2, 1, 2, 3]
-    assert ledger.counts == {"undeclared category": 1}
+    assert skips.counts == {"undeclared category": 1}
 
 
 def test_datumaro_reader__run_lengths_as_a_list(dm, read_subset):
@@ -340,25 +340,25 @@ def test_datumaro_reader__run_lengths_as_a_list(dm, read_subset):
         annotation("mask", number=2, rle={"counts": [100, 50, 50], "size": [20, 10]}),
         annotation("mask", number=3, rle={"counts": [100, 5], "size": [10, 20]}),
     )
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [mask["counts"] for mask in subset.images[0].masks] == [
         encode_mask(np.arange(200).reshape(20, 10).T // 50 == 2)["counts"]
     ]
-    assert ledger.counts == {"RLE size differs from the image's": 1, "entry that is no annotation": 1}
+    assert skips.counts == {"RLE size differs from the image's": 1, "entry that is no annotation": 1}
 
 
 @pytest.mark.parametrize(("value", "is_crowd"), [("0", False), ("false", False), (0, False), ("1", True), (1, True)])
 def test_datumaro_reader__crowds_in_whatever_way_they_are_written(dm, read_subset, value, is_crowd):
     dm.image(polygon(), polygon(number=2, crowd=value))
-    _, ledger = read_subset(DatumaroReader, dm.save())
-    assert ledger.counts == ({"crowd region": 1} if is_crowd else {})
+    _, skips = read_subset(DatumaroReader, dm.save())
+    assert skips.counts == ({"crowd region": 1} if is_crowd else {})
 
 
 def test_datumaro_reader__files_that_several_items_name_are_noted(dm):
     dm.image(polygon())
     dm.image(polygon(), item_id="b", path="a.png")
     reader = DatumaroReader(Folder(dm.save()))
-    assert len(reader.read_subset("train", SkipLedger()).images) == 2
+    assert len(reader.read_subset("train", SkipCounts()).images) == 2
     assert reader.notes == ["train.json: 1 of the images are files that another image names too"]
 
 
@@ -368,8 +368,8 @@ def test_datumaro_reader__items_of_any_name(dm, read_subset):
         dm.image(polygon(), item_id=f"{place}")
         dm.content["items"][-1]["id"] = name
     dm.image(polygon(), item_id="bad", size=(0, 20))
-    subset, ledger = read_subset(DatumaroReader, dm.save())
+    subset, skips = read_subset(DatumaroReader, dm.save())
     assert [image.image_id for image in subset.images] == [f"{name}.png".replace("\\", "/") for name in names]
     assert [image.path.name for image in subset.images] == [f"{place}.png" for place in range(len(names))]
-    assert ledger.counts == {"entry that is no annotation": 1}
-    assert "train.json: item bad (" in ledger.examples["entry that is no annotation"]
+    assert skips.counts == {"entry that is no annotation": 1}
+    assert "train.json: item bad (" in skips.examples["entry that is no annotation"]

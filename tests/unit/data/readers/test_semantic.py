@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from vpexp.data.folder import Folder
 from vpexp.data.readers.semantic import SemanticReader
-from vpexp.data.skipped import SkipLedger
+from vpexp.data.skipped import SkipCounts
 from vpexp.errors import DataError
 
 CLASSES_HW = np.zeros((10, 20), dtype=np.uint8)
@@ -46,14 +46,14 @@ def names(subset):
 def test_semantic_reader__components_or_classes(tmp_path, read_subset):
     write_meta(tmp_path)
     write_pair(tmp_path)
-    by_part, ledger = read_subset(components, tmp_path, "default")
+    by_part, skips = read_subset(components, tmp_path, "default")
     by_class, _ = read_subset(classes, tmp_path, "default")
     assert names(by_part) == [["cat", "cat", "dog"]]
     assert by_part.images[0].boxes_N4.tolist() == [[1, 1, 5, 4], [10, 6, 15, 9], [16, 6, 18, 9]]
     assert names(by_class) == [["cat", "dog"]]
     assert by_class.images[0].boxes_N4.tolist() == [[1, 1, 15, 9], [16, 6, 18, 9]]
     assert by_part.images[0].image_id == "a.jpg"
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_semantic_reader__label_map_that_counts_from_one(tmp_path, read_subset):
@@ -66,10 +66,10 @@ def test_semantic_reader__label_map_that_counts_from_one(tmp_path, read_subset):
 def test_semantic_reader__undeclared_values_are_counted(tmp_path, read_subset):
     write_meta(tmp_path, {"label_map": {"0": "background", "1": "cat"}})
     write_pair(tmp_path)
-    subset, ledger = read_subset(components, tmp_path, "default")
+    subset, skips = read_subset(components, tmp_path, "default")
     assert names(subset) == [["cat", "cat"]]
-    assert ledger.counts == {"undeclared pixel value": 1}
-    assert "value 2" in ledger.examples["undeclared pixel value"]
+    assert skips.counts == {"undeclared pixel value": 1}
+    assert "value 2" in skips.examples["undeclared pixel value"]
 
 
 def test_semantic_reader__colours(tmp_path, read_subset):
@@ -77,10 +77,10 @@ def test_semantic_reader__colours(tmp_path, read_subset):
     table[1], table[2], table[255] = (255, 0, 0), (0, 0, 255), (1, 2, 3)
     write_meta(tmp_path, {**META, "segmentation_colors": [[0, 0, 0], [255, 0, 0], [0, 0, 255]]})
     write_pair(tmp_path, classes=table[CLASSES_HW])
-    subset, ledger = read_subset(components, tmp_path, "default")
+    subset, skips = read_subset(components, tmp_path, "default")
     assert names(subset) == [["cat", "cat", "dog"]]
-    assert ledger.counts == {"undeclared colour": 1}
-    assert "colour 1, 2, 3" in ledger.examples["undeclared colour"]
+    assert skips.counts == {"undeclared colour": 1}
+    assert "colour 1, 2, 3" in skips.examples["undeclared colour"]
 
 
 def test_semantic_reader__subset_folders(tmp_path, read_subset):
@@ -122,9 +122,9 @@ def test_semantic_reader__names_with_beginnings_and_ends(tmp_path, read_subset, 
     write_meta(tmp_path)
     for name in ("0001", "0002"):
         write_pair(tmp_path, name, image=image, mask=mask)
-    subset, ledger = read_subset(components, tmp_path, "default")
+    subset, skips = read_subset(components, tmp_path, "default")
     assert len(subset.images) == 2
-    assert ledger.counts == {}
+    assert skips.counts == {}
     assert "0001" in subset.images[0].image_id
 
 
@@ -134,8 +134,8 @@ def test_semantic_reader__images_and_masks_without_a_partner(tmp_path, read_subs
         write_pair(tmp_path, name)
     (tmp_path / "images/b.jpg").unlink()
     (tmp_path / "masks/c.png").unlink()
-    _, ledger = read_subset(components, tmp_path, "default")
-    assert ledger.counts == {"image file is missing": 1, "image without annotations": 1}
+    _, skips = read_subset(components, tmp_path, "default")
+    assert skips.counts == {"image file is missing": 1, "image without annotations": 1}
 
 
 def test_semantic_reader__damaged_and_odd_files(tmp_path, read_subset):
@@ -146,9 +146,9 @@ def test_semantic_reader__damaged_and_odd_files(tmp_path, read_subset):
     Image.fromarray(CLASSES_HW[:5]).save(tmp_path / "masks/size.png")
     Image.fromarray(CLASSES_HW * 0).save(tmp_path / "masks/empty.png")
     Image.fromarray(CLASSES_HW).save(tmp_path / "images/twice.bmp")
-    subset, ledger = read_subset(components, tmp_path, "default")
+    subset, skips = read_subset(components, tmp_path, "default")
     assert [image.image_id for image in subset.images] == ["good.jpg"]
-    assert ledger.counts == {
+    assert skips.counts == {
         "mask file is truncated or damaged": 1,
         "image size differs from annotation": 1,
         "several image files of this name": 1,
@@ -175,9 +175,9 @@ def test_semantic_reader__only_background(tmp_path, read_subset):
 def test_semantic_reader__without_meta_file(tmp_path):
     write_pair(tmp_path)
     reader = components(Folder(tmp_path))
-    subset = reader.read_subset("default", SkipLedger())
+    subset = reader.read_subset("default", SkipCounts())
     assert names(subset) == [["class 1", "class 1", "class 2"]]
-    reader.read_subset("default", SkipLedger())
+    reader.read_subset("default", SkipCounts())
     assert reader.notes == [
         "no dataset_meta.json: the classes are named after their pixel values",
         "mask value 255 is taken as void, not as a class; a dataset_meta.json can say otherwise",
@@ -219,10 +219,10 @@ def test_semantic_reader__numbers_above_255_make_255_one_of_them(tmp_path, read_
     numbers_HW[0, 2] = 65535
     write_pair(tmp_path, classes=numbers_HW)
     Image.new("RGB", (40, 30)).save(tmp_path / "images/a.jpg")
-    subset, ledger = read_subset(components, tmp_path, "default")
+    subset, skips = read_subset(components, tmp_path, "default")
     assert len(subset.images[0]) == 299
     assert "class 255" in subset.categories
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_semantic_reader__mask_numbers_that_are_refused_or_void(tmp_path, read_subset):
@@ -230,12 +230,12 @@ def test_semantic_reader__mask_numbers_that_are_refused_or_void(tmp_path, read_s
     write_pair(tmp_path, "a", values_HW.astype(np.float32), mask="masks/{}.tif")
     write_pair(tmp_path, "b", values_HW / np.float32(3), mask="masks/{}.tif")
     write_pair(tmp_path, "c", np.where(values_HW == 2, -1, values_HW.astype(np.int32)), mask="masks/{}.tif")
-    ledger = SkipLedger()
+    skips = SkipCounts()
     reader = components(Folder(tmp_path))
-    subset = reader.read_subset("default", ledger)
+    subset = reader.read_subset("default", skips)
     assert names(subset) == [["class 1", "class 1", "class 2"], ["class 1", "class 1"]]
-    assert ledger.counts == {"mask values are no whole numbers": 1}
-    assert ledger.examples["mask values are no whole numbers"].endswith("masks/b.tif")
+    assert skips.counts == {"mask values are no whole numbers": 1}
+    assert skips.examples["mask values are no whole numbers"].endswith("masks/b.tif")
     assert any(note.startswith("mask value -1 is taken as void") for note in reader.notes)
 
 
@@ -243,11 +243,11 @@ def test_semantic_reader__mask_names_with_an_addition(tmp_path, read_subset):
     for name in ("p1_001", "p1_002"):
         write_pair(tmp_path, name, mask="masks/{}_masks.png")
     write_pair(tmp_path, "p2_001", mask="elsewhere/{}.png")
-    ledger = SkipLedger()
+    skips = SkipCounts()
     reader = components(Folder(tmp_path))
-    subset = reader.read_subset("default", ledger)
+    subset = reader.read_subset("default", skips)
     assert [image.image_id for image in subset.images] == ["p1_001.jpg", "p1_002.jpg"]
-    assert ledger.counts == {"image without annotations": 1}
+    assert skips.counts == {"image without annotations": 1}
     assert "masks are named as their images, with '_masks' behind them" in reader.notes
 
 
@@ -261,9 +261,9 @@ def test_semantic_reader__file_types_that_are_not_read(tmp_path, read_subset):
     (tmp_path / "images/b.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (tmp_path / "images/c.jpg").rename(tmp_path / "images/c")
     (tmp_path / "images/README").write_text("no image")
-    subset, ledger = read_subset(components, tmp_path, "default")
+    subset, skips = read_subset(components, tmp_path, "default")
     assert [image.image_id for image in subset.images] == ["a.jpg", "c"]
-    assert ledger.counts == {"file type not read (.heic)": 1}
+    assert skips.counts == {"file type not read (.heic)": 1}
 
 
 @pytest.mark.parametrize("name", ["images/b.jpg", "masks/b.png"])
@@ -274,14 +274,14 @@ def test_semantic_reader__files_that_are_not_opened(tmp_path, read_subset, name)
     write_pair(root, "b")
     file = root / name
     file.symlink_to(file.rename(tmp_path / file.name))
-    subset, ledger = read_subset(components, root, "default")
+    subset, skips = read_subset(components, root, "default")
     assert [image.image_id for image in subset.images] == ["a.jpg"]
-    assert ledger.counts == {"file outside the given folder (data.allow_outside=true uses it)": 1}
+    assert skips.counts == {"file outside the given folder (data.allow_outside=true uses it)": 1}
     file.unlink()
     os.mkfifo(file)
-    subset, ledger = read_subset(components, root, "default")
+    subset, skips = read_subset(components, root, "default")
     assert [image.image_id for image in subset.images] == ["a.jpg"]
-    assert ledger.counts == {"no regular file, so it is not opened": 1}
+    assert skips.counts == {"no regular file, so it is not opened": 1}
     meta = root / "dataset_meta.json"
     meta.symlink_to(meta.rename(tmp_path / "meta.json"))
     with pytest.raises(DataError, match=r"dataset_meta\.json: file outside the given folder"):
@@ -295,24 +295,24 @@ def test_semantic_reader__accents_in_either_form(tmp_path, read_subset, one, oth
         tmp_path, "größe", image=f"images/{normalize(one, 'größe')}.jpg", mask=f"masks/{normalize(other, 'größe')}.png"
     )
     write_pair(tmp_path, "plain")
-    subset, ledger = read_subset(components, tmp_path, "default")
-    assert (len(subset.images), ledger.counts) == (2, {})
+    subset, skips = read_subset(components, tmp_path, "default")
+    assert (len(subset.images), skips.counts) == (2, {})
 
 
 def test_semantic_reader__masks_named_by_the_whole_name_of_their_image(tmp_path, read_subset):
     write_meta(tmp_path)
     for image in ("a.jpg", "a.png", "b.tiff", "s/c.JPG"):
         write_pair(tmp_path, image, image="images/{}", mask="masks/{}.png")
-    subset, ledger = read_subset(classes, tmp_path, "default")
+    subset, skips = read_subset(classes, tmp_path, "default")
     assert sorted(image.image_id for image in subset.images) == ["a.jpg", "a.png", "b.tiff", "s/c.JPG"]
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_semantic_reader__several_masks_of_one_image(tmp_path, read_subset):
     write_meta(tmp_path)
     for name, suffix in (("a", "png"), ("a", "tif"), ("b", "png"), ("b", "jpg")):  # a JPEG is a picture of the mask
         write_pair(tmp_path, name, mask=f"masks/{{}}.{suffix}")
-    subset, ledger = read_subset(classes, tmp_path, "default")
+    subset, skips = read_subset(classes, tmp_path, "default")
     assert [image.image_id for image in subset.images] == ["b.jpg"]
-    assert ledger.counts == {"several mask files of this name": 1}
-    assert ledger.examples["several mask files of this name"] == "masks/a.png and masks/a.tif"
+    assert skips.counts == {"several mask files of this name": 1}
+    assert skips.examples["several mask files of this name"] == "masks/a.png and masks/a.tif"

@@ -73,21 +73,21 @@ def classes(folder):
 
 def test_voc_reader__instances_with_their_classes(voc, read_subset):
     voc.image()
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     (image,) = subset.images
     assert subset.categories == ("cat", "dog")
     assert image.labels_N.tolist() == [0, 1]
     assert image.object_ids == ("1", "2")
     assert image.boxes_N4.tolist() == [[1, 1, 5, 4], [10, 6, 15, 9]]
     np.testing.assert_array_equal(decode_rle(image.masks[1]), INSTANCES_HW == 2)
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_voc_reader__void_is_no_object(voc, read_subset):
     voc.image(instances=np.where(INSTANCES_HW == 255, 255, 0).astype(np.uint8))
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert subset.images == ()
-    assert ledger.counts == {"image without annotations": 1}
+    assert skips.counts == {"image without annotations": 1}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -147,9 +147,9 @@ def test_voc_reader__instance_of_void_or_undeclared_class(voc, read_subset):
     classes_HW = np.where(INSTANCES_HW == 1, 255, CLASSES_HW).astype(np.uint8)
     voc.image("void", classes=classes_HW)
     voc.image("unknown", classes=np.where(INSTANCES_HW == 1, 9, CLASSES_HW).astype(np.uint8))
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert [image.labels_N.tolist() for image in subset.images] == [[1], [1]]
-    assert ledger.counts == {"void region": 1, "undeclared category": 1}
+    assert skips.counts == {"void region": 1, "undeclared category": 1}
 
 
 def test_voc_reader__class_of_most_pixels_that_are_no_background(voc, read_subset):
@@ -164,22 +164,22 @@ def test_voc_reader__boxes_without_masks(voc, read_subset):
     voc.image("a")
     voc.image("b", instances=None, classes=None, objects=[("cat", 1, 1, 5, 5), ("dog", 2, 2, 6, 6)])
     voc.image("c", objects=[("cat", 2, 2, 5, 4), ("dog", 11, 7, 15, 9), ("cat", 1, 1, 20, 10)])
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert [image.image_id for image in subset.images] == ["a", "c"]
-    assert ledger.counts == {"box only, no mask": 3}
+    assert skips.counts == {"box only, no mask": 3}
 
 
 def test_voc_reader__keeps_boxes_where_they_are_wanted(voc, read_subset):
     voc.image("b", instances=None, classes=None, objects=[("cat", 1, 1, 5, 5), ("dog", 2, 2, 6, 6)])
     voc.image("c", objects=[("cat", 2, 2, 5, 4), ("dog", 11, 7, 15, 9), ("cat", 1, 1, 20, 10)])
-    subset, ledger = read_subset(components, voc.save(), keep_boxes=True)
+    subset, skips = read_subset(components, voc.save(), keep_boxes=True)
     b, c = subset.images
     assert b.box_only_N.tolist() == [True, True]
     assert b.boxes_N4.tolist() == [[0, 0, 5, 5], [1, 1, 6, 6]]
     assert [subset.categories[label] for label in b.labels_N] == ["cat", "dog"]
     assert c.box_only_N.tolist() == [False, False, True]
     assert c.boxes_N4[2].tolist() == [0, 0, 20, 10]
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 def test_voc_reader__damaged_files(voc, read_subset):
@@ -191,9 +191,9 @@ def test_voc_reader__damaged_files(voc, read_subset):
     voc.write("Annotations/xml.xml", "<annotation><object>")
     voc.write("SegmentationClass/size.png", voc.palette(CLASSES_HW[:5]))
     (voc.root / "JPEGImages/gone.jpg").unlink()
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert [image.image_id for image in subset.images] == ["good", "xml"]
-    assert ledger.counts == {
+    assert skips.counts == {
         "image file is truncated or damaged": 1,
         "mask file is truncated or damaged": 1,
         "XML file is damaged": 1,
@@ -205,8 +205,8 @@ def test_voc_reader__damaged_files(voc, read_subset):
 def test_voc_reader__mask_of_another_size_than_its_image(voc, read_subset):
     voc.image()
     voc.write("JPEGImages/a.jpg", np.zeros((10, 30, 3), dtype=np.uint8))
-    _, ledger = read_subset(components, voc.save())
-    assert ledger.counts == {"image size differs from annotation": 1}
+    _, skips = read_subset(components, voc.save())
+    assert skips.counts == {"image size differs from annotation": 1}
 
 
 def test_voc_reader__two_images_of_one_name(voc, read_subset):
@@ -214,9 +214,9 @@ def test_voc_reader__two_images_of_one_name(voc, read_subset):
     voc.write("JPEGImages/a.png", np.zeros((10, 20, 3), dtype=np.uint8))
     voc.image("b", suffix="png")
     voc.write("JPEGImages/b.bmp", np.zeros((10, 20, 3), dtype=np.uint8))
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert [image.path.name for image in subset.images] == ["a.jpg"]
-    assert ledger.counts == {"several image files of this name": 1}
+    assert skips.counts == {"several image files of this name": 1}
 
 
 def test_voc_reader__strict(voc, read_subset):
@@ -247,9 +247,9 @@ def test_voc_reader__no_voc(tmp_path):
 def test_voc_reader__listed_image_without_any_file(voc, read_subset):
     voc.image()
     voc.ids.append("gone")
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert len(subset.images) == 1
-    assert ledger.counts == {"image file is missing": 1}
+    assert skips.counts == {"image file is missing": 1}
 
 
 def test_voc_reader__old_layout_of_labelme(voc, tmp_path, read_subset):
@@ -261,14 +261,14 @@ def test_voc_reader__old_layout_of_labelme(voc, tmp_path, read_subset):
         (tmp_path / part).mkdir()
         for name in "ab":
             np.save(tmp_path / part / f"{name}.npy", INSTANCES_HW)
-    subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
+    subset, skips = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
     assert [len(image) for image in subset.images] == [2, 2]
-    assert ledger.counts == {}
+    assert skips.counts == {}
     for name in "ab":
         (tmp_path / f"SegmentationObjectPNG/{name}.png").unlink()
-    subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
-    assert ledger.counts == {"mask: file type not read (.npy)": 2}
-    assert ledger.examples["mask: file type not read (.npy)"] == str(tmp_path / "SegmentationObject/a.npy")
+    subset, skips = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
+    assert skips.counts == {"mask: file type not read (.npy)": 2}
+    assert skips.examples["mask: file type not read (.npy)"] == str(tmp_path / "SegmentationObject/a.npy")
 
 
 def test_voc_reader__instances_of_any_number(voc, tmp_path, read_subset, write_tiff):
@@ -277,9 +277,9 @@ def test_voc_reader__instances_of_any_number(voc, tmp_path, read_subset, write_t
     instances_HW = np.select([INSTANCES_HW == 1, INSTANCES_HW == 2, INSTANCES_HW == 255], [255, 70_000, -1])
     (tmp_path / "SegmentationObject").mkdir()
     write_tiff(tmp_path / "SegmentationObject/a.tif", instances_HW.astype(np.float64))
-    subset, ledger = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
+    subset, skips = read_subset(lambda folder: VocReader(folder, "components"), tmp_path)
     assert subset.images[0].object_ids == ("255", "70000")
-    assert ledger.counts == {}
+    assert skips.counts == {}
 
 
 NOT_OPENED = "no regular file, so it is not opened"
@@ -296,12 +296,12 @@ def test_voc_reader__files_that_are_not_opened(voc, read_subset, tmp_path, name)
     voc.image("b", objects=[box])
     file = voc.save() / name
     file.symlink_to(file.rename(tmp_path / file.name))
-    subset, ledger = read_subset(components, voc.root)
-    assert ([image.image_id for image in subset.images], ledger.counts) == (["a"], {OUTSIDE: 1})
+    subset, skips = read_subset(components, voc.root)
+    assert ([image.image_id for image in subset.images], skips.counts) == (["a"], {OUTSIDE: 1})
     file.unlink()
     os.mkfifo(file)
-    subset, ledger = read_subset(components, voc.root)
-    assert ([image.image_id for image in subset.images], ledger.counts) == (["a"], {NOT_OPENED: 1})
+    subset, skips = read_subset(components, voc.root)
+    assert ([image.image_id for image in subset.images], skips.counts) == (["a"], {NOT_OPENED: 1})
 
 
 @pytest.mark.parametrize("name", ["ImageSets/Segmentation/train.txt", "labelmap.txt"])
@@ -316,8 +316,8 @@ def test_voc_reader__lists_that_are_not_opened(voc, read_subset, name):
 
 def test_voc_reader__boxes_that_are_no_numbers_are_counted(voc, read_subset):
     voc.image(objects=[("cat", 2, 2, 5, 4), ("dog", "1_1", 7, 15, 9)])
-    _, ledger = read_subset(components, voc.save())
-    assert ledger.counts == {"entry that is no annotation": 1}
+    _, skips = read_subset(components, voc.save())
+    assert skips.counts == {"entry that is no annotation": 1}
 
 
 def test_voc_reader__the_xml_files_size_says_which_way_up(voc, read_subset):
@@ -329,10 +329,10 @@ def test_voc_reader__the_xml_files_size_says_which_way_up(voc, read_subset):
         exif = Image.Exif()
         exif[274] = 6
         Image.new("RGB", (20, 10)).save(voc.root / f"JPEGImages/{name}.jpg", exif=exif)
-    subset, ledger = read_subset(components, voc.save(), keep_boxes=True)
+    subset, skips = read_subset(components, voc.save(), keep_boxes=True)
     read = {image.image_id: (image.height, image.width, image.exif_transpose) for image in subset.images}
     assert read == {"turned": (20, 10, True), "stored": (10, 20, False), "none": (20, 10, True)}
-    assert ledger.counts == {"image size differs from annotation": 1}
+    assert skips.counts == {"image size differs from annotation": 1}
 
 
 def test_voc_reader__objects_with_neither_mask_nor_box_are_counted(voc, read_subset):
@@ -341,8 +341,8 @@ def test_voc_reader__objects_with_neither_mask_nor_box_are_counted(voc, read_sub
     outline = "<object><name>cat</name><polygon><x1>1</x1><y1>1</y1></polygon></object>"
     voc.write("Annotations/b.xml", XML.format(outline))
     voc.write("Annotations/a.xml", XML.format(outline))  # its masks are what counts
-    _, ledger = read_subset(components, voc.save())
-    assert ledger.counts == {"neither mask nor box": 1, "image left without objects": 1}
+    _, skips = read_subset(components, voc.save())
+    assert skips.counts == {"neither mask nor box": 1, "image left without objects": 1}
 
 
 @pytest.mark.parametrize("part", ["SegmentationObject", "SegmentationClass"])
@@ -351,10 +351,10 @@ def test_voc_reader__several_masks_of_one_image(voc, read_subset, part):
     voc.image("b")
     voc.write(f"{part}/a.tif", CLASSES_HW)
     voc.write(f"{part}/b.jpg", CLASSES_HW)  # a picture of the mask
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert [image.image_id for image in subset.images] == ["b"]
-    assert ledger.counts == {"several mask files of this name": 1}
-    assert ledger.examples["several mask files of this name"] == f"{part}/a.png and {part}/a.tif"
+    assert skips.counts == {"several mask files of this name": 1}
+    assert skips.examples["several mask files of this name"] == f"{part}/a.png and {part}/a.tif"
 
 
 def test_voc_reader__instances_of_one_colour_stay_apart(voc, read_subset):
@@ -362,11 +362,11 @@ def test_voc_reader__instances_of_one_colour_stay_apart(voc, read_subset):
     picture = Image.fromarray(INSTANCES_HW)
     picture.putpalette([0, 0, 0] + [128, 0, 0] * 254 + [224, 224, 192])  # each in the colour of its class
     voc.write("SegmentationObject/a.png", picture)
-    subset, ledger = read_subset(components, voc.save())
+    subset, skips = read_subset(components, voc.save())
     assert [mask["counts"] for mask in subset.images[0].masks] == [
         encode_mask(value == INSTANCES_HW)["counts"] for value in (1, 2)
     ]
-    assert ledger.remarks[next(iter(ledger.remarks))].total == 2  # nothing names their class
+    assert skips.remarks[next(iter(skips.remarks))].total == 2  # nothing names their class
 
 
 @pytest.mark.parametrize(
@@ -374,9 +374,9 @@ def test_voc_reader__instances_of_one_colour_stay_apart(voc, read_subset):
 )
 def test_voc_reader__black_is_background_whatever_label_comes_first(voc, read_subset, labels):
     voc.image(instances=None)
-    subset, ledger = read_subset(classes, voc.save(labels=labels))
+    subset, skips = read_subset(classes, voc.save(labels=labels))
     read = {
         subset.categories[label]: decode_rle(mask).sum()
         for label, mask in zip(subset.images[0].labels_N, subset.images[0].masks, strict=True)
     }
-    assert (read, ledger.counts) == ({"cat": 12, "dog": 15}, {})
+    assert (read, skips.counts) == ({"cat": 12, "dog": 15}, {})

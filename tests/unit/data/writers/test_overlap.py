@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.writers.images import LabelledObject
-from vpexp.data.writers.overlap import cut_overlaps, drop_repeated
+from vpexp.stages.shared.predicted_dataset import cut_overlaps, drop_repeated
 
 
 def make(mask, score, label="leaf"):
