@@ -148,11 +148,9 @@ def test_graph_predictor__says_what_it_is(debug, debug_ir, debug_onnx, format_):
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("openvino_predictor", {"torch", "onnxruntime", "onnx"}),
         ("load", {"torch", "onnxruntime", "onnx", "openvino"}),
         ("exported", {"torch", "onnxruntime", "onnx", "openvino", "numpy"}),
         ("graph_predictor", {"torch", "onnxruntime", "onnx", "openvino"}),
-        ("onnx_predictor", {"torch", "openvino"}),
     ],
 )
 def test_import__takes_no_other_backend_along(module, never):
