@@ -1,7 +1,9 @@
 """Both parts of a model as OpenVINO IR, straight from torch; the encoder also without files, to fill the embedding cache."""
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def _convert(module: nn.Module, shapes: list[list[int]]) -> Any:
     import openvino
 
     example = module.build_example()  # type: ignore[operator]
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _keep_root_logger():
         warnings.simplefilter("ignore")  # tracing warns of each Python number, all of them constants of the model
         traced = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         graph = openvino.convert_model(traced, example_input=example, input=shapes)
@@ -91,6 +93,18 @@ def _convert(module: nn.Module, shapes: list[list[int]]) -> Any:
             # The converter's mode takes the first pixel instead of the middle where one row or column remains.
             node.set_attribute("coordinate_transformation_mode", "half_pixel")
     return graph
+
+
+@contextmanager
+def _keep_root_logger() -> Iterator[None]:
+    """Put the root logger back: OpenVINO's converter turns it down to errors, and leaves it so where it fails."""
+    root = logging.getLogger()
+    level, filters = root.level, root.filters.copy()
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters = filters
 
 
 def _accept_any_mask(graph: Any, low: int) -> Any:

@@ -220,7 +220,7 @@ def _quiet_nncf() -> Iterator[None]:
     import nncf
     import rich
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger(nncf.__name__).setLevel(logging.ERROR)
     console = rich.get_console()
     quiet, console.quiet = console.quiet, True
     try:

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from vpexp.deploy import openvino_format
 from vpexp.embeddings.cache import EncoderPasses
 from vpexp.errors import ConfigError
+from vpexp.models.sam import Sam
 from vpexp.stages.shared.embeddings import IMAGES_WORTH_CONVERTING, _choose_encoder
 
 ENOUGH = IMAGES_WORTH_CONVERTING * (1024 // 64) ** 2
@@ -38,14 +39,16 @@ def test_choose_encoder__by_name_or_by_the_number_of_pixels(debug_sam, backend, 
     np.testing.assert_allclose(encoded_1CHW, expected.encode(image_13SS), rtol=0, atol=1e-4)
 
 
-def test_choose_encoder__that_cannot_be_converted(debug_sam, monkeypatch, caplog):
-    def fail(sam):
-        raise RuntimeError("unknown\noperator")
+def test_choose_encoder__that_cannot_be_converted(debug_sam, caplog):
+    class UnknownToOpenvino(torch.nn.Module):
+        def forward(self, embeddings_BCHW):
+            return torch.special.bessel_j0(embeddings_BCHW)
 
-    monkeypatch.setattr(openvino_format, "convert_encoder", fail)
-    reason = r"this encoder cannot be converted \(RuntimeError: unknown operator\)"
+    encoder = torch.nn.Sequential(debug_sam.image_encoder, UnknownToOpenvino())
+    sam = Sam(encoder, debug_sam.prompt_encoder, debug_sam.mask_decoder)
+    reason = "this encoder cannot be converted \\(OpConversionFailure: .*\\)"
     with pytest.raises(ConfigError, match=rf"^cache\.backend=openvino: {reason}; set cache\.backend=torch$"):
-        choose(debug_sam, 1, "openvino")
-    encoder, _ = choose(debug_sam, ENOUGH)
+        choose(sam, 1, "openvino")
+    encoder, _ = choose(sam, ENOUGH)
     assert encoder.name == "torch"
-    assert "unknown operator" in caplog.text
+    assert "No conversion rule" in caplog.text
