@@ -29,7 +29,7 @@ QUICK = (
     "data.num_workers=0",
 )
 RATES = "optimizer.lr=1e-5,1e-4"
-PATIENCE = 180
+PATIENCE = 400
 
 Command = Callable[..., subprocess.Popen[str]]
 
