@@ -194,9 +194,11 @@ def _run_jobs(plan: SweepPlan, sweep: SweepFolder, search: Search | None) -> Bas
                 try:
                     start_hydra(run_sweep_job, [*overrides, *added], plan.flags)
                 except Exception as error:  # noqa: BLE001  (raised again when the record is closed)
-                    lost = find_lost_jobs(sweep) if is_lost_worker(error) else []
+                    if not is_lost_worker(error):
+                        return _explain_end(error, plan, search)
+                    lost = find_lost_jobs(sweep)
                     idle_losses = 0 if lost else idle_losses + 1
-                    if not is_lost_worker(error) or not can_start_again(error) or idle_losses > IDLE_LOSSES:
+                    if not can_start_again(error) or idle_losses > IDLE_LOSSES:
                         return _explain_end(error, plan, search)
                     turns = _plan_turns(sweep, turns, alone, lost)
                 if sweep.stop_marker.exists() and (turns or (not search and len(sweep.find_jobs()) < plan.jobs)):

@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 from PIL import Image
 
-from tests.references.surveys import build_image, build_split
-from vpexp.survey.page import choose_images, draw_images
+from tests.references.surveys import build_image, build_split, build_survey
+from vpexp.reporting.page import shrink
+from vpexp.survey.page import DrawnImage, build_page, choose_images, draw_images
 
 BOX = (10, 10, 40, 40)
 
@@ -48,3 +50,13 @@ def test_draw_images__a_damaged_one_is_passed_over(tmp_path):
     with Image.open(tmp_path / "overlays" / "train_0.png") as picture:
         assert picture.getpixel((10, 40)) == (90, 90, 90)
         assert picture.getpixel((75, 90)) != (90, 90, 90)
+
+
+def test_build_page__images_split_after_split_in_their_own_order():
+    picture = shrink(Image.new("RGB", (20, 10)), "1 cat")
+    drawn = [DrawnImage(split, f"{split}.png", picture) for split in ("train", "val", "test")]
+
+    page = build_page(build_survey(build_train()), (), (), drawn)
+
+    assert re.findall("Images of (\\w+)", page) == ["train", "val", "test"]
+    assert re.findall(r"<figcaption><b>(\w+)\.png</b> 1 cat", page) == ["train", "val", "test"]

@@ -77,7 +77,8 @@ def assess(
         DataError: the split has no object to evaluate, or none of its images can be read.
     """
     cfg = context.cfg
-    recipe = context.settings.prompt
+    settings = context.settings
+    recipe = settings.prompt
     images = EvaluationSet(
         with_objects(dataset.splits[split].images),
         recipe,
@@ -97,7 +98,7 @@ def assess(
         keep=keep,
         remember=cache.remember if cache else None,
         interaction=build_interaction(recipe),
-        metrics=build_metrics(context.settings.metrics),
+        metrics=build_metrics(settings.metrics),
     )
     if not result.images:
         raise DataError(
