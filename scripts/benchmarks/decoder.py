@@ -50,7 +50,7 @@ class Ours(Ready):
             self.inputs.boxes_N4.reshape(-1, 2, 2),
             torch.tensor([[2.0, 3.0]]).repeat(BOXES, 1),
         )
-        return decoded.low_res_logits_N1HW, decoded.iou_N
+        return decoded.low_res_logits_NKHW, decoded.iou_NK[:, 0]
 
     def turn(self) -> None:
         """Forward and backward."""

@@ -87,10 +87,11 @@ class OfficialSam(PlainSam):
 
     def decode(self, embeddings_BCHW: Tensor, boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """See ``PlainSam``; the official decoder takes one image a call."""
-        return [
+        decoded = [
             official.decode_official(self.module, embedding_CHW[None], boxes=boxes_N4)
             for embedding_CHW, boxes_N4 in zip(embeddings_BCHW, boxes, strict=True)
         ]
+        return [(logits, iou[:, 0]) for logits, iou in decoded]
 
     def get_gradients(self) -> dict[str, Tensor]:
         """See ``PlainSam``."""

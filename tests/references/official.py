@@ -138,14 +138,14 @@ def run_official_tiny_vit(encoder, images):
     return encoder.neck(features.view(len(images), side, side, -1).permute(0, 3, 1, 2))
 
 
-def decode_official(sam, embedding_1CHW, *, points=None, labels=None, boxes=None, masks=None):
-    """Decode prompts of one image with the official modules: low-resolution logits [N, 1, h, w] and IoU [N]."""
+def decode_official(sam, embedding_1CHW, *, points=None, labels=None, boxes=None, masks=None, multimask=False):
+    """Decode prompts of one image with the official modules: low-resolution logits [N, K, h, w] and IoU [N, K], K 1 or 3."""
     sparse, dense = sam.prompt_encoder(points=None if points is None else (points, labels), boxes=boxes, masks=masks)
     logits, iou = sam.mask_decoder(
         image_embeddings=embedding_1CHW,
         image_pe=sam.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
-        multimask_output=False,
+        multimask_output=multimask,
     )
-    return logits, iou[:, 0]
+    return logits, iou

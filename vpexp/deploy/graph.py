@@ -65,14 +65,14 @@ class ExportableDecoder(nn.Module):
         dense_MCHW = has_mask_M111 * encoder.embed_masks(mask_input_M1hw)
         dense_MCHW = dense_MCHW + (1 - has_mask_M111) * encoder.embed_masks(None)
         decoded = self.sam.decode_points(image_embeddings_1CHW + dense_MCHW, point_coords_NP2, point_labels_NP)
-        low_res_N1hw = decoded.low_res_logits_N1HW
+        low_res_N1hw = decoded.low_res_logits_NKHW
         upscaled_NHW = upscale_logits(
             low_res_N1hw,
             image_size=self.sam.image_size,
             resized_hw=_compute_resized_size(orig_size_12, self.sam.image_size),
             original_hw=(orig_size_12[0, 0], orig_size_12[0, 1]),  # type: ignore[arg-type]  # traced: sizes are tensors
         )
-        return upscaled_NHW[:, None], decoded.iou_N[:, None], low_res_N1hw
+        return upscaled_NHW[:, None], decoded.iou_NK, low_res_N1hw
 
     def build_example(self) -> tuple[Tensor, ...]:
         """Build inputs to trace with: three boxes on an image that is not square."""

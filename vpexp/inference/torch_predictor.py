@@ -81,10 +81,10 @@ class TorchPredictor:
                 labels_NP,
                 None if earlier is None else earlier.to(embedding.features.device, embedding.features.dtype),
             )
-            iou[part] = decoded.iou_N.float().cpu().numpy()
-            low_res[part] = decoded.low_res_logits_N1HW[:, 0].float().cpu().numpy()
+            iou[part] = decoded.iou_NK[:, 0].float().cpu().numpy()
+            low_res[part] = decoded.low_res_logits_NKHW[:, 0].float().cpu().numpy()
             for mask_HW, logits_1hw, own_hw in zip(
-                masks[part], decoded.low_res_logits_N1HW, low_res[part], strict=True
+                masks[part], decoded.low_res_logits_NKHW, low_res[part], strict=True
             ):
                 region = upscaling.find_region(own_hw)
                 if region.area:

@@ -1,12 +1,13 @@
-"""The mask decoder of SAM: image embeddings and embedded prompts become one mask a prompt and its predicted IoU.
+"""The mask decoder of SAM: image embeddings and embedded prompts become masks and their predicted IoU.
 
 Source: Kirillov et al. 2023 "Segment Anything", appendix A. Parameter names are those of the official checkpoints.
-The four mask tokens all pass through the transformer, but only token 0, the one that answers unambiguous prompts,
-is turned into a mask: the official ``multimask_output=False``. What is computed equals the official decoder up to rounding, in
-about half of its time: see ``cross_attention.py``, and ``MaskDecoder._upscale``.
+The four mask tokens all pass through the transformer, and those that are asked for are turned into masks: token 0, which
+answers unambiguous prompts (the official ``multimask_output=False``), tokens 1 to 3, which answer a prompt that may mean several
+things (``multimask_output=True``), or all. What is computed equals the official decoder up to rounding, in about half of its time: see
+``cross_attention.py``, and ``MaskDecoder._upscale``.
 
-Shapes: N prompts, M images, T tokens of an embedded prompt, C channels, H W = S/16 rows and columns of the image embedding,
-L = H * W.
+Shapes: N prompts, M images, T tokens of an embedded prompt, K masks of a prompt (1, 3 or 4), C channels, H W = S/16 rows and columns
+of the image embedding, L = H * W.
 """
 
 import torch
@@ -18,10 +19,12 @@ from vpexp.models.layers import MLP, LayerNorm2d
 from vpexp.models.transformer import TwoWayTransformer
 
 MASK_TOKENS = 4
+ONE_MASK, THREE_MASKS, ALL_MASKS = slice(0, 1), slice(1, MASK_TOKENS), slice(0, MASK_TOKENS)
+"""Which mask tokens become masks."""
 
 
 class MaskDecoder(nn.Module):
-    """Predict one mask for each prompt.
+    """Predict masks for each prompt.
 
     Random weights: PyTorch's defaults.
     """
@@ -54,6 +57,8 @@ class MaskDecoder(nn.Module):
         prompts_NTC: Tensor,
         prompt_mask_NT: Tensor | None,
         image_index_N: Tensor | None = None,
+        *,
+        masks: slice = ONE_MASK,
     ) -> tuple[Tensor, Tensor]:
         """Decode prompts.
 
@@ -64,9 +69,10 @@ class MaskDecoder(nn.Module):
             prompts_NTC: embedded points and boxes; N may be 0.
             prompt_mask_NT: bool, False where an entry of ``prompts_NTC`` must not be attended to; None: all may.
             image_index_N: int64, the image of each prompt, where there are several.
+            masks: which of the four mask tokens become masks.
 
         Returns:
-            Logits [N, 1, 4H, 4W] and the predicted IoU [N].
+            Logits [N, K, 4H, 4W] and the predicted IoU [N, K].
         """
         prompts = prompts_NTC.shape[0]
         height, width = (int(side) for side in image_MCHW.shape[2:])  # numbers, in an exported graph too
@@ -82,12 +88,16 @@ class MaskDecoder(nn.Module):
         image = SharedImage(image_MLC, image_MLC + positions_1LC, image_index_N)
         tokens_NTC, image_NLC = self.transformer(image, positions_1LC, tokens_NTC, token_mask)
 
-        kernel_NK = self.output_hypernetworks_mlps[0](tokens_NTC[:, 1])
-        iou_N = self.iou_prediction_head(tokens_NTC[:, 0])[:, 0]
-        return self._upscale(image_NLC, kernel_NK, height, width), iou_N
+        mask_tokens_NKC = tokens_NTC[:, 1 : 1 + MASK_TOKENS][:, masks]
+        networks = self.output_hypernetworks_mlps[masks]
+        kernels_NKX = torch.stack(
+            [network(token_NC) for network, token_NC in zip(networks, mask_tokens_NKC.unbind(1), strict=True)], dim=1
+        )
+        iou_NK = self.iou_prediction_head(tokens_NTC[:, 0])[:, masks]
+        return self._upscale(image_NLC, kernels_NKX, height, width), iou_NK
 
-    def _upscale(self, image_NLC: Tensor, kernel_NK: Tensor, height: int, width: int) -> Tensor:
-        """Upscale the image twice by 2 and multiply it with each prompt's kernel; returns [N, 1, 4H, 4W].
+    def _upscale(self, image_NLC: Tensor, kernels_NKX: Tensor, height: int, width: int) -> Tensor:
+        """Upscale the image twice by 2 and multiply it with each prompt's kernels; returns [N, K, 4H, 4W].
 
         A transposed convolution whose stride is its kernel size is a product with a matrix at each cell: cells stay cells, each
         gets the channels of its 2 x 2 and at last 4 x 4 pixels, and pixels take their place once, when one channel is left.
@@ -98,11 +108,12 @@ class MaskDecoder(nn.Module):
         quarters_NQX = torch.unflatten(cells_NLX, -1, (4, -1)).flatten(1, 2)
         quarters_NQX = F.gelu(F.layer_norm(quarters_NQX, norm.weight.shape, norm.weight, norm.bias, norm.eps))
         pixels_NQX = F.gelu(F.linear(quarters_NQX, *_flatten_kernel(second)))
-        # The kernel in each of four blocks: one product, whose gradient is a product too and not an outer one.
-        blocks_NX4 = torch.eye(4, dtype=kernel_NK.dtype, device=kernel_NK.device)[:, None] * kernel_NK[:, None, :, None]
-        logits_NQ4 = pixels_NQX @ blocks_NX4.flatten(1, 2)
-        places = torch.unflatten(torch.unflatten(logits_NQ4, 1, (height, width, 2, 2)), -1, (2, 2))
-        return places.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)[:, None]
+        # A kernel in each of four blocks: one product, whose gradient is a product too and not an outer one.
+        eye_441 = torch.eye(4, dtype=kernels_NKX.dtype, device=kernels_NKX.device)[:, :, None]
+        blocks_N4X4K = eye_441[:, None] * kernels_NKX.transpose(1, 2)[:, None, :, None]
+        logits_NQY = pixels_NQX @ blocks_N4X4K.flatten(3).flatten(1, 2)
+        places = torch.unflatten(torch.unflatten(logits_NQY, 1, (height, width, 2, 2)), -1, (2, 2, -1))
+        return places.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
 
 
 def _flatten_kernel(convolution: nn.Module) -> tuple[Tensor, Tensor]:

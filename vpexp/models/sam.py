@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpexp.models.cross_attention import is_exporting
-from vpexp.models.mask_decoder import MaskDecoder
+from vpexp.models.mask_decoder import ONE_MASK, MaskDecoder
 from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
 
 LOW_RES_STRIDE = 4
@@ -21,11 +21,11 @@ LOW_RES_STRIDE = 4
 
 @dataclass(frozen=True, slots=True)
 class DecodedMasks:
-    """What the decoder says of N prompts."""
+    """The masks of N prompts, K each."""
 
-    low_res_logits_N1HW: Tensor
-    """Logits [N, 1, S/4, S/4] in the frame of the padded model input; above 0 is inside."""
-    iou_N: Tensor
+    low_res_logits_NKHW: Tensor
+    """Logits [N, K, S/4, S/4] in the frame of the padded model input; above 0 is inside."""
+    iou_NK: Tensor
     """Predicted IoU of each mask, about 0 to 1."""
 
 
@@ -66,6 +66,8 @@ class Sam(nn.Module):
         point_labels_NP: Tensor,
         mask_input_M1HW: Tensor | None = None,
         has_mask_N: Tensor | None = None,
+        *,
+        masks: slice = ONE_MASK,
     ) -> DecodedMasks:
         """Decode the prompts of all images of a batch in one go.
 
@@ -74,15 +76,17 @@ class Sam(nn.Module):
         (fills prompts of fewer points up, and changes nothing). As in the official code, a prompt without a box
         also gets the learnt "not a point" token, and a prompt with a box does not. ``mask_input_M1HW`` are logits
         [M, 1, S/4, S/4] of an earlier mask, M = 1 or N; with ``has_mask_N`` (bool, M is N then) those of other prompts
-        do not count. N may be 0.
+        do not count. N may be 0. ``masks`` says which of the four mask tokens become masks.
         """
         dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
         if has_mask_N is not None:
             dense_MCHW = torch.where(has_mask_N[:, None, None, None], dense_MCHW, self.prompt_encoder.embed_masks(None))
         if dense_MCHW.shape[0] == 1 and has_mask_N is None:
             index = image_index_N if embeddings_BCHW.shape[0] > 1 else None
-            return self.decode_points(embeddings_BCHW + dense_MCHW, point_coords_NP2, point_labels_NP, index)
-        return self.decode_points(embeddings_BCHW[image_index_N] + dense_MCHW, point_coords_NP2, point_labels_NP)
+            image_MCHW = embeddings_BCHW + dense_MCHW
+            return self.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, index, masks=masks)
+        image_MCHW = embeddings_BCHW[image_index_N] + dense_MCHW
+        return self.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, masks=masks)
 
     def decode_points(
         self,
@@ -90,6 +94,8 @@ class Sam(nn.Module):
         point_coords_NP2: Tensor,
         point_labels_NP: Tensor,
         image_index_N: Tensor | None = None,
+        *,
+        masks: slice = ONE_MASK,
     ) -> DecodedMasks:
         """Decode points and boxes on embeddings to which the embedded mask was added.
 
@@ -106,14 +112,15 @@ class Sam(nn.Module):
         else:
             attended_NP = point_labels_NP != NOT_A_POINT
         prompts_NPC = self.prompt_encoder.embed_points(point_coords_NP2, point_labels_NP)
-        logits_N1HW, iou_N = self.mask_decoder(
+        logits_NKHW, iou_NK = self.mask_decoder(
             image_MCHW,
             self.prompt_encoder.compute_image_positions(),
             prompts_NPC,
             attended_NP if use_mask else None,
             image_index_N,
+            masks=masks,
         )
-        return DecodedMasks(logits_N1HW, iou_N)
+        return DecodedMasks(logits_NKHW, iou_NK)
 
 
 def _plan_padding(point_labels_NP: Tensor) -> tuple[bool, bool]:

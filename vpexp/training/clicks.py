@@ -85,7 +85,7 @@ def correct_by_clicks(
         active_a = active_a[draws_n[active_a] >= 0]
         if not len(active_a):
             break
-        logits_a1hw = decode(prompts.select(active_a.to(prompts.labels_nP.device))).low_res_logits_N1HW.float()
+        logits_a1hw = decode(prompts.select(active_a.to(prompts.labels_nP.device))).low_res_logits_NKHW.float()
         masks_ahw = (logits_a1hw[:, 0] > 0).cpu().numpy()
         clicks: list[Click | None] = []
         for place, mask_hw in zip(active_a.tolist(), masks_ahw, strict=True):

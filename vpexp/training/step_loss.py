@@ -112,9 +112,9 @@ class StepLoss:
         terms: list[Tensor] = []
         for part, (start, stop) in zip(parts, spans, strict=True):
             mine = slice(start - first, stop - first)
-            logits_nRQ = self._enlarge(sam, decoded.low_res_logits_N1HW[mine].float(), batch, part.image)
+            logits_nRQ = self._enlarge(sam, decoded.low_res_logits_NKHW[mine].float(), batch, part.image)
             targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
-            found = self.loss(logits_nRQ, decoded.iou_N[mine], targets_nRQ)
+            found = self.loss(logits_nRQ, decoded.iou_NK[mine, 0], targets_nRQ)
             share = (stop - start) / offsets[-1]
             terms.append(torch.stack([found.total, found.focal, found.dice, found.iou]) * share)
         return torch.stack(terms).sum(dim=0)

@@ -55,12 +55,12 @@ def draw_prompts(kind, count):
 def decode_as_testing_does(sam, embedding, coords, labels, *, original_hw, mask_input=None):
     decoded = sam.decode(embedding, torch.zeros(len(labels), dtype=torch.int64), coords, labels, mask_input)
     logits = upscale_logits(
-        decoded.low_res_logits_N1HW,
+        decoded.low_res_logits_NKHW,
         image_size=SIZE,
         resized_hw=compute_resized_size(*original_hw, SIZE),
         original_hw=original_hw,
     )
-    return logits[:, None], decoded.iou_N[:, None], decoded.low_res_logits_N1HW
+    return logits[:, None], decoded.iou_NK, decoded.low_res_logits_NKHW
 
 
 def assert_same(got, expected):

@@ -46,9 +46,9 @@ def run_directly(sam, image_HW3, coords_NP2, labels_NP):
         sam.encode_image(images), torch.zeros(len(labels_NP), dtype=torch.int64), coords_NP2, labels_NP
     )
     logits = upscale_logits(
-        decoded.low_res_logits_N1HW, image_size=64, resized_hw=resized_hw, original_hw=(height, width)
+        decoded.low_res_logits_NKHW, image_size=64, resized_hw=resized_hw, original_hw=(height, width)
     )
-    return logits.numpy(), decoded.iou_N.numpy(), decoded.low_res_logits_N1HW[:, 0].numpy()
+    return logits.numpy(), decoded.iou_NK[:, 0].numpy(), decoded.low_res_logits_NKHW[:, 0].numpy()
 
 
 def assert_same(prediction, direct):
@@ -173,7 +173,7 @@ def test_decode__earlier_masks_are_refined_in_chunks(sam, predictor, monkeypatch
             torch.tensor([[2.0, 3.0]] * 5),
             torch.from_numpy(first.low_res)[:, None],
         )
-    np.testing.assert_allclose(refined.low_res, direct.low_res_logits_N1HW[:, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(refined.low_res, direct.low_res_logits_NKHW[:, 0].numpy(), atol=1e-5)
     assert np.abs(refined.low_res - first.low_res).max() > 1e-4
 
 

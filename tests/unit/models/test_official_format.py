@@ -19,7 +19,7 @@ def decode_ours(sam, embedding, boxes):
         boxes.view(-1, 2, 2),
         torch.tensor([[2.0, 3.0]]).expand(len(boxes), 2),
     )
-    return decoded.low_res_logits_N1HW, decoded.iou_N
+    return decoded.low_res_logits_NKHW, decoded.iou_NK
 
 
 def assert_official_answers_the_same(sam, official):

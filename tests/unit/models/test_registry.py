@@ -39,8 +39,8 @@ def test_build__any_image_size_runs(name, image_size):
     embeddings = sam.encode_image(torch.randn(1, 3, image_size, image_size))
     assert embeddings.shape == (1, 256, side, side)
     decoded = sam.decode(embeddings, torch.zeros(1, dtype=torch.int64), torch.rand(1, 1, 2), torch.ones(1, 1))
-    assert decoded.low_res_logits_N1HW.shape == (1, 1, 4 * side, 4 * side)
-    assert decoded.low_res_logits_N1HW.isfinite().all()
+    assert decoded.low_res_logits_NKHW.shape == (1, 1, 4 * side, 4 * side)
+    assert decoded.low_res_logits_NKHW.isfinite().all()
 
 
 @pytest.mark.parametrize("image_size", [0, -16, 8, 1000])

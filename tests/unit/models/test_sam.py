@@ -5,7 +5,7 @@ import torch
 
 from tests.references.official import build_official_sam, build_official_vit, decode_official, randomize
 from tests.references.transformers_sam import build_transformers_sam, get_official_state, share_frequencies
-from vpexp.models.mask_decoder import MaskDecoder
+from vpexp.models.mask_decoder import ALL_MASKS, THREE_MASKS, MaskDecoder
 from vpexp.models.prompt_encoder import PromptEncoder
 from vpexp.models.sam import Sam, upscale_logits
 from vpexp.models.vit import ImageEncoderViT
@@ -53,8 +53,8 @@ def first_image(number):
 
 def assert_equal(decoded, expected, tolerance=1e-4):
     logits, iou = expected
-    torch.testing.assert_close(decoded.low_res_logits_N1HW, logits, atol=tolerance, rtol=0)
-    torch.testing.assert_close(decoded.iou_N, iou, atol=tolerance, rtol=0)
+    torch.testing.assert_close(decoded.low_res_logits_NKHW, logits, atol=tolerance, rtol=0)
+    torch.testing.assert_close(decoded.iou_NK, iou, atol=tolerance, rtol=0)
 
 
 @torch.no_grad()
@@ -73,9 +73,9 @@ def test_decode__boxes_equal_official(sam, official, embeddings):
     points, labels = as_points(boxes)
     decoded = sam.decode(embeddings[:1], first_image(4), points, labels)
     assert_equal(decoded, decode_official(official, embeddings[:1], boxes=boxes))
-    assert decoded.low_res_logits_N1HW.shape == (4, 1, SIZE // 4, SIZE // 4)
+    assert decoded.low_res_logits_NKHW.shape == (4, 1, SIZE // 4, SIZE // 4)
     # Prompts and image matter: otherwise equality proves nothing.
-    assert decoded.low_res_logits_N1HW.std(dim=0).mean() > 1e-2
+    assert decoded.low_res_logits_NKHW.std(dim=0).mean() > 1e-2
 
 
 @pytest.mark.parametrize("labels", [[[1]], [[0]], [[1, 0, 1]], [[1, 1], [0, 1], [1, 0]]])
@@ -98,6 +98,23 @@ def test_decode__box_and_points_in_one_prompt_equal_official(sam, official, embe
         coords = torch.cat([points, corners][::order], dim=1)
         all_labels = torch.cat([labels.float(), corner_labels][::order], dim=1)
         assert_equal(sam.decode(embeddings[:1], first_image(3), coords, all_labels), expected)
+
+
+@torch.no_grad()
+def test_decode__three_masks_and_all_four_equal_official(sam, official, embeddings):
+    boxes, points, mask_input = random_boxes(3), torch.rand(3, 1, 2) * SIZE, torch.randn(3, 1, SIZE // 4, SIZE // 4)
+    corners, corner_labels = as_points(boxes)
+    for (coords, labels, earlier), theirs in (
+        ((points, torch.ones(3, 1), None), {"points": points, "labels": torch.ones(3, 1)}),
+        ((corners, corner_labels, None), {"boxes": boxes}),
+        ((corners, corner_labels, mask_input), {"boxes": boxes, "masks": mask_input}),
+    ):
+        one, three = (decode_official(official, embeddings[:1], **theirs, multimask=multi) for multi in (False, True))
+        found = sam.decode(embeddings[:1], first_image(3), coords, labels, earlier, masks=THREE_MASKS)
+        assert_equal(found, three)
+        assert found.low_res_logits_NKHW.std(dim=1).mean() > 1e-2  # the three differ
+        found = sam.decode(embeddings[:1], first_image(3), coords, labels, earlier, masks=ALL_MASKS)
+        assert_equal(found, [torch.cat(parts, dim=1) for parts in zip(one, three, strict=True)])
 
 
 @pytest.mark.parametrize("masks", [1, 3])
@@ -144,7 +161,7 @@ def test_decode__filling_of_boxes_alone_changes_nothing(sam, embeddings):
         torch.cat([torch.full((2, 1, 2), torch.nan), points], dim=1),
         torch.cat([torch.full((2, 1), -1.0), labels], dim=1),
     )
-    assert_equal(filled, (plain.low_res_logits_N1HW, plain.iou_N), tolerance=1e-5)
+    assert_equal(filled, (plain.low_res_logits_NKHW, plain.iou_NK), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("points", [0, 1, 2])
@@ -153,14 +170,14 @@ def test_decode__filling_of_boxes_alone_changes_nothing(sam, embeddings):
 def test_decode__no_prompts(sam, embeddings, points, with_mask):
     mask_input = torch.zeros(0, 1, SIZE // 4, SIZE // 4) if with_mask else None
     decoded = sam.decode(embeddings, first_image(0), torch.zeros(0, points, 2), torch.zeros(0, points), mask_input)
-    assert decoded.low_res_logits_N1HW.shape == (0, 1, SIZE // 4, SIZE // 4)
-    assert decoded.iou_N.shape == (0,)
+    assert decoded.low_res_logits_NKHW.shape == (0, 1, SIZE // 4, SIZE // 4)
+    assert decoded.iou_NK.shape == (0, 1)
 
 
 def test_decode__mixed_prompts_have_finite_gradients(sam, embeddings):
     labels = torch.tensor([[2.0, 3], [1, -1]])
     decoded = sam.decode(embeddings, torch.tensor([0, 1]), torch.rand(2, 2, 2) * SIZE, labels)
-    (decoded.low_res_logits_N1HW.square().mean() + decoded.iou_N.sum()).backward()
+    (decoded.low_res_logits_NKHW.square().mean() + decoded.iou_NK.sum()).backward()
     trained = [p.grad for p in sam.mask_decoder.parameters() if p.grad is not None]
     assert trained
     assert all(grad.isfinite().all() for grad in trained)
@@ -176,7 +193,7 @@ def test_decode__one_exported_graph_serves_boxes_and_points(sam, embeddings):
 
         def forward(self, embeddings, image_index, coords, labels):
             decoded = self.sam.decode(embeddings, image_index, coords, labels)
-            return decoded.low_res_logits_N1HW, decoded.iou_N
+            return decoded.low_res_logits_NKHW, decoded.iou_NK
 
     prompts, points = torch.export.Dim("prompts"), torch.export.Dim("points")
     graph = torch.export.export(
@@ -232,7 +249,7 @@ def test_sam__equals_transformers():
     for prompts, coords, point_labels in cases:
         expected = reference(image_embeddings=embeddings, multimask_output=False, **prompts)
         decoded = model.decode(embeddings, image_index, coords, point_labels)
-        assert_equal(decoded, (expected.pred_masks.flatten(0, 1), expected.iou_scores.flatten()))
+        assert_equal(decoded, (expected.pred_masks.flatten(0, 1), expected.iou_scores.flatten(0, 1)))
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def test_correct_by_clicks__points_lie_on_errors_and_masks_come_back():
     def decode(prompts):
         asked.append(prompts)
         count = len(prompts.labels_nP)
-        return DecodedMasks(logits_hw.expand(count, 1, 8, 8), torch.ones(count))
+        return DecodedMasks(logits_hw.expand(count, 1, 8, 8), torch.ones(count, 1))
 
     upper = torch.zeros(8, 8, dtype=torch.bool)
     upper[:4] = True
@@ -101,9 +101,9 @@ def test_decode__prompts_without_a_mask_are_as_in_a_call_without_masks(debug_sam
     masks, has_mask = torch.randn(3, 1, 16, 16), torch.tensor([True, False, True])
     decode = partial(_decode, debug_sam, embeddings)
     with torch.no_grad():
-        mixed = decode(StepPrompts(index, coords, labels, masks, has_mask)).low_res_logits_N1HW
-        plain = decode(StepPrompts(index, coords, labels)).low_res_logits_N1HW
-        fed = debug_sam.decode(embeddings, index, coords, labels, masks).low_res_logits_N1HW
+        mixed = decode(StepPrompts(index, coords, labels, masks, has_mask)).low_res_logits_NKHW
+        plain = decode(StepPrompts(index, coords, labels)).low_res_logits_NKHW
+        fed = debug_sam.decode(embeddings, index, coords, labels, masks).low_res_logits_NKHW
     torch.testing.assert_close(mixed[1], plain[1])
     torch.testing.assert_close(mixed[[0, 2]], fed[[0, 2]])
     assert (fed[1] - plain[1]).abs().max() > 1e-3

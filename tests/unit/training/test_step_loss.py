@@ -90,7 +90,7 @@ class PerfectSam:
         self.prompt_encoder = self.mask_decoder = torch.nn.Linear(1, 1)
 
     def decode(self, *_):
-        return DecodedMasks(self.logits, torch.ones(1))
+        return DecodedMasks(self.logits, torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
