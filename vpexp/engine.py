@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config import compose_config, load_config
+from vpexp.config.compose import quote_value
 from vpexp.config.explain import explain, format_suggestion, list_keys
-from vpexp.config.quoting import quote_value
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.errors import ConfigError
 from vpexp.run import run

@@ -58,9 +58,11 @@ STAGES = {
     "sync": Stage(recorded=False),
 }
 FORMATS = {
-    "coco": DataFormat("vpexp.data.readers.coco.CocoReader", "vpexp.data.writers.coco.write_coco"),
+    "coco": DataFormat("vpexp.data.readers.coco.CocoReader", "vpexp.data.writers.json_files.write_coco"),
     "voc": DataFormat("vpexp.data.readers.voc.VocReader", "vpexp.data.writers.label_images.write_voc", overlaps=False),
-    "datumaro": DataFormat("vpexp.data.readers.datumaro.DatumaroReader", "vpexp.data.writers.datumaro.write_datumaro"),
+    "datumaro": DataFormat(
+        "vpexp.data.readers.datumaro.DatumaroReader", "vpexp.data.writers.json_files.write_datumaro"
+    ),
     "common_semantic_segmentation": DataFormat(
         "vpexp.data.readers.semantic.SemanticReader", "vpexp.data.writers.label_images.write_semantic", overlaps=False
     ),

@@ -6,13 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vpexp.config import inherit, load_config, validate
-from vpexp.config.resumed import lay_over_saved
+from vpexp.config.saved import lay_over_saved
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
 from vpexp.registry import get_stage
-from vpexp.runfolder import LATEST, RunFolder, find_latest
-from vpexp.tracking.metrics_csv import read_metrics
+from vpexp.runfolder import LATEST, RunFolder, find_latest, read_metrics
 
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 

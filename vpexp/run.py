@@ -12,20 +12,19 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vpexp.config import INHERITED, save_config, validate
-from vpexp.config.quoting import format_resume
+from vpexp.config.compose import format_resume
 from vpexp.config.saved import name_data
 from vpexp.console import say
 from vpexp.errors import OutputError, VpexpError, make_printable
 from vpexp.files import RunLog, find_full_disk, quiet_full_disk, write_json
 from vpexp.registry import get_stage
 from vpexp.resolve import complete
-from vpexp.runfolder import TIME_FORMAT, RunFolder, create_run_folder, mark_latest
+from vpexp.runfolder import TIME_FORMAT, RunFolder, append_metrics, create_run_folder, mark_latest, read_metrics
 from vpexp.runtime import keep_freed_memory, quiet_libraries
 from vpexp.signals import describe_stop, ignore_stops, repeat_lost_stops, stop_on_sigterm
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.tracking.description import Parent, describe_run, get_git_commit, get_versions
 from vpexp.tracking.journal import get_host
-from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 from vpexp.tracking.mlflow_run import MlflowRun, open_mlflow_run
 from vpexp.tracking.store import normalize_uri
 

@@ -1,17 +1,19 @@
-"""Where the files of a run lie, and which run was the last that succeeded.
+"""Where the files of a run lie, how its records are read and written, and which run was the last that succeeded.
 
 ``<output_dir>/<stage>/<YYYYMMDD_HHMMSS_microseconds>/`` holds one run; ``<output_dir>/.latest/<stage>`` is a symbolic
-link to the last successful one, swapped atomically.
+link to the last successful one, swapped atomically. ``metrics.csv`` has one row an epoch, columns joined as new metrics appear.
 """
 
+import csv
 import errno
 import fcntl
 import logging
+import math
 import os
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,9 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.files import is_below, read_json, write_json
-
-log = logging.getLogger(__name__)
+from vpexp.files import is_below, read_json, replacing, write_json
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of started and ended in run.json
 CHECKPOINTS = "checkpoints"
@@ -41,6 +41,8 @@ RECORD_TYPES: dict[str, tuple[type, ...]] = {
 _held_here: dict[Path, tuple[TextIO, int]] = {}  # the open lock file, and how many hold it
 _hold_lock = threading.Lock()
 _record_lock = threading.Lock()  # the thread that talks to MLflow writes into run.json too
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,3 +299,39 @@ def find_latest(output_dir: Path, stage: str) -> RunFolder | None:
     """Find the last run of ``stage`` that succeeded; None if there is none."""
     link = output_dir / ".latest" / stage
     return RunFolder(link.resolve()) if link.exists() else None
+
+
+def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None:
+    """Add the row of an epoch; a row of the same or a later epoch (from before a resume) is replaced.
+
+    The file is written anew and moved into place, so that it is never half written. A number without meaning (NaN) is
+    left empty.
+    """
+    rows = [row for row in read_metrics(path) if int(row["epoch"]) < epoch]
+    numbers = {name: repr(float(value)) if math.isfinite(value) else "" for name, value in sorted(metrics.items())}
+    rows.append({"epoch": str(epoch)} | numbers)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read the rows; none where the file does not exist.
+
+    Raises:
+        CheckpointError: it is no table in UTF-8 whose rows begin with the number of an epoch.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+        for row in rows:
+            int(row["epoch"])
+    except (KeyError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"{path} is no table of epochs as vpexp writes it: {error}") from error
+    if any("" in row for row in rows):
+        raise CheckpointError(f"{path} is no table of epochs as vpexp writes it: a row is longer than the head")
+    return rows

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from scripts.benchmarks.settings import Settings
 from vpexp.config import compose_config
-from vpexp.config.quoting import quote_value
+from vpexp.config.compose import quote_value
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.inference.torch_model import load_sam
 from vpexp.models.sam import Sam

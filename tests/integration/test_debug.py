@@ -3,8 +3,7 @@
 import math
 from pathlib import Path
 
-from vpexp.runfolder import RunFolder
-from vpexp.tracking.metrics_csv import read_metrics
+from vpexp.runfolder import RunFolder, read_metrics
 
 
 def test_debug_overfit__loss_of_the_one_batch_falls(tmp_path: Path, run_debug):

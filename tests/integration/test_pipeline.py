@@ -14,10 +14,9 @@ from tests.conftest import DEBUG, RunDebug
 from vpexp.config import load_config
 from vpexp.errors import CheckpointError, ConfigError, ExportError, StepError
 from vpexp.reporting.comparison import ROWS
-from vpexp.runfolder import RunFolder, find_latest
+from vpexp.runfolder import RunFolder, append_metrics, find_latest, read_metrics
 from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 
 PIPELINE = ("stage=pipeline", *DEBUG, "stage.overlays=2", "trainer.threads=1")
 RunPipeline = Callable[..., StageResult]

@@ -13,7 +13,7 @@ import torch
 
 from vpexp.config import compose_config
 from vpexp.run import run
-from vpexp.tracking.metrics_csv import read_metrics
+from vpexp.runfolder import read_metrics
 
 SETTINGS = [
     "experiment=debug",

@@ -17,7 +17,7 @@ from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import decode_rle
 from vpexp.data.readers.label_images import build_voc_colors
-from vpexp.data.writers.images import name_file
+from vpexp.data.writers.base import name_file
 from vpexp.inference.predict_plan import plan_dataset
 from vpexp.inference.segment import FoundMask
 from vpexp.stages.shared.predicted_dataset import LabelCollector

@@ -22,8 +22,8 @@ from vpexp.config import load_config
 from vpexp.data.masks import encode_mask
 from vpexp.engine import Engine
 from vpexp.errors import CheckpointError, ConfigError, DataError, VpexpError, WeightsError
+from vpexp.runfolder import read_metrics
 from vpexp.stages.shared.context import StageResult
-from vpexp.tracking.metrics_csv import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PIXEL_METRICS = ("dice", "f1-score", "iou", "mean_iou")

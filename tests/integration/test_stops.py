@@ -15,10 +15,9 @@ import torch
 
 from vpexp.config import compose_config
 from vpexp.run import run
-from vpexp.runfolder import RunFolder
+from vpexp.runfolder import RunFolder, read_metrics
 from vpexp.stages import train
 from vpexp.stages.shared import training_loop
-from vpexp.tracking.metrics_csv import read_metrics
 from vpexp.training.callbacks import AtomicCheckpointIO, EarlyStoppingAfter
 from vpexp.training.module import SamFineTuner
 

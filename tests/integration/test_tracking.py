@@ -16,9 +16,9 @@ from mlflow.entities import Run
 from tests.conftest import DEBUG, RunDebug
 from vpexp.config import compose_config
 from vpexp.errors import DataError
+from vpexp.runfolder import read_metrics
 from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import StageResult
-from vpexp.tracking.metrics_csv import read_metrics
 from vpexp.tracking.store import flatten
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -21,11 +21,10 @@ from tests.conftest import DEBUG, RunDebug
 from tests.references.mlflow_server import BadWay, MlflowServer
 from vpexp.cli import main
 from vpexp.errors import ExportError, StepError
-from vpexp.runfolder import RunFolder
+from vpexp.runfolder import RunFolder, append_metrics, read_metrics
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.tracking import mlflow_run
 from vpexp.tracking.journal import ERROR
-from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]

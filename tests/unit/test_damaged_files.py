@@ -13,10 +13,9 @@ from vpexp.inference.torch_model import apply_checkpoint, find_checkpoint, read_
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import load_weights
 from vpexp.resolve import complete
-from vpexp.runfolder import RunFolder
+from vpexp.runfolder import RunFolder, append_metrics, read_metrics
 from vpexp.sweeps.record import SweepFolder
 from vpexp.tracking.journal import ENTRIES, STATE, open_journal, read_begin, read_state
-from vpexp.tracking.metrics_csv import append_metrics, read_metrics
 
 DEEP = 100_000
 NO_JSON = ["", "{", b"\xff\xfe\xff", "[" * DEEP, '{"a":' * DEEP, '{"stage": ' + "9" * 5000 + "}"]

@@ -31,8 +31,7 @@ from vpexp.data.readers.json_files import (
     is_main_annotation,
     name_subset,
 )
-from vpexp.data.shortage import advise, explain_shortage
-from vpexp.data.skipped import CROWD, NO_ANNOTATIONS, SkipCounts, describe_remarks
+from vpexp.data.skipped import CROWD, NO_ANNOTATIONS, SkipCounts, advise, describe_remarks, explain_shortage
 from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_splits, says_split
 from vpexp.errors import ConfigError, DataError
 from vpexp.registry import FORMATS, load_target
@@ -219,7 +218,8 @@ class _Loading:
             subset = self._read_subset(source.subset)
             skips = subset.skips
             if not len(subset.images) and not keep_empty:
-                raise DataError(explain_shortage(name, source.subset, skips, self._folder))
+                place = self._folder
+                raise DataError(explain_shortage(name, source.subset, skips, place.root, place.image_count))
             if source.subset not in tables:
                 table = subset.images.table
                 places = [self._index.setdefault(category, len(self._index)) for category in subset.categories]

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from vpexp.data.skipped import MISSING_IMAGE
+from vpexp.data.skipped import MISSING_IMAGE, UNREAD_KIND, UNREAD_TYPE
 from vpexp.errors import DataError
 
 FORMATS = (
@@ -43,10 +43,7 @@ UNREAD_SUFFIXES = frozenset(
 
 NOT_AN_IMAGE = "no image, or its header is damaged"
 DAMAGED_IMAGE = "image file is truncated or damaged"
-UNREAD_TYPE, UNREAD_KIND = "file type not read", "kind of"
-"""How the reasons begin for which sound files are not read."""
 NOT_A_FILE = "no regular file, so it is not opened"
-
 PIL_ERRORS = (
     *(OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, LookupError, ArithmeticError),
     *(AttributeError, MemoryError, struct.error, zlib.error),

@@ -20,7 +20,7 @@ from vpexp.data.annotations import Rle
 from vpexp.data.clicks import Click, find_next_click
 from vpexp.data.masks import Region, compute_box, decode_rle, find_region
 from vpexp.data.prompts import Prompts
-from vpexp.evaluation.pixel_counts import PixelCounts
+from vpexp.evaluation.pixel_metrics import PixelCounts
 from vpexp.inference.predictor import Prediction
 
 NOC_IOUS = (80, 85, 90)

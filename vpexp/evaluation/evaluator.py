@@ -22,8 +22,7 @@ from vpexp.data.masks import Region, encode_region
 from vpexp.data.prompts import Prompts
 from vpexp.evaluation.average_precision import MaskAveragePrecision
 from vpexp.evaluation.click_protocol import Answers, Interaction, OnePrompt, PromptRow
-from vpexp.evaluation.gain import ImageSums
-from vpexp.evaluation.pixel_counts import PixelCounts
+from vpexp.evaluation.pixel_metrics import ImageSums, PixelCounts
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 
 # Masks of one image that are held at original size at once, in pixels: evaluation memory does not grow with objects.

@@ -13,7 +13,7 @@ from vpexp.data.image_source import NameMatch, SourceImage, match_names, suggest
 from vpexp.data.images import read_image_header
 from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.skipped import SkipCounts
-from vpexp.data.writers.images import name_file
+from vpexp.data.writers.base import name_file
 from vpexp.errors import DataError
 from vpexp.inference.prompt_file import DEFAULT_LABEL, ImagePrompts, fit_prompts, read_prompt_file
 

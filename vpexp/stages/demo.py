@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from vpexp.config.quoting import quote_value, quote_word
+from vpexp.config.compose import quote_value, quote_word
 from vpexp.console import say
 from vpexp.data.image_source import SourceImage, find_images, find_source_folder
 from vpexp.data.skipped import SkipCounts, order_by_count

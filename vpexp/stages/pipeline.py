@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vpexp.config.quoting import format_resume
+from vpexp.config.compose import format_resume
 from vpexp.config.saved import name_data
 from vpexp.config.schema import StageConfig
 from vpexp.console import console, say

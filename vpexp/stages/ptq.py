@@ -9,10 +9,9 @@ from typing import Any
 
 from vpexp.console import console, say
 from vpexp.data.annotations import AnnotatedDataset
-from vpexp.deploy.accuracy_control import ControlledModel, Trial, quantize_within
 from vpexp.deploy.benchmark import Cost, build_gain_table, measure_costs
 from vpexp.deploy.calibration import CalibrationSet, read_calibration_set
-from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, quantize_model
+from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, ControlledModel, Trial, quantize_model, quantize_within
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel, ModelMetadata, find_exported, read_metadata
 from vpexp.inference.load import load_predictor

@@ -13,11 +13,12 @@ from vpexp.console import say
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
-from vpexp.evaluation.gain import Gain, ImageSums, compute_gain
+from vpexp.evaluation.pixel_metrics import Gain, ImageSums, compute_gain
 from vpexp.files import read_json, write_json
 from vpexp.inference.torch_model import apply_checkpoint, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
+from vpexp.runfolder import append_metrics
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
 from vpexp.stages.shared.distributed import fit_on_devices
@@ -33,7 +34,6 @@ from vpexp.stages.shared.evaluate import (
 )
 from vpexp.stages.shared.registry import log_checkpoint
 from vpexp.stages.shared.training_loop import TrainingLoop, build_loop, build_start_model
-from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.callbacks import save_weights
 
 AssessSplit = Callable[[str, str], EvaluationResult]

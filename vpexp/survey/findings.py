@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.config.quoting import quote_value, quote_word
+from vpexp.config.compose import quote_value, quote_word
 from vpexp.data.readers.label_images import is_background_name
-from vpexp.data.shortage import advise
-from vpexp.data.skipped import BOX_ONLY, CROWD, VOID_REGION, order_by_count
+from vpexp.data.skipped import BOX_ONLY, CROWD, VOID_REGION, advise, order_by_count
 from vpexp.survey.duplicates import Pair
 from vpexp.survey.measure import (
     FEWEST_PIXELS,

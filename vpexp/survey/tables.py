@@ -16,8 +16,7 @@ from vpexp.console import PlainTable, show_progress
 from vpexp.data.folder import list_files
 from vpexp.data.image_files import DAMAGED_IMAGE, IMAGE_SUFFIXES, NOT_AN_IMAGE, ImageFileError
 from vpexp.data.images import read_image_header
-from vpexp.data.shortage import advise
-from vpexp.data.skipped import order_by_count
+from vpexp.data.skipped import advise, order_by_count
 from vpexp.errors import make_printable
 from vpexp.files import write_text
 from vpexp.survey.duplicates import Duplicates, Signature

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpexp.command_line import CommandLine, explain_error, read_command_line, start_hydra
-from vpexp.config.quoting import format_sync, quote_value, quote_word
+from vpexp.config.compose import format_sync, quote_value, quote_word
 from vpexp.config.saved import name_data
 from vpexp.console import console, say
 from vpexp.errors import CheckpointError, ConfigError, WorkerError

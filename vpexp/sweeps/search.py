@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpexp.config.quoting import quote_value
+from vpexp.config.compose import quote_value
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.plan import STUDY, SweepPlan
 from vpexp.sweeps.processes import SweepStopped

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from vpexp.config.schema import SyntheticConfig
 from vpexp.console import show_progress
-from vpexp.data.masks import compute_box, decode_rle, encode_mask, polygons_to_rle
-from vpexp.data.polygons import trace_contours
+from vpexp.data.masks import encode_mask
+from vpexp.data.writers.base import LabelledObject
+from vpexp.data.writers.json_files import POLYGON, build_annotation
 from vpexp.errors import DataError
 from vpexp.synthetic import SCENES, Scene
 
@@ -129,28 +129,9 @@ def _append_image(content: dict[str, Any], file_name: str, scene: Scene) -> None
     image_id = len(content["images"]) + 1
     content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
     for mask_HW, label in zip(scene.masks, scene.labels, strict=True):
-        x0, y0, x1, y1 = (int(side) for side in compute_box(encode_mask(mask_HW)))
-        annotation = {
-            "id": len(content["annotations"]) + 1,
-            "image_id": image_id,
-            "category_id": label + 1,
-            "segmentation": _build_segmentation(mask_HW),
-            "area": int(np.count_nonzero(mask_HW)),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "iscrowd": 0,
-        }
-        content["annotations"].append(annotation)
-
-
-def _build_segmentation(mask_HW: NDArray[np.bool_]) -> list[list[int]] | dict[str, Any]:
-    """Build polygons where they give back the very mask, compressed run lengths where they cannot."""
-    outer, holes = trace_contours(mask_HW)
-    if not holes and len(outer) <= MAX_PARTS:
-        polygons = [polygon.ravel().tolist() for polygon in outer]
-        if np.array_equal(decode_rle(polygons_to_rle(polygons, *mask_HW.shape)), mask_HW):
-            return polygons
-    rle = encode_mask(mask_HW)
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        placed = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": label + 1}
+        shown = LabelledObject(encode_mask(mask_HW), content["categories"][label]["name"])
+        content["annotations"].append(placed | build_annotation(shown, shape=POLYGON, most_parts=MAX_PARTS))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

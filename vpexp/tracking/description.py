@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vpexp.config.quoting import format_sync
+from vpexp.config.compose import format_sync
 from vpexp.config.saved import name_data
 from vpexp.runfolder import RunFolder, find_maker
 from vpexp.tracking.journal import FOLDER_TAG, HOST_TAG, get_host

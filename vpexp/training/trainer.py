@@ -20,9 +20,8 @@ from vpexp.files import find_full_disk
 from vpexp.registry import build_target
 from vpexp.signals import TERMINATED, is_sigterm, keep_handlers
 from vpexp.training.callbacks import AtomicCheckpointIO
-from vpexp.training.datamodule import FineTuningData
 from vpexp.training.distributed import LocalSignals, choose_strategy
-from vpexp.training.module import SamFineTuner
+from vpexp.training.module import FineTuningData, SamFineTuner
 from vpexp.training.stops import StopBetweenSteps
 
 NO_ARGUMENTS = ("threads", "extra")  # of the section, which are not the Trainer's

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from vpexp.config import compose_config
-from vpexp.config.quoting import format_resume, quote_value, quote_word
+from vpexp.config.compose import format_resume, quote_value, quote_word
 
 TEXTS = [
     "a b",

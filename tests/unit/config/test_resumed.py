@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vpexp.config import compose_config, load_config, save_config, validate
-from vpexp.config.resumed import lay_over_saved
+from vpexp.config.saved import lay_over_saved
 from vpexp.errors import ConfigError
 
 BEGUN = ("model=sam_debug", "data=coco", "data.root=x", "optimizer.lr=1e-3", "trainer.max_epochs=4", "prompt=point")

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from vpexp.data.masks import decode_rle, polygons_to_rle
-from vpexp.data.polygons import trace_contours
+from vpexp.data.writers.json_files import trace_contours
 
 
 def _draw_masks(count):

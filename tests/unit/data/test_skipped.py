@@ -1,7 +1,19 @@
+from pathlib import Path
+
 import pytest
 
-from vpexp.data.skipped import CROWD, LEGITIMATE, SkipCounts, order_by_count
+from vpexp.data.skipped import (
+    BOX_ONLY,
+    CROWD,
+    LEGITIMATE,
+    NOTHING_USABLE,
+    SkipCounts,
+    explain_shortage,
+    order_by_count,
+)
 from vpexp.errors import DataError
+
+ROOT = Path("my/set")
 
 
 def test_skip_counts__counts_and_keeps_the_first_example():
@@ -37,3 +49,35 @@ def test_skip_counts__example_that_is_not_utf_8():
     with pytest.raises(DataError, match="udcff") as caught:
         SkipCounts(strict=True).skip("box only, no mask", "a\udcff.png")
     assert str(caught.value).encode("utf-8")
+
+
+def test_explain_shortage__one_cause():
+    skips = SkipCounts()
+    skips.skip(BOX_ONLY, "a.jpg, annotation 7", count=850)
+    skips.skip(NOTHING_USABLE, "a.jpg", count=58)
+    assert explain_shortage("train", "train2017", skips, ROOT, 1) == (
+        "my/set: nothing to learn from in split train ('train2017'): all 850 objects are boxes without masks; "
+        "vpexp learns from masks: use annotations with polygons, RLE or mask images (first: a.jpg, annotation 7)"
+    )
+
+
+def test_explain_shortage__only_one_object():
+    skips = SkipCounts()
+    skips.skip(CROWD, "a.jpg")
+    assert "nothing to measure in split test ('t'): the only object is a crowd region;" in explain_shortage(
+        "test", "t", skips, ROOT, 1
+    )
+
+
+def test_explain_shortage__several_causes():
+    skips = SkipCounts()
+    skips.skip(CROWD, "a.jpg", count=2)
+    skips.skip(BOX_ONLY, "b.jpg", count=5)
+    skips.skip("damaged RLE", "c.jpg")
+    text = explain_shortage("train", "train", skips, ROOT, 1)
+    assert "5 objects are boxes without masks, 2 skipped: crowd region, 1 skipped: damaged RLE; vpexp" in text
+
+
+def test_explain_shortage__no_cause():
+    assert explain_shortage("train", "train", SkipCounts(), ROOT, 1).endswith("it has no images with annotations")
+    assert "the folder holds no image files" in explain_shortage("train", "train", SkipCounts(), ROOT, 0)

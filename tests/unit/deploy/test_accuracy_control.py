@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vpexp.deploy.accuracy_control import quantize_within
-from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS
+from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, quantize_within
 from vpexp.inference.exported import ExportedModel
 
 START = {"image_encoder": INT8, "decoder": INT8}

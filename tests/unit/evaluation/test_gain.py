@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vpexp.evaluation.gain import compute_gain
+from vpexp.evaluation.pixel_metrics import compute_gain
 
 
 def compute_f1(sums_I3):

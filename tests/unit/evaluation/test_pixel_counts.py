@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpexp.data.masks import encode_mask
-from vpexp.evaluation.pixel_counts import PixelCounts
+from vpexp.evaluation.pixel_metrics import PixelCounts
 
 
 def encode(masks_NHW):

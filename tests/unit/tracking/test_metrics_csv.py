@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from vpexp.tracking.metrics_csv import append_metrics, read_metrics
+from vpexp.runfolder import append_metrics, read_metrics
 
 
 def test_append_metrics__adds_rows_in_order(tmp_path):

@@ -13,9 +13,8 @@ from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.data.masks import compute_box, encode_mask
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash
-from vpexp.training.datamodule import FineTuningData
 from vpexp.training.losses import MaskLoss
-from vpexp.training.module import SamFineTuner
+from vpexp.training.module import FineTuningData, SamFineTuner
 from vpexp.training.schedulers import build_constant
 from vpexp.training.step_loss import StepLoss
 

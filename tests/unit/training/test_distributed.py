@@ -14,8 +14,8 @@ from vpexp.data.annotations import AnnotatedDataset, Split
 from vpexp.data.batch import UnreadableImage
 from vpexp.errors import ConfigError, DivergenceError
 from vpexp.training import step_loss
-from vpexp.training.datamodule import FineTuningData
 from vpexp.training.distributed import FollowedDDPStrategy, LocalSignals, connect_store, join, open_store
+from vpexp.training.module import FineTuningData
 from vpexp.training.trainer import build_trainer, fit
 
 

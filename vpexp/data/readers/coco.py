@@ -31,26 +31,24 @@ from vpexp.data.readers.base import (
     place_image,
     skip_unannotated,
 )
-from vpexp.data.readers.coco_entries import (
+from vpexp.data.readers.json_files import (
     DeclaredIds,
     Entry,
     Key,
     compact_annotation,
-    is_empty,
-    is_true,
-    list_entries,
-    read_file_name,
-    read_key,
-    read_size,
-)
-from vpexp.data.readers.json_files import (
     describe_unreadable,
     find_json_files,
     find_unreadable,
     holds_objects,
+    is_empty,
+    is_true,
+    list_entries,
     load_json,
     name_subset,
     name_subsets,
+    read_file_name,
+    read_key,
+    read_size,
 )
 from vpexp.data.skipped import (
     BAD_ENTRY,

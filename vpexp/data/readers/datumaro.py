@@ -31,8 +31,16 @@ from vpexp.data.readers.base import (
     place_image,
     skip_unannotated,
 )
-from vpexp.data.readers.coco_entries import is_true, list_entries, read_key
-from vpexp.data.readers.json_files import describe_unreadable, find_json_files, find_unreadable, load_json, name_subsets
+from vpexp.data.readers.json_files import (
+    describe_unreadable,
+    find_json_files,
+    find_unreadable,
+    is_true,
+    list_entries,
+    load_json,
+    name_subsets,
+    read_key,
+)
 from vpexp.data.readers.label_images import is_background_name
 from vpexp.data.skipped import (
     BAD_ENTRY,

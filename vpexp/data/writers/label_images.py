@@ -21,7 +21,7 @@ from PIL import Image
 from vpexp.data.annotations import SCORE_DIGITS
 from vpexp.data.masks import compute_box, decode_rle
 from vpexp.data.readers.label_images import LABEL_MAP_FILE, META_FILE, VOID, Color, build_voc_colors, read_voc_label_map
-from vpexp.data.writers.images import LabelledImage, LabelledObject, group_by_split, place_images, prepare_place
+from vpexp.data.writers.base import LabelledImage, LabelledObject, group_by_split, place_images, prepare_place
 from vpexp.errors import DataError
 
 MOST_VALUES = 65_533

@@ -26,7 +26,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from torch.distributed.distributed_c10d import Store
 
 from vpexp import errors
-from vpexp.config.quoting import format_resume
+from vpexp.config.compose import format_resume
 from vpexp.console import say
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses

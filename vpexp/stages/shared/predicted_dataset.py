@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from vpexp.config.quoting import quote_value, quote_word
+from vpexp.config.compose import quote_value, quote_word
 from vpexp.config.schema import OutputConfig
 from vpexp.console import say
 from vpexp.data.annotations import Rle
 from vpexp.data.masks import choose_distinct, compute_area
-from vpexp.data.writers.images import SYMLINK, LabelledImage, LabelledObject, NameGiver
-from vpexp.data.writers.write import check_target, write_dataset
+from vpexp.data.writers.base import SYMLINK, LabelledImage, LabelledObject, NameGiver, check_target, write_dataset
 from vpexp.inference.predict_plan import PredictionPlan, PredictionTask
 from vpexp.inference.segment import FoundMask
 from vpexp.registry import FORMATS

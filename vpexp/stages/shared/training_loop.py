@@ -14,9 +14,9 @@ from vpexp.errors import DataError
 from vpexp.evaluation.click_protocol import build_interaction
 from vpexp.inference.torch_model import apply_checkpoint, build_identity, load_sam, read_checkpoint
 from vpexp.models.sam import Sam
+from vpexp.runfolder import append_metrics
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import build_metrics
-from vpexp.tracking.metrics_csv import append_metrics
 from vpexp.training.build import (
     build_callbacks,
     build_loss,
@@ -24,8 +24,7 @@ from vpexp.training.build import (
     build_scheduler_factory,
 )
 from vpexp.training.callbacks import EpochRecorder, IterationTimer, build_checkpoint_callbacks
-from vpexp.training.datamodule import FineTuningData
-from vpexp.training.module import SamFineTuner
+from vpexp.training.module import FineTuningData, SamFineTuner
 from vpexp.training.step_loss import StepLoss
 from vpexp.training.trainer import build_trainer
 

@@ -2,7 +2,7 @@ from array import array
 
 import pytest
 
-from vpexp.data.readers.coco_entries import compact_annotation
+from vpexp.data.readers.json_files import compact_annotation
 
 POLYGON = [1.5, 2, 3.25, 4, 5, 6]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.writers.images import LabelledObject
+from vpexp.data.writers.base import LabelledObject
 from vpexp.stages.shared.predicted_dataset import cut_overlaps, drop_repeated
 
 

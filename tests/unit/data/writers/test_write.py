@@ -13,8 +13,7 @@ from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.dataset import load_dataset
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.data.writers.images import LabelledImage, LabelledObject, NameGiver, name_file
-from vpexp.data.writers.write import check_target, write_dataset
+from vpexp.data.writers.base import LabelledImage, LabelledObject, NameGiver, check_target, name_file, write_dataset
 from vpexp.errors import ConfigError, DataError
 from vpexp.registry import FORMATS
 from vpexp.stages.shared.predicted_dataset import cut_overlaps
