@@ -87,7 +87,7 @@ def build_progress() -> Progress:
     )
 
 
-def say(line: str, *, style: str | None = None) -> None:
+def log_line(line: str, *, style: str | None = None) -> None:
     """Print one line, and keep it in the run's log."""
     line = make_printable(line)
     console.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from vpexp.config import INHERITED, save_config, validate
 from vpexp.config.compose import format_resume
 from vpexp.config.saved import name_data
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.errors import OutputError, VpexpError, make_printable
 from vpexp.files import RunLog, find_full_disk, quiet_full_disk, write_json
 from vpexp.registry import get_stage
@@ -60,7 +60,7 @@ def run(
     try:
         with run_folder.hold(), run_folder.reserve(), _log_to(run_folder.log), stop_on_sigterm(), repeat_lost_stops():
             save_config(_without_resume(cfg), run_folder.config)
-            say(f"run folder: {run_folder.path}")
+            log_line(f"run folder: {run_folder.path}")
             result = _run_recorded(cfg, overrides, run_folder, parent)
         if parent is None or parent.marks_latest:
             mark_latest(output_dir, cfg.stage.name, run_folder)
@@ -197,7 +197,7 @@ def _close_failed(context: RunContext, error: BaseException, parent: Parent | No
     context.folder.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
     log.log(logging.WARNING if stopped else logging.ERROR, "%s: %s", status, line, exc_info=error)
     if stopped and parent is None and context.folder.last_checkpoint.is_file():
-        say(f"stopped; go on with: {format_resume(context.folder.path)}")
+        log_line(f"stopped; go on with: {format_resume(context.folder.path)}")
     context.tracker.close(status, line)
     _upload_records(context)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from scripts.benchmarks.duel import BenchmarkError, Comparison
 from scripts.benchmarks.results import build_table, describe, merge, read_results
 from scripts.benchmarks.works import WORKS, Workshop
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.runtime import quiet_libraries
 
 TERMINATED = 128 + signal.SIGTERM
@@ -53,16 +53,16 @@ def main() -> None:
                 rows = WORKS[name](workshop)
             except BenchmarkError as error:
                 failed = True
-                say(str(error), style="red")
+                log_line(str(error), style="red")
                 continue
             found = {f"{work}/{arguments.model}": row for work, row in rows.items()}
             measured |= found
-            say(f"{name}: measured in {time.perf_counter() - started:.0f} s")
+            log_line(f"{name}: measured in {time.perf_counter() - started:.0f} s")
             if arguments.json:
                 merge(arguments.json, found)
     console.print(build_table(measured, arguments.threads))
     for line in describe(measured):
-        say(line)
+        log_line(line)
     sys.exit(failed)
 
 

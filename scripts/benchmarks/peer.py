@@ -45,7 +45,7 @@ def main() -> None:
             serve(peer, answers)
         else:
             measured = {name: measure(peer, name, arguments.rounds) for name in arguments.works}
-            say(answers, {**describe(arguments), "works": measured, "peak_bytes": read_peak()})
+            log_line(answers, {**describe(arguments), "works": measured, "peak_bytes": read_peak()})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,7 +75,7 @@ def keep_answers_apart() -> TextIO:
     return answers
 
 
-def say(answers: TextIO, content: dict[str, Any]) -> None:
+def log_line(answers: TextIO, content: dict[str, Any]) -> None:
     """Write one line of JSON."""
     answers.write(json.dumps(content) + "\n")
     answers.flush()
@@ -173,10 +173,10 @@ def measure(peer: Peer, work: str, rounds: int) -> dict[str, Any]:
 
 def serve(peer: Peer, answers: TextIO) -> None:
     """Answer 'turn WORK' and 'peak' until the pipe ends."""
-    say(answers, {"built": True})
+    log_line(answers, {"built": True})
     for line in sys.stdin:
         name, *rest = line.split()
-        say(answers, peer.turn(*rest) if name == "turn" else {"bytes": read_peak()})
+        log_line(answers, peer.turn(*rest) if name == "turn" else {"bytes": read_peak()})
 
 
 def read_peak() -> int:

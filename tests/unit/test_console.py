@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from vpexp.cli import main
-from vpexp.console import DescriptionColumn, PlainTable, say
+from vpexp.console import DescriptionColumn, PlainTable, log_line
 from vpexp.errors import DataError, make_printable
 from vpexp.reporting.comparison import Comparison, build_table
 from vpexp.run import _log_to
@@ -43,13 +43,13 @@ def test_make_printable__what_people_write_stays(text):
     assert make_printable(text) == text
 
 
-def test_say_table_and_progress__names_are_text(monkeypatch, capsys, tmp_path):
+def test_log_line_table_and_progress__names_are_text(monkeypatch, capsys, tmp_path):
     name = "".join(PLAIN) + "".join(ACTING)
     shown = make_printable(name)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest would report text that has no encoding
 
     with _log_to(tmp_path / "a.log"):
-        say(name)
+        log_line(name)
         logging.getLogger("vpexp").warning("%s and \x1b[31m", "\ud800")
     assert capsys.readouterr().out == f"{shown}\n"
     log = (tmp_path / "a.log").read_text(encoding="utf-8")
@@ -103,10 +103,8 @@ def test_main__an_error_line_is_printable(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_say__goes_on_when_who_looks_at_it_has_gone(is_terminal):
-    script = (
-        "import sys; from vpexp.console import say\nfor _ in range(200): say('x' * 5000)\nsys.stderr.write('whole')"
-    )
+def test_log_line__goes_on_when_who_looks_at_it_has_gone(is_terminal):
+    script = "import sys; from vpexp.console import log_line\nfor _ in range(200): log_line('x' * 5000)\nsys.stderr.write('whole')"
     reader, writer = os.openpty() if is_terminal else os.pipe()
     process = subprocess.Popen([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)

@@ -1,4 +1,4 @@
-"""From the original image to the model's input and back, as the official SAM code does it.
+"""From the original image to the model's input, as the official SAM code does it.
 
 Shapes: H W original size, h w resized size (longest side S), S model input size, N boxes.
 Reference: ``ResizeLongestSide`` and ``Sam.preprocess`` of Segment Anything (Kirillov et al., 2023).
@@ -77,13 +77,6 @@ def scale_points(
     return (np.asarray(points_2, dtype=np.float64) * factors).astype(np.float32)
 
 
-def unscale_points(
-    points_2: NDArray[np.floating], original_hw: tuple[int, int], resized_hw: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Move points from the resized image back to the original image; the inverse of `scale_points`."""
-    return scale_points(points_2, resized_hw, original_hw)
-
-
 def scale_boxes(
     boxes_N4: NDArray[np.floating], original_hw: tuple[int, int], resized_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
@@ -100,10 +93,3 @@ def scale_boxes(
     boxes = np.asarray(boxes_N4)
     corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
     return scale_points(corners, original_hw, resized_hw).reshape(boxes.shape)
-
-
-def unscale_boxes(
-    boxes_N4: NDArray[np.floating], original_hw: tuple[int, int], resized_hw: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Move boxes from the resized image back to the original image; the inverse of `scale_boxes`."""
-    return scale_boxes(boxes_N4, resized_hw, original_hw)

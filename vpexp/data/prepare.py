@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vpexp.console import say, show_progress
+from vpexp.console import log_line, show_progress
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError, VpexpError
 from vpexp.files import is_below, write_text
@@ -160,11 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.folder, options.out, version=options.version, limit=options.limit, seed=options.seed
             )
     except VpexpError as error:
-        say(f"error: {error}", style="red")
+        log_line(f"error: {error}", style="red")
         return error.exit_code
     images = ", ".join(f"{split} {count}" for split, count in counts.items())
-    say(f"{options.out}: images of {images}")
-    say(f"now: python -m vpexp data={options.dataset} data.root={options.out} stage=train")
+    log_line(f"{options.out}: images of {images}")
+    log_line(f"now: python -m vpexp data={options.dataset} data.root={options.out} stage=train")
     return 0
 
 

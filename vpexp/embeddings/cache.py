@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.batch import Batch, EvaluationSample
 from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.inference.predictor import ImageEmbedding
@@ -122,7 +122,7 @@ class EmbeddingCache:
             self.stored.store.write(key, embedding_CHW)
         except OSError as error:
             self.writable = False
-            say(describe_trouble(self.stored, error), style="yellow")
+            log_line(describe_trouble(self.stored, error), style="yellow")
 
 
 def describe_trouble(stored: StoredEmbeddings, error: OSError) -> str:

@@ -46,9 +46,7 @@ class EmbeddingPlan:
     unreadable: int
 
 
-def plan_embeddings(
-    store: EmbeddingStore, images: Sequence[AnnotatedImage], *, max_bytes: int, readers: int = MOST_READERS
-) -> EmbeddingPlan:
+def plan_embeddings(store: EmbeddingStore, images: Sequence[AnnotatedImage], *, max_bytes: int) -> EmbeddingPlan:
     """Look up the images that a run needs, and make room for the missing ones.
 
     Entries that are needed are never removed for others of the same run: as many as fit are kept, first those that are
@@ -58,10 +56,9 @@ def plan_embeddings(
         store: of the run's encoder.
         images: what the run needs, the most important first.
         max_bytes: what the folder of all encoders may hold.
-        readers: threads.
     """
     by_place = {(image.path, image.exif_transpose): image for image in images}
-    keys = _identify(list(by_place), readers)
+    keys = _identify(list(by_place))
     by_key: dict[str, AnnotatedImage] = {}
     for place, key in keys.items():
         by_key.setdefault(key, by_place[place])
@@ -90,7 +87,7 @@ def plan_embeddings(
     )
 
 
-def _identify(places: Sequence[tuple[Path, bool]], readers: int) -> dict[tuple[Path, bool], str]:
+def _identify(places: Sequence[tuple[Path, bool]]) -> dict[tuple[Path, bool], str]:
     """Compute the key of every image from its file's bytes; files that cannot be read have none."""
 
     def identify(place: tuple[Path, bool]) -> str | None:
@@ -100,7 +97,7 @@ def _identify(places: Sequence[tuple[Path, bool]], readers: int) -> dict[tuple[P
             return None
 
     keys: dict[tuple[Path, bool], str] = {}
-    threads = ThreadPoolExecutor(readers)
+    threads = ThreadPoolExecutor(MOST_READERS)
     try:
         with build_progress() as progress:
             task = progress.add_task("looking for embeddings", total=len(places))

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from vpexp.console import DescriptionColumn, console, say
+from vpexp.console import DescriptionColumn, console, log_line
 from vpexp.errors import WeightsError
 from vpexp.runtime import find_cache_dir
 
@@ -61,7 +61,7 @@ def _hold_lock(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        say(f"another process is downloading {path.name}: waiting for it")
+        log_line(f"another process is downloading {path.name}: waiting for it")
         lock.acquire()
     try:
         yield

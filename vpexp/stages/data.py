@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpexp.config.saved import name_data
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.data.annotations import SPLIT_NAMES, AnnotatedDataset
 from vpexp.errors import DataError
 from vpexp.files import write_json, write_text
@@ -48,7 +48,7 @@ def run(context: RunContext) -> StageResult:
     findings = find_findings(survey)
     artifacts = _write(context, survey, findings)
     _tell(findings)
-    say(f"report: {artifacts['report']}")
+    log_line(f"report: {artifacts['report']}")
     for path in artifacts.values():
         context.tracker.log_artifact(path)
     metrics = list_metrics(survey)
@@ -121,14 +121,14 @@ def _write(context: RunContext, survey: Survey, findings: list[Finding]) -> dict
 
 def _tell(findings: list[Finding]) -> None:
     """Describe what to look at."""
-    say("")
-    say(
+    log_line("")
+    log_line(
         "what to look at:" if findings else "nothing stands out",
         style="bold",
     )
     for finding in findings:
-        say(f"- {finding.text}", style=STYLES[finding.level])
+        log_line(f"- {finding.text}", style=STYLES[finding.level])
         for example in finding.examples:
-            say(f"    {example}")
+            log_line(f"    {example}")
         if finding.advice:
-            say(f"  -> {finding.advice}")
+            log_line(f"  -> {finding.advice}")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from vpexp.config.compose import quote_value, quote_word
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.image_source import SourceImage, find_images, find_source_folder
 from vpexp.data.skipped import SkipCounts, order_by_count
 from vpexp.demo.store import LabelStore, hold_folder
@@ -40,13 +40,13 @@ def run(context: RunContext) -> StageResult:
         app = build_app(LabellingApp(session, store, title, labels), cfg.demo.host)
         address = name_address(cfg.demo.host, opened)
         if not is_local(opened):
-            say(
+            log_line(
                 f"demo.host={cfg.demo.host}: whoever reaches this machine sees the images and can label", style="yellow"
             )
         before = len(store.labels.masks)
         try:
             with contextlib.suppress(KeyboardInterrupt):  # from the moment on that the line says what it does
-                say(f"label {len(images)} images at {address} (Ctrl-C ends; every kept mask is saved at once)")
+                log_line(f"label {len(images)} images at {address} (Ctrl-C ends; every kept mask is saved at once)")
                 serve(app, opened, address if cfg.demo.open_browser else None)
         except SystemExit:
             context.tracker.log_metrics(_record(context, store, before).metrics)
@@ -69,7 +69,7 @@ def list_images(context: RunContext, folder: Path) -> list[SourceImage]:
     skips = SkipCounts(strict=cfg.data.strict)
     found = find_images(cfg.source, leave_out=context.output_dir, skips=skips, allow_outside=cfg.data.allow_outside)
     for reason, count in order_by_count(skips.counts):
-        say(f"passed over: {count} x {reason} ({skips.examples[reason]})", style="yellow")
+        log_line(f"passed over: {count} x {reason} ({skips.examples[reason]})", style="yellow")
     others = [image for image in found if folder not in image.path.resolve().parents]
     return others or found  # or the source is the data set's own image folder
 
@@ -90,7 +90,7 @@ def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
     }
     root = quote_word(f"data.root={quote_value(store.folder)}")
     then = f"; train on them: python -m vpexp stage=train data=auto {root}" if masks else ""
-    say(
+    log_line(
         f"{len(store.labels.count_by_image())} images labelled, {masks} masks kept ({masks - before:+d} now), "
         f"in {store.folder}{then}"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.config.schema import DataConfig, PromptConfig, SyntheticConfig
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.batch import EvaluationSample, EvaluationSet
 from vpexp.data.dataset import load_dataset
@@ -57,7 +57,7 @@ def run(context: RunContext) -> StageResult:
         exported = _publish(written, context.folder.path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    say(f"{NAMES[exported.format]}, {exported.size_mb:.1f} MB: {exported.folder}")
+    log_line(f"{NAMES[exported.format]}, {exported.size_mb:.1f} MB: {exported.folder}")
     log_exported(context, exported)
     register_exported(context, exported, read_trained_scores(cfg.checkpoint))
     metrics = {
@@ -73,7 +73,7 @@ def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
     path = write_official(sam, draft, halve=context.cfg.export.precision == "FP16")
     final = context.folder.path / path.name
     path.replace(final)
-    say(f"weights in the official layout: {final}")
+    log_line(f"weights in the official layout: {final}")
     log_weights(context, final)
     return StageResult({"export/size_mb": final.stat().st_size / 1e6}, {"weights": final}, context.folder.path)
 
@@ -81,7 +81,7 @@ def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
 def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> ExportedModel:
     settings = context.cfg.export
     precisions = {ENCODER: settings.precision, DECODER: settings.decoder_precision}
-    say(f"writing {NAMES[settings.format]}: image encoder {precisions[ENCODER]}, decoder {precisions[DECODER]}")
+    log_line(f"writing {NAMES[settings.format]}: image encoder {precisions[ENCODER]}, decoder {precisions[DECODER]}")
     if settings.format == "onnx":
         from vpexp.deploy.onnx_format import write_onnx
 
@@ -99,7 +99,7 @@ def _check(context: RunContext, sam: Sam, written: ExportedModel) -> Parity:
     settings = context.cfg.export
     precision = "FP16" if "FP16" in (settings.precision, settings.decoder_precision) else "FP32"
     check_parity(parity, precision, NAMES[written.format])
-    say(
+    log_line(
         f"checked against the trained model with {parity.prompts} prompts on {trial.name}: of 10,000 mask pixels "
         f"{parity.flipped * 1e4:.2f} flip; logits differ by {parity.logits:.1e} standard deviations at most"
     )

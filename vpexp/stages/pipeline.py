@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vpexp.config.compose import format_resume
 from vpexp.config.saved import name_data
 from vpexp.config.schema import StageConfig
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.errors import ConfigError, StepError, VpexpError
 from vpexp.inference.exported import find_exported
 from vpexp.inference.torch_model import find_checkpoint
@@ -67,8 +67,8 @@ def run(context: RunContext) -> StageResult:
     if context.cfg.stage.onnx:
         _check_onnx()
     for place, step in enumerate(steps, 1):
-        say("")
-        say(f"step {place} of {len(steps)}: {step.name}", style="bold")
+        log_line("")
+        log_line(f"step {place} of {len(steps)}: {step.name}", style="bold")
         try:
             _run_step(context, step)
         except VpexpError as error:
@@ -78,9 +78,9 @@ def run(context: RunContext) -> StageResult:
             ) from error
         except BaseException:
             _report_unfinished(context)
-            say(f"step {step.name} did not finish; go on with: {format_resume(context.folder.path)}")
+            log_line(f"step {step.name} did not finish; go on with: {format_resume(context.folder.path)}")
             raise
-    say("")
+    log_line("")
     report = _report(context)
     assert report is not None, "the tests have finished"
     _tell(context, report)
@@ -101,7 +101,7 @@ def _run_step(context: RunContext, step: Step) -> None:
     """Run a step, unless an earlier start of this pipeline finished it, and record how long it took."""
     folder = _get_folder(context, step.name)
     if context.cfg.resume and _has_finished(folder):
-        say(f"finished before: {folder.path}")
+        log_line(f"finished before: {folder.path}")
         return
     spent = _read_steps(context).get(step.name, {}).get("seconds", 0.0) if context.cfg.resume else 0.0
     started = time.perf_counter()
@@ -190,5 +190,5 @@ def _report_unfinished(context: RunContext) -> None:
 def _tell(context: RunContext, report: Report) -> None:
     console.print(build_table(report.comparison))
     for line in [line for section in report.comparison.sections if section.finding for line in section.lines]:
-        say(line)
-    say(f"report: {context.folder.path / 'report.html'}")
+        log_line(line)
+    log_line(f"report: {context.folder.path / 'report.html'}")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from vpexp import visuals
 from vpexp.config.saved import name_data
-from vpexp.console import PlainTable, build_progress, console, say
+from vpexp.console import PlainTable, build_progress, console, log_line
 from vpexp.data.annotations import SPLIT_NAMES
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import find_images
@@ -118,7 +118,7 @@ def run(context: RunContext) -> StageResult:
             _predict_all(job, predictor)
     except BaseException as error:
         if job.totals.images and isinstance(error, KeyboardInterrupt | SystemExit):
-            say(
+            log_line(
                 f"stopped after {job.totals.images} of {len(plan.tasks)} images; their masks are in {writer.predictions}"
             )
             if labels is not None:
@@ -155,7 +155,7 @@ def _plan(context: RunContext, skips: SkipCounts) -> PredictionPlan:
         by_file = cfg.prompts != GRID
         plan = plan_prompts(images, Path(cfg.prompts).expanduser(), skips) if by_file else plan_grid(images)
     for line in plan.warnings:
-        say(line, style="yellow")
+        log_line(line, style="yellow")
     return plan
 
 
@@ -256,22 +256,24 @@ def _tell(job: _Job) -> None:
     table.add_row("time an image", f"{metrics['predict/seconds_per_image']:.3f} s")
     console.print(table)
     if job.plan.annotated:
-        say(f"images whose objects all have masks: {job.plan.annotated}")
+        log_line(f"images whose objects all have masks: {job.plan.annotated}")
     if job.plan.without_prompts:
-        say(f"images without prompts in {cfg.prompts}, passed over: {job.plan.without_prompts}")
+        log_line(f"images without prompts in {cfg.prompts}, passed over: {job.plan.without_prompts}")
     left_out = {
         "empty": totals.empty,
         "below the lowest score": totals.weak,
         "overlapping a better one": totals.overlapping,
     }
     if any(left_out.values()):
-        say(f"masks left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items() if count)}")
+        log_line(f"masks left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items() if count)}")
     if totals.weak and not totals.scores:
         key = "predict.grid_min_score" if cfg.prompts == GRID else "predict.min_score"
-        say(f"no mask scored well enough: lower {key}, or fine-tune the model on images like these", style="yellow")
+        log_line(
+            f"no mask scored well enough: lower {key}, or fine-tune the model on images like these", style="yellow"
+        )
     if skips.counts:
         reasons = [f"{count} x {reason} ({skips.examples[reason]})" for reason, count in order_by_count(skips.counts)]
-        say(f"images passed over: {', '.join(reasons)}", style="yellow")
+        log_line(f"images passed over: {', '.join(reasons)}", style="yellow")
     for note in describe_remarks([skips]):
-        say(note)
-    say(f"masks: {job.writer.predictions}")
+        log_line(note)
+    log_line(f"masks: {job.writer.predictions}")

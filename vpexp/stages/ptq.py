@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.deploy.benchmark import Cost, build_gain_table, measure_costs
 from vpexp.deploy.calibration import CalibrationSet, read_calibration_set
@@ -77,7 +77,7 @@ def _read_calibration_set(context: RunContext, dataset: AnnotatedDataset, image_
     count = len(calibration)
     if count < FEW_IMAGES:
         what = "image" if count == 1 else "images"
-        say(f"{count} {what} to calibrate on; {ENOUGH_IMAGES} or more are better", style="yellow")
+        log_line(f"{count} {what} to calibrate on; {ENOUGH_IMAGES} or more are better", style="yellow")
     return calibration
 
 
@@ -87,7 +87,7 @@ def _quantize(
     """Quantize as configured; with ``ptq.max_drop`` as much of it as accuracy on val allows."""
     settings = context.settings.ptq
     methods = {part: settings.method if part in settings.parts else KEEP for part in (ENCODER, DECODER)}
-    say(f"quantizing on {len(calibration)} training images: {_describe_methods(methods)}")
+    log_line(f"quantizing on {len(calibration)} training images: {_describe_methods(methods)}")
 
     def build(chosen: Mapping[str, str]) -> ExportedModel:
         folder = draft / "_".join(chosen.values())
@@ -103,7 +103,7 @@ def _quantize(
         max_drop=settings.max_drop,
         report=_print_trial,
     )
-    say(
+    log_line(
         f"kept, for f1-score on val to lose no more than {settings.max_drop:g}: {_describe_methods(controlled.methods)}"
     )
     return controlled
@@ -115,7 +115,9 @@ def _measure(context: RunContext, dataset: AnnotatedDataset, model: ExportedMode
 
 
 def _print_trial(trial: Trial) -> None:
-    say(f"f1-score {trial.score:.4f} on val, {-trial.drop:+.4f} against before: {_describe_methods(trial.methods)}")
+    log_line(
+        f"f1-score {trial.score:.4f} on val, {-trial.drop:+.4f} against before: {_describe_methods(trial.methods)}"
+    )
 
 
 def _describe_methods(methods: Mapping[str, str]) -> str:
@@ -141,7 +143,7 @@ def _tell_gain(
     costs = measure_costs((source, model), (before, after), image)
     names = (metadata.precision, read_metadata(model).precision)
     console.print(build_gain_table(*costs, names, prompts=len(image.calls[0])))
-    say(f"{model.size_mb:.1f} MB instead of {source.size_mb:.1f}: {model.folder}")
+    log_line(f"{model.size_mb:.1f} MB instead of {source.size_mb:.1f}: {model.folder}")
     return costs
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.errors import CheckpointError, TrackingError
 from vpexp.runfolder import RunFolder
 from vpexp.stages.shared.context import StageResult
@@ -28,17 +28,17 @@ def run(cfg: DictConfig, *, elsewhere: bool = False) -> StageResult:
         for upload in upload_waiting(folders, cfg.tracking.uri if elsewhere else None):
             uploaded += 1
             journal = upload.journal
-            say(f"{journal.folder}: {upload.delivered} records uploaded to MLflow run {journal.state.run_id}")
+            log_line(f"{journal.folder}: {upload.delivered} records uploaded to MLflow run {journal.state.run_id}")
             for kind, reason in upload.refused:
-                say(f"  not taken: {kind}: {reason}", style="yellow")
+                log_line(f"  not taken: {kind}: {reason}", style="yellow")
     except TrackingError as error:
         raise TrackingError(
             f"MLflow cannot be used ({error}): {uploaded} runs were uploaded, nothing is lost; try again when it is back"
         ) from error
     running = [path for path in folders if RunFolder(path).is_held()]
     for path in running:
-        say(f"{path}: left to the process that works in it")
-    say(f"{len(folders)} runs, {uploaded} had something to upload")
+        log_line(f"{path}: left to the process that works in it")
+    log_line(f"{len(folders)} runs, {uploaded} had something to upload")
     return StageResult({"uploaded": float(uploaded)})
 
 

@@ -3,7 +3,7 @@
 import time
 
 from vpexp.config.saved import name_data
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
@@ -37,7 +37,7 @@ def run(context: RunContext) -> StageResult:
         timed_images=TIMED_IMAGES,
     )
     print_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
-    say(f"{model.size_mb:.1f} MB, loaded in {load_time:.2f} s")
+    log_line(f"{model.size_mb:.1f} MB, loaded in {load_time:.2f} s")
     save_overlays(context, result, split)
     if encoder:
         encoder.record(context)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vpexp.config.saved import name_data
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
@@ -122,9 +122,9 @@ def judge(context: RunContext, start: Start, best: Path, epoch: int, result: Eva
 
 def record_verdict(context: RunContext, verdict: Verdict) -> None:
     """Print what a training brought and what to try, and write it into ``run.json`` and MLflow."""
-    say(str(verdict), style=None if verdict.helped and not verdict.gain.is_noise else "yellow")
+    log_line(str(verdict), style=None if verdict.helped and not verdict.gain.is_noise else "yellow")
     if not verdict.helped:
-        say(f"what to try: {'; '.join(_advise(context, verdict))}")
+        log_line(f"what to try: {'; '.join(_advise(context, verdict))}")
     context.folder.update_run_json(
         best_checkpoint=str(verdict.checkpoint.resolve().relative_to(context.folder.path)),
         best_epoch=verdict.epoch,
@@ -215,13 +215,13 @@ def _measure_start(context: RunContext, loop: TrainingLoop, assess_split: Assess
     val = {f"val/{name}": value for name, value in start.metrics["val"].items()}
     append_metrics(folder.metrics_csv, 0, val)
     context.tracker.log_metrics(val, step=0)
-    say(f"before training: f1-score {start.metrics['val']['f1-score']:.4f} on val")
+    log_line(f"before training: f1-score {start.metrics['val']['f1-score']:.4f} on val")
     return start
 
 
 def _read_start(context: RunContext) -> Start:
     """Read what was measured when the run that goes on began."""
-    say(f"going on with {context.cfg.resume}")
+    log_line(f"going on with {context.cfg.resume}")
     recorded = context.folder.read_run_json().get("before") or {}
     metrics = {
         split: {name: math.nan if value is None else value for name, value in numbers.items()}
@@ -249,14 +249,14 @@ def _find_best(context: RunContext, loop: TrainingLoop) -> tuple[Path, int]:
     """Find the checkpoint of the best epoch, and its number, counted from 1."""
     cfg, trainer = context.cfg, loop.trainer
     if trainer.current_epoch < cfg.trainer.max_epochs:
-        say(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
+        log_line(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
     last = context.folder.last_checkpoint
     if not last.is_file():  # trainer.extra.fast_dev_run keeps nothing
         save_weights(loop.module, last)
     best = Path(loop.best.best_model_path or last)
     context.folder.update_run_json(epochs=trainer.current_epoch)
     epoch = trainer.current_epoch if best == last else int(best.stem.rpartition("_")[2]) + 1
-    say(f"best epoch: {epoch} of {trainer.current_epoch}, kept in {best}")
+    log_line(f"best epoch: {epoch} of {trainer.current_epoch}, kept in {best}")
     return best, epoch
 
 
@@ -275,7 +275,7 @@ def _conclude(
         metrics |= {f"before/{split}/{name}": value for name, value in start.metrics.get(split, {}).items()}
         save_overlays(context, result, split)
         if split != "val" and verdict.helped:
-            say(f"f1-score on {split}, which chose nothing: difference {start.compare(split, result)}")
+            log_line(f"f1-score on {split}, which chose nothing: difference {start.compare(split, result)}")
     record_unreadable(context, details)
     record_verdict(context, verdict)
     log_checkpoint(context, verdict.checkpoint)

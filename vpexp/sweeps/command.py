@@ -11,7 +11,7 @@ from pathlib import Path
 from vpexp.command_line import CommandLine, explain_error, read_command_line, start_hydra
 from vpexp.config.compose import format_sync, quote_value, quote_word
 from vpexp.config.saved import name_data
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.errors import CheckpointError, ConfigError, WorkerError
 from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
 from vpexp.runtime import quiet_libraries
@@ -62,7 +62,7 @@ def run_sweep(command_line: CommandLine) -> int:
     with sweep.hold():
         _close_lost_jobs(sweep)
         tracker = open_sweep_run(plan, sweep)
-        say(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
+        log_line(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
         search = Search(plan, sweep) if plan.search else None
         error = _run_jobs(plan, sweep, search)
         return _conclude(plan, sweep, tracker, error, search)
@@ -217,14 +217,14 @@ def _plan_turns(
     if alone is None:
         names = ", ".join(job.path.name for job in lost)
         again = f"job {names} once more, by itself, after the others" if lost else "it ran no job"
-        say(f"a worker was lost; {again}", style="yellow")
+        log_line(f"a worker was lost; {again}", style="yellow")
         record = sweep.read()
         sweep.write(replace(record, left_out=(*record.left_out, *map(_get_hash, lost))))
         return [None, *turns, *lost]
     if not lost:  # its worker went before the job began
         return [alone, *turns]
     _close_lost_jobs(sweep)
-    say(f"job {alone.path.name} was killed with its process again; the others go on", style="red")
+    log_line(f"job {alone.path.name} was killed with its process again; the others go on", style="red")
     return turns
 
 
@@ -254,18 +254,18 @@ def _conclude(
         console.print(build_sweep_table(summary))
     if summary.best is not None:
         best = summary.best
-        say(f"best: job {best.number}, {best.name}: {summary.metric} {best.objective:.4f}, {best.folder.path}")
+        log_line(f"best: job {best.number}, {best.name}: {summary.metric} {best.objective:.4f}, {best.folder.path}")
         _mark_latest(best.folder, Path(sweep.read().output_dir))
     elif summary.record.metric and summary.count("FINISHED"):
         error = error or ConfigError(explain_missing(summary.metric, summary.jobs[-1].metrics))
-    say(f"results: {sweep.results}")
+    log_line(f"results: {sweep.results}")
     unfinished = max(plan.jobs, len(summary.jobs)) - summary.count("FINISHED")
     if search:
         search.close()
         unfinished = max(search.count_unfinished(), len(summary.jobs) - summary.count("FINISHED"))
     if unfinished:
         command = f"python -m vpexp -m {quote_word(f'{RESUME}{quote_value(sweep.path)}')}"
-        say(f"{unfinished} of {plan.jobs} jobs have not finished; go on with: {command}", style="yellow")
+        log_line(f"{unfinished} of {plan.jobs} jobs have not finished; go on with: {command}", style="yellow")
     status, line, code = _judge(error, unfinished, plan.jobs)
     sweep.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
     log_sweep_end(tracker, sweep, summary, pictures)

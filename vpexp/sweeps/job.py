@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
 from vpexp.runtime import quiet_libraries
@@ -90,7 +90,7 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
     place = int(folder.path.name) if record.searches else number  # a search that goes on counts its trials anew
     label = f"job {folder.path.name} ({place + 1} of {record.jobs}), {name}"
     if folder.read_run_json().get("status") == "FINISHED":
-        say(f"{label}: finished before")
+        log_line(f"{label}: finished before")
         return _read_objective(folder, record)
     _announce(f"{label}: started")
     began = time.perf_counter()
@@ -170,5 +170,5 @@ def choose_metric(metrics: dict[str, float | None], asked: str) -> str:
 def _announce(line: str, style: str | None = None) -> None:
     """Tell a line in any process, one that is quiet otherwise too."""
     quiet, console.quiet = console.quiet, False
-    say(line, style=style)
+    log_line(line, style=style)
     console.quiet = quiet

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.runfolder import RunFolder
 from vpexp.signals import TERMINATED, stop_on_sigterm
 from vpexp.sweeps.record import SweepFolder
@@ -49,7 +49,7 @@ def stop_in_two_steps(folder: SweepFolder) -> Iterator[None]:
         if folder.stop_marker.exists():
             raise KeyboardInterrupt
         folder.stop_marker.touch()
-        say("stopping when the jobs under way have ended; Ctrl-C again stops now", style="yellow")
+        log_line("stopping when the jobs under way have ended; Ctrl-C again stops now", style="yellow")
 
     usual = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.files import write_json
 from vpexp.runfolder import RunFolder
 
@@ -289,7 +289,7 @@ def close_abandoned_runs(client: Any, experiment_id: str) -> int:
         client.set_terminated(run.info.run_id, "KILLED", end_time=_find_last_sign(folder))
         mark_killed(folder)
         closed += 1
-        say(f"closed as KILLED: {folder.path}, {ERROR}")
+        log_line(f"closed as KILLED: {folder.path}, {ERROR}")
     return closed
 
 

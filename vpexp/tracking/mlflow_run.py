@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from vpexp.console import console, say
+from vpexp.console import console, log_line
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.journal import Journal, open_journal
 from vpexp.tracking.store import normalize_uri
@@ -147,12 +147,12 @@ class LiveUpload:
             self._note_failure(error)
         else:
             if self._failure and not self.lacks_parent and not self._stopped:
-                say(f"tracking: {self._journal.state.uri} is back")
+                log_line(f"tracking: {self._journal.state.uri} is back")
             self._failure = None
         for kind, reason in (refused for uploader in uploaders for refused in uploader.refused):
             if kind not in self._reported and not self._stopped:  # once a kind, not for each epoch
                 self._reported.add(kind)
-                say(f"tracking: the store does not take {kind} ({reason}): left out", style="yellow")
+                log_line(f"tracking: the store does not take {kind} ({reason}): left out", style="yellow")
 
     def _let_go(self, uploader: Uploader) -> None:
         if not uploader.journal.count_waiting():
@@ -178,7 +178,7 @@ class LiveUpload:
         # The whole story once: a store that is down for a night must not fill the log.
         log.info("tracking: %s", error, exc_info=None if known else error)
         if not known and not self.lacks_parent:
-            say(
+            log_line(
                 f"tracking: {self._journal.state.uri} cannot be used ({error}); going on without it, "
                 "what it misses is kept in the run's folder",
                 style="yellow",
@@ -306,7 +306,7 @@ class MlflowRun:
                 live.stop()
         missing = count_missing(folder)
         if missing and not (live and live.lacks_parent):  # the parent says it for all its parts
-            say(
+            log_line(
                 f"tracking: {missing} records of this run are not in MLflow; when it is back: {self._upload_command}",
                 style="yellow",
             )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.errors import VpexpError
 from vpexp.tracking.journal import State
 from vpexp.tracking.store import clean_model_name, clean_tags
@@ -91,7 +91,7 @@ def register_version(client: Any, maker: State, content: Mapping[str, Any]) -> N
     )
     if maker.model_id is not None:
         _link_version(client, maker.model_id, name, str(version.version))
-    say(f"registered in MLflow: models:/{name}/{version.version}")
+    log_line(f"registered in MLflow: models:/{name}/{version.version}")
 
 
 def _find_made_model(client: Any, state: State) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.signals import exit_by
 
 NAMES = re.compile(r"epoch_\d+\.ckpt|last\.ckpt", re.ASCII)
@@ -95,7 +95,7 @@ class StopBetweenSteps(Callback):
                 raise
             self.reason = error
             with suppress(RuntimeError):  # the signal came while something else was being written
-                say("stopping when the step at hand is done; Ctrl-C again stops now", style="yellow")
+                log_line("stopping when the step at hand is done; Ctrl-C again stops now", style="yellow")
 
 
 class RelocatableCheckpoint(ModelCheckpoint):

@@ -12,8 +12,6 @@ from vpexp.data.geometry import (
     resize_image,
     scale_boxes,
     scale_points,
-    unscale_boxes,
-    unscale_points,
 )
 
 SIDES = st.integers(1, 5000)
@@ -42,11 +40,11 @@ def test_compute_resized_size__longest_side_is_the_image_size(height, width, ima
 
 
 @given(SIDES, SIDES, st.lists(st.tuples(st.floats(0, 5000), st.floats(0, 5000)), max_size=5))
-def test_unscale_points__is_the_inverse(height, width, points):
+def test_scale_points__and_back(height, width, points):
     resized = compute_resized_size(height, width, 1024)
     points_N2 = np.array(points, dtype=np.float64).reshape(-1, 2)
     there = scale_points(points_N2, (height, width), resized)
-    back = unscale_points(there, (height, width), resized)
+    back = scale_points(there, resized, (height, width))
     assert there.dtype == back.dtype == np.float32
     np.testing.assert_allclose(back, points_N2, rtol=1e-5, atol=1e-3)
 
@@ -63,7 +61,7 @@ def test_scale_boxes__corners_as_points(height, width):
     scaled = scale_boxes(boxes_N4, (height, width), resized)
     np.testing.assert_allclose(scaled[0], [0, 0, resized[1], resized[0]], rtol=1e-5)
     np.testing.assert_allclose(scaled[:, :2], scale_points(boxes_N4[:, :2], (height, width), resized))
-    np.testing.assert_allclose(unscale_boxes(scaled, (height, width), resized), boxes_N4, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(scale_boxes(scaled, resized, (height, width)), boxes_N4, rtol=1e-4, atol=1e-3)
 
 
 def test_scale_boxes__no_box():

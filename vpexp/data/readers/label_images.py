@@ -75,10 +75,10 @@ def find_void(values: Iterable[int]) -> int:
     return WIDE_VOID if any(VOID < value < UNKNOWN_COLOR for value in values) else VOID
 
 
-def build_voc_colors(count: int = 256) -> dict[Color, int]:
+def build_voc_colors() -> dict[Color, int]:
     """Build Pascal VOC's colour table: the bits of an index, dealt out to red, green and blue from the top bit down."""
     colors = {}
-    for index in range(count):
+    for index in range(256):
         red = green = blue = 0
         rest = index
         for bit in range(7, -1, -1):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ class StageResult:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunContext:
     """A run that is under way.
 
@@ -46,7 +47,7 @@ class RunContext:
     tracker: MlflowRun
     run_child: Callable[[DictConfig, str], StageResult]
 
-    @property
+    @cached_property
     def settings(self) -> Config:
         """The configuration as the schema declares it."""
         settings: Any = OmegaConf.to_object(self.cfg)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from vpexp.config.saved import name_data
-from vpexp.console import PlainTable, console, say
+from vpexp.console import PlainTable, console, log_line
 from vpexp.data.annotations import AnnotatedDataset, Split
 from vpexp.data.dataset import load_dataset
 from vpexp.data.skipped import order_by_count
@@ -80,10 +80,10 @@ def report_dataset(dataset: AnnotatedDataset) -> None:
     """Print the images and objects of each split, everything that was skipped by reason, and the notes."""
     count = len(dataset.categories)
     noun = "category" if count == 1 else "categories"
-    say(f"{dataset.root} ({dataset.format}, {count} {noun})")
+    log_line(f"{dataset.root} ({dataset.format}, {count} {noun})")
     console.print(build_table(dataset))
     for note in dataset.notes:
-        say(f"  {note}")
+        log_line(f"  {note}")
 
 
 def build_table(dataset: AnnotatedDataset) -> Table:

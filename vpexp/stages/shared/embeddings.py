@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.loaders import with_objects
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
@@ -83,7 +83,7 @@ def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset,
     passes = EncoderPasses(sam)
     before = int(context.folder.read_run_json().get("encoder_passes") or 0) if cfg.resume else 0
     if reason := _find_reason_against(cfg):
-        say(f"embeddings: not kept ({reason}), each image is encoded whenever it is used")
+        log_line(f"embeddings: not kept ({reason}), each image is encoded whenever it is used")
         context.folder.update_run_json(cache={"enabled": False, "reason": reason})
         return EncoderUse(None, passes, before)
     shape = (sam.embedding_channels, sam.embedding_size, sam.embedding_size)
@@ -152,18 +152,20 @@ def _print_report(
         parts.append(f"{_count(plan.damaged, 'damaged entry', 'damaged entries')} replaced")
     if plan.evicted:
         parts.append(f"{_count(plan.evicted, 'entry', 'entries')} not used for longest removed")
-    say(f"embeddings: {', '.join(parts)}, {_format_size(kept * store.entry_bytes)} in {store.root}")
+    log_line(f"embeddings: {', '.join(parts)}, {_format_size(kept * store.entry_bytes)} in {store.root}")
     if plan.not_kept:
-        say(
+        log_line(
             f"embeddings: cache.max_gb={max_gb:g} holds {len(set(plan.keys.values()))} of the "
             f"{_count(plan.needed_bytes // store.entry_bytes, 'image')} ({_format_size(plan.needed_bytes)}); the other "
             f"{plan.not_kept} are encoded whenever they are used",
             style="yellow",
         )
     if report.trouble is not None:
-        say(describe_trouble(stored, report.trouble), style="yellow")
+        log_line(describe_trouble(stored, report.trouble), style="yellow")
     elif report.left:
-        say(f"embeddings: another process has not finished {_count(report.left, 'image')}; going on", style="yellow")
+        log_line(
+            f"embeddings: another process has not finished {_count(report.left, 'image')}; going on", style="yellow"
+        )
 
 
 def _record(

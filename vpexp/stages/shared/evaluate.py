@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from vpexp import visuals
-from vpexp.console import PlainTable, console, say
+from vpexp.console import PlainTable, console, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.batch import EvaluationSet
 from vpexp.data.image_files import IMAGE_SUFFIXES
@@ -112,7 +112,7 @@ def print_unreadable(split: str, unreadable: Mapping[str, str]) -> None:
     if unreadable:
         what = "image was" if len(unreadable) == 1 else "images were"
         first = next(iter(unreadable.values()))
-        say(f"{len(unreadable)} {what} passed over in {split}, damaged inside; the first: {first}", style="yellow")
+        log_line(f"{len(unreadable)} {what} passed over in {split}, damaged inside; the first: {first}", style="yellow")
 
 
 def record_unreadable(context: RunContext, details: Mapping[str, Mapping[str, Any]]) -> None:
@@ -146,12 +146,12 @@ def _tell_control(result: EvaluationResult) -> None:
     drop = result.wrong_image_drop
     filled = result.baselines["box_filled"]["f1-score"]
     if not np.isfinite(drop):
-        say("wrong image: needs at least two images")
+        log_line("wrong image: needs at least two images")
         return
     gain = result.metrics["f1-score"] - filled
-    say(f"f1-score: {gain:+.4f} against the filled box; {drop:.4f} lost when the model is given another image")
+    log_line(f"f1-score: {gain:+.4f} against the filled box; {drop:.4f} lost when the model is given another image")
     if drop < BLIND_DROP:
-        say(
+        log_line(
             "the masks hardly depend on the image: the model answers from the prompt alone (looser boxes, points or an "
             "unfrozen encoder make it look)",
             style="yellow",
@@ -165,7 +165,7 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
         try:
             picture = _draw(kept)
         except DataError as error:  # its embedding was stored, and its file is gone by now
-            say(f"no picture: {error}", style="yellow")
+            log_line(f"no picture: {error}", style="yellow")
             continue
         name = kept.sample.annotations.image_id
         if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:

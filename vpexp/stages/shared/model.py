@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.inference.exported import FORMATS, find_exported
 from vpexp.inference.load import load_predictor
 from vpexp.inference.predictor import Predictor
@@ -37,7 +37,7 @@ def load_stage_model(context: RunContext, doing: str) -> StageModel:
     cfg = context.cfg
     if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in FORMATS:
         model = find_exported(Path(cfg.checkpoint))
-        say(f"{doing} {cfg.checkpoint}")
+        log_line(f"{doing} {cfg.checkpoint}")
         return StageModel(load_predictor(model, threads=cfg.trainer.threads), model.size_mb)
     from vpexp.inference.torch_model import load_checkpoint_model, load_sam, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
@@ -46,10 +46,10 @@ def load_stage_model(context: RunContext, doing: str) -> StageModel:
     settings, weights_dir = context.settings.model, context.weights_dir
     checkpoint = read_checkpoint(Path(cfg.checkpoint)) if cfg.checkpoint is not None else None
     if checkpoint is None:
-        say(f"{doing} {settings.name} as it came (model.weights={settings.weights})")
+        log_line(f"{doing} {settings.name} as it came (model.weights={settings.weights})")
         sam = load_sam(settings, seed=cfg.seed, weights_dir=weights_dir)
     else:
-        say(f"{doing} {checkpoint.path}")
+        log_line(f"{doing} {checkpoint.path}")
         sam = load_checkpoint_model(checkpoint, settings, weights_dir=weights_dir)
     size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
     predictor = TorchPredictor(sam.to(choose_device(cfg)))

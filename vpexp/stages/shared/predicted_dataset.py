@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from vpexp.config.compose import quote_value, quote_word
 from vpexp.config.schema import OutputConfig
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.annotations import Rle
 from vpexp.data.masks import choose_distinct, compute_area
 from vpexp.data.writers.base import SYMLINK, LabelledImage, LabelledObject, NameGiver, check_target, write_dataset
@@ -67,25 +67,25 @@ class LabelCollector:
     def write(self) -> None:
         """Write the data set, and say where it is and how to train on it."""
         if not self.images:
-            say(f"no data set is written to {self.folder}: no image has a mask", style="yellow")
+            log_line(f"no data set is written to {self.folder}: no image has a mask", style="yellow")
             return
         notes = write_dataset(self.folder, self.settings, self.images, self._categories)
         described = self.describe()
         counts = (
             f"{described['images']} images, {described['objects']} masks, {described['predicted']} of them predicted"
         )
-        say(f"data set: {self.folder} ({self.settings.format}; {counts})")
+        log_line(f"data set: {self.folder} ({self.settings.format}; {counts})")
         left_out = [f"{count} {reason}" for reason, count in self.left_out.items() if count]
         if left_out:
-            say(f"left out of it: {', '.join(left_out)}")
+            log_line(f"left out of it: {', '.join(left_out)}")
         if renamed := self._names.renamed:
             old, new = renamed[0]
             notes.append(f"images renamed, because the format needs other names: {len(renamed)} ({old} is {new})")
         for note in notes:
-            say(note, style="yellow")
+            log_line(note, style="yellow")
         outside = " data.allow_outside=true" if self.settings.images == SYMLINK else ""
         root = quote_word(f"data.root={quote_value(self.folder)}")
-        say(f"train on it: python -m vpexp stage=train data=auto {root}{outside}")
+        log_line(f"train on it: python -m vpexp stage=train data=auto {root}{outside}")
 
     def describe(self) -> dict[str, Any]:
         """Describe in numbers what the data set holds."""

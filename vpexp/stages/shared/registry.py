@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vpexp.config import load_config
 from vpexp.config.saved import name_data
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.inference.exported import ExportedModel, read_metadata
 from vpexp.runfolder import RunFolder, find_maker
 from vpexp.stages.shared.context import RunContext
@@ -78,7 +78,7 @@ def register_exported(
         tags=_describe(context) | {"format": model.format, "precision": precision} | numbers,
         description=f"{about}{known}; written by stage={context.cfg.stage.name}",
     )
-    say(f"to be served by MLflow as models:/{name}: {package}")
+    log_line(f"to be served by MLflow as models:/{name}: {package}")
 
 
 def read_trained_scores(checkpoint: str | None) -> dict[str, float]:

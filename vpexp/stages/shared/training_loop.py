@@ -7,7 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from vpexp.console import say
+from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
@@ -52,7 +52,7 @@ def build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
         return sam, ()
     checkpoint = read_checkpoint(Path(cfg.checkpoint))
     apply_checkpoint(sam, checkpoint)
-    say(f"starting from {checkpoint.path}")
+    log_line(f"starting from {checkpoint.path}")
     return sam, checkpoint.parts
 
 
