@@ -22,7 +22,6 @@ from vpexp.data.masks import MaskError, check_polygon, check_rle, merge_rles, ra
 from vpexp.data.readers.base import (
     ObjectMask,
     PlacedImage,
-    Reader,
     Subset,
     describe_repeated,
     gather_objects,
@@ -34,18 +33,16 @@ from vpexp.data.readers.base import (
 from vpexp.data.readers.json_files import (
     DeclaredIds,
     Entry,
+    JsonReader,
     Key,
     compact_annotation,
-    describe_unreadable,
     find_json_files,
-    find_unreadable,
     holds_objects,
     is_empty,
     is_true,
     list_entries,
     load_json,
     name_subset,
-    name_subsets,
     read_file_name,
     read_key,
     read_size,
@@ -72,47 +69,24 @@ _ONLY_CATEGORY = "object"
 _BOX_NUMBERS = 4
 
 
-class CocoReader(Reader):
+class CocoReader(JsonReader):
     """Reads COCO files; every subset is one JSON file."""
 
     title = "COCO"
     layout = "*.json with 'images' and 'annotations'"
-    names_objects = True
-
-    def __init__(self, folder: Folder) -> None:
-        """Find the annotation files.
-
-        Args:
-            folder: The data set's folder.
-
-        Raises:
-            DataError: There is no COCO file, or only files of tasks without object masks.
-        """
-        self.notes: list[str] = []
-        self._folder = folder
-        self.unreadable = find_unreadable(folder)
-        files = find_json_files(folder, "coco")
-        if not files:
-            unreadable = describe_unreadable(find_unreadable(folder, every=True))
-            raise DataError(
-                f"{folder.root}: no COCO annotations; looked for *.json files with a list of 'images', "
-                f"such as annotations/instances_train.json{unreadable and f'; {unreadable}'}"
-            )
-        self._files = name_subsets(_choose_tasks(files, folder))
+    content = "a list of 'images', such as annotations/instances_train.json"
 
     @staticmethod
     def find_signs(folder: Folder) -> list[str]:
         """List what shows that a folder is of this format."""
         return find_json_files(folder, "coco")
 
-    def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
-        """List the subsets, each also by its file's name."""
-        return {name: (PurePosixPath(file).stem, file) for name, file in self._files.items()}
-
     def read_subset(self, name: str, skips: SkipCounts) -> Subset:
         """Read one subset; see `Reader`."""
-        file = self._files[name]
-        return _CocoFile(self._folder, file, name, skips, self.notes).read()
+        return _CocoFile(self._folder, self._files[name], name, skips, self.notes).read()
+
+    def _choose_files(self, files: list[str]) -> list[str]:
+        return _choose_tasks(files, self._folder)
 
 
 def _choose_tasks(files: list[str], folder: Folder) -> list[str]:

@@ -19,7 +19,6 @@ from vpexp.data.readers.base import (
     Box,
     ObjectMask,
     PlacedImage,
-    Reader,
     Subset,
     compute_box_area,
     compute_box_iou,
@@ -32,13 +31,11 @@ from vpexp.data.readers.base import (
     skip_unannotated,
 )
 from vpexp.data.readers.json_files import (
-    describe_unreadable,
+    JsonReader,
     find_json_files,
-    find_unreadable,
     is_true,
     list_entries,
     load_json,
-    name_subsets,
     read_key,
 )
 from vpexp.data.readers.label_images import is_background_name
@@ -128,46 +125,21 @@ def to_xyxy(annotation: Any) -> Box:
     return x, y, x + width, y + height
 
 
-class DatumaroReader(Reader):
+class DatumaroReader(JsonReader):
     """Reads Datumaro exports; every subset is one JSON file."""
 
     title = "Datumaro"
     layout = "*.json with 'items'"
-    names_objects = True
-
-    def __init__(self, folder: Folder) -> None:
-        """Find the annotation files.
-
-        Args:
-            folder: The data set's folder.
-
-        Raises:
-            DataError: There is no Datumaro file.
-        """
-        self.notes: list[str] = []
-        self._folder = folder
-        self.unreadable = find_unreadable(folder)
-        self._files = name_subsets(find_json_files(folder, "datumaro"))
-        if not self._files:
-            unreadable = describe_unreadable(find_unreadable(folder, every=True))
-            raise DataError(
-                f"{folder.root}: no Datumaro annotations; looked for *.json files with the keys 'categories' and 'items', "
-                f"such as annotations/train.json{unreadable and f'; {unreadable}'}"
-            )
+    content = "the keys 'categories' and 'items', such as annotations/train.json"
 
     @staticmethod
     def find_signs(folder: Folder) -> list[str]:
         """List what shows that a folder is of this format."""
         return find_json_files(folder, "datumaro")
 
-    def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
-        """List the subsets, each also by its file's name."""
-        return {name: (PurePosixPath(file).stem, file) for name, file in self._files.items()}
-
     def read_subset(self, name: str, skips: SkipCounts) -> Subset:
         """Read one subset; see `Reader`."""
-        file = self._files[name]
-        return _DatumaroFile(self._folder, file, name, skips).read(self.notes)
+        return _DatumaroFile(self._folder, self._files[name], name, skips).read(self.notes)
 
 
 def _build_context(on_error: _OnError) -> Any:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from vpexp.console import show_wait
 from vpexp.data.annotations import read_whole
 from vpexp.data.folder import Folder, is_annotation_folder
+from vpexp.data.readers.base import Reader
 from vpexp.errors import DataError
 
 _HEAD_BYTES = 1 << 16
@@ -327,3 +328,40 @@ def is_empty(segmentation: Any) -> bool:
     if isinstance(segmentation, list):
         return all(isinstance(part, list) and not part for part in segmentation)
     return not segmentation
+
+
+class JsonReader(Reader):
+    """Reads a format of which every subset is one JSON file."""
+
+    names_objects = True
+    content: ClassVar[str]
+    """What such a file has, and how it may be called, for people."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Find the annotation files.
+
+        Args:
+            folder: The data set's folder.
+
+        Raises:
+            DataError: There is no file of the format, or none that holds object masks.
+        """
+        self.notes: list[str] = []
+        self._folder = folder
+        self.unreadable = find_unreadable(folder)
+        files = self.find_signs(folder)
+        if not files:
+            unreadable = describe_unreadable(find_unreadable(folder, every=True))
+            raise DataError(
+                f"{folder.root}: no {self.title} annotations; looked for *.json files with {self.content}"
+                f"{unreadable and f'; {unreadable}'}"
+            )
+        self._files = name_subsets(self._choose_files(files))
+
+    def list_subsets(self) -> Mapping[str, tuple[str, ...]]:
+        """List the subsets, each also by its file's name."""
+        return {name: (PurePosixPath(file).stem, file) for name, file in self._files.items()}
+
+    def _choose_files(self, files: list[str]) -> list[str]:
+        """Choose the files that are read."""
+        return files
