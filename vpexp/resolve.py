@@ -96,6 +96,8 @@ def _inherit_exported(cfg: DictConfig, model: ExportedModel, overrides: Sequence
         if asked and cfg.model[key] not in (value, NAMED_BY_FILES):
             raise ConfigError(f"{asked[-1]}: {model.decoder} has model.{key}={value}; leave out {asked[-1]}")
     cfg.model.name, cfg.model.image_size = metadata.model_name, metadata.image_size
+    if not typed.keys() & {"prompt", "prompt.multimask", "experiment"}:
+        cfg.prompt.multimask = metadata.multimask
     cfg.checkpoint = str(model.decoder)
     return cfg
 

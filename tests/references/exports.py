@@ -39,14 +39,14 @@ def build_debug_sam():
     return randomize(build_sam_debug(64), seed=3)
 
 
-def export(sam, name, folder, format_, *, precisions=FULL, labels=LABELS) -> ExportedModel:
+def export(sam, name, folder, format_, *, precisions=FULL, labels=LABELS, multimask="auto") -> ExportedModel:
     """Write a model as ``stage=export`` does."""
     from vpexp.deploy.graph import ExportInfo
     from vpexp.deploy.onnx_format import write_onnx
     from vpexp.deploy.openvino_format import write_openvino
     from vpexp.models.weights import compute_state_hash
 
-    info = ExportInfo(name, sam.image_size, labels, compute_state_hash(sam))
+    info = ExportInfo(name, sam.image_size, labels, compute_state_hash(sam), multimask)
     write = write_onnx if format_ == "onnx" else write_openvino
     return write(sam, folder, info, precisions=precisions)
 

@@ -63,7 +63,7 @@ def load_config(path: str | Path) -> DictConfig:
         for section in ("defaults", "hydra"):
             saved.pop(section, None)
         refuse_interpolations(saved, path)
-        cfg = OmegaConf.merge(OmegaConf.structured(Config), saved)
+        cfg = OmegaConf.merge(_build_defaults(saved), saved)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {explain(error, (), (find_conf_folder(),))}") from error
     OmegaConf.set_struct(cfg, value=True)
@@ -179,10 +179,18 @@ def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) ->
 def _restore_types(saved_cfg: DictConfig) -> DictConfig:
     sections = {name: saved_cfg[name] for name in INHERITED if name in saved_cfg}
     try:
-        return OmegaConf.merge(OmegaConf.structured(Config), sections)  # type: ignore[return-value]
+        return OmegaConf.merge(_build_defaults(saved_cfg), sections)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         line = explain(error, (), (find_conf_folder(),))
         raise ConfigError(f"the checkpoint was made by another version of vpexp: {line}") from error
+
+
+def _build_defaults(saved_cfg: DictConfig) -> DictConfig:
+    """Build the schema's defaults; where an older version saved no value, the one that it had built in."""
+    cfg = OmegaConf.structured(Config)
+    if "multimask" not in saved_cfg.get("prompt", {}):
+        cfg.prompt.multimask = "never"
+    return cfg  # type: ignore[no-any-return]
 
 
 def _lay_over(cfg: DictConfig, key: str, value: Any) -> DictConfig:

@@ -152,6 +152,8 @@ class PromptConfig:
     """Clicks in training: each object's mask is corrected 0 to so many times before it is learnt from."""
     feed_mask: bool = True
     """Clicks: the decoder is also given the mask that a click corrects."""
+    multimask: str = setting("auto", choices=("auto", "always", "never"))
+    """Which prompts are answered by the best of three masks: auto (one point alone), always, never."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ adds the half pixel to its centre); a box is the outer edges of its pixels.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,26 @@ class Prompts:
             return None
         corners = [self.coords_NP2[index, labels_P == corner][0] for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)]
         return np.concatenate(corners)
+
+
+def find_ambiguous(labels_NP: Any, has_mask_N: Any, rule: str) -> Any:
+    """Find the prompts that are answered by the best of three masks, mask tokens 1 to 3, and not by the one of token 0.
+
+    A point alone may mean a part, an object or a group of objects. SAM was trained to answer it by three masks, and what is
+    clear by one (Kirillov et al. 2023, appendix A).
+
+    Args:
+        labels_NP: SAM's point labels; arrays of numpy, tensors of torch and those that are traced will do.
+        has_mask_N: not 0 where an earlier mask is given; or one value for all.
+        rule: ``auto``: where one point is all that is given, no box, no earlier mask; ``always``; ``never``.
+
+    Returns:
+        bool [N].
+    """
+    points_N = (labels_NP != NO_POINT).sum(1)
+    if rule == "auto":
+        return (points_N == 1) & (has_mask_N == 0)
+    return points_N >= 0 if rule == "always" else points_N < 0
 
 
 def prompts_from_boxes(boxes_N4: NDArray[np.float32]) -> Prompts:

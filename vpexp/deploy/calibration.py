@@ -16,6 +16,7 @@ from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_
 from vpexp.data.images import read_image
 from vpexp.data.prompts import Prompts, draw_training_prompts
 from vpexp.errors import DataError
+from vpexp.inference.graph_predictor import build_decoder_inputs
 
 MAX_PROMPTS = 12  # of one decoder call: more of the same image add time, hardly another value
 
@@ -67,33 +68,10 @@ class CalibrationSet:
         """
         # Not the original size: masks are only enlarged to it, behind everything that is quantized.
         return [
-            build_decoder_inputs(
-                embedding, prompts, self.image_size, (image.image_hw3.shape[0], image.image_hw3.shape[1])
-            )
+            build_decoder_inputs(embedding, prompts, (image.image_hw3.shape[0], image.image_hw3.shape[1]))
             for image, embedding in zip(self.images, embeddings, strict=True)
             for prompts in image.calls
         ]
-
-
-def build_decoder_inputs(
-    embedding: NDArray[np.float32], prompts: Prompts, image_size: int, mask_hw: tuple[int, int]
-) -> PartInputs:
-    """Build the decoder's six inputs without a mask.
-
-    Args:
-        embedding: float32 [1, 256, S/16, S/16].
-        prompts: N prompts, pixels of the resized image.
-        image_size: S.
-        mask_hw: size of the masks that are asked for.
-    """
-    return {
-        "image_embeddings": embedding,
-        "point_coords": prompts.coords_NP2,
-        "point_labels": prompts.labels_NP,
-        "mask_input": np.zeros((1, 1, image_size // 4, image_size // 4), dtype=np.float32),
-        "has_mask_input": np.zeros((1, 1), dtype=np.float32),
-        "orig_size": np.array([mask_hw], dtype=np.int64),
-    }
 
 
 def read_calibration_set(

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vpexp.data.geometry import MEAN, STD
+from vpexp.data.prompts import find_ambiguous
 from vpexp.inference.exported import MODEL_TYPES
+from vpexp.models.mask_decoder import ALL_MASKS, MASK_TOKENS
 from vpexp.models.sam import Sam, upscale_logits
 
 
@@ -38,11 +40,17 @@ class ExportableEncoder(nn.Module):
 
 
 class ExportableDecoder(nn.Module):
-    """All prompts of an image to masks of the original size; see ``forward``."""
+    """All prompts of an image to masks of the original size; see ``forward``.
 
-    def __init__(self, sam: Sam) -> None:
+    Args:
+        sam: the model.
+        multimask: which prompts are answered by the best of three masks; see ``find_ambiguous``.
+    """
+
+    def __init__(self, sam: Sam, multimask: str) -> None:
         super().__init__()
         self.sam = sam
+        self.multimask = multimask
 
     def forward(  # noqa: PLR0917 (the graph has six inputs, in this order)
         self,
@@ -52,27 +60,40 @@ class ExportableDecoder(nn.Module):
         mask_input_M1hw: Tensor,
         has_mask_input_M1: Tensor,
         orig_size_12: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Decode prompts.
 
         ``point_coords`` float32 are pixels of the resized image, ``point_labels`` float32 are 1 inside, 0 outside, 2
         and 3 box corners, -1 no point. ``mask_input`` are logits of earlier masks, counted where ``has_mask_input`` is
         1. ``orig_size`` int64 is height and width of the original image. Returns logits [N, 1, height, width], the
-        predicted IoU [N, 1], and logits [N, 1, S/4, S/4] in the padded square.
+        predicted IoU [N, 1], and logits [N, 1, S/4, S/4] in the padded square; the last two of all four mask tokens, [N, 4, ...],
+        follow.
         """
         encoder = self.sam.prompt_encoder
         has_mask_M111 = has_mask_input_M1[:, :, None, None]
         dense_MCHW = has_mask_M111 * encoder.embed_masks(mask_input_M1hw)
         dense_MCHW = dense_MCHW + (1 - has_mask_M111) * encoder.embed_masks(None)
-        decoded = self.sam.decode_points(image_embeddings_1CHW + dense_MCHW, point_coords_NP2, point_labels_NP)
-        low_res_N1hw = decoded.low_res_logits_NKHW
+        decoded = self.sam.decode_points(
+            image_embeddings_1CHW + dense_MCHW, point_coords_NP2, point_labels_NP, masks=ALL_MASKS
+        )
+        tokens_N4hw, ious_N4 = decoded.low_res_logits_NKHW, decoded.iou_NK
+        chosen_N4 = self._choose_tokens(ious_N4, point_labels_NP, has_mask_input_M1)
+        # Products with 0 and 1: exact, and faster than gathering.
+        low_res_N1hw = (chosen_N4[:, None] @ tokens_N4hw.flatten(2)).unflatten(2, tokens_N4hw.shape[2:])
+        iou_N1 = (chosen_N4 * ious_N4).sum(dim=1, keepdim=True)
         upscaled_NHW = upscale_logits(
             low_res_N1hw,
             image_size=self.sam.image_size,
             resized_hw=_compute_resized_size(orig_size_12, self.sam.image_size),
             original_hw=(orig_size_12[0, 0], orig_size_12[0, 1]),  # type: ignore[arg-type]  # traced: sizes are tensors
         )
-        return upscaled_NHW[:, None], decoded.iou_NK, low_res_N1hw
+        return upscaled_NHW[:, None], iou_N1, low_res_N1hw, tokens_N4hw, ious_N4
+
+    def _choose_tokens(self, ious_N4: Tensor, point_labels_NP: Tensor, has_mask_input_M1: Tensor) -> Tensor:
+        """Choose each prompt's mask token as ``Predictor.decode_prompts`` does: 1 for that one, 0 for the others, [N, 4]."""
+        ambiguous_N = find_ambiguous(point_labels_NP, has_mask_input_M1[:, 0], self.multimask)
+        token_N = torch.where(ambiguous_N, 1 + ious_N4[:, 1:].argmax(dim=1), 0)
+        return (torch.arange(MASK_TOKENS) == token_N[:, None]).to(ious_N4.dtype)
 
     def build_example(self) -> tuple[Tensor, ...]:
         """Build inputs to trace with: three boxes on an image that is not square."""
@@ -107,12 +128,14 @@ class ExportInfo:
         image_size: side of the model's square input, pixels.
         labels: class names of the data that it was trained on.
         source_hash: hash of the weights, the same in both parts.
+        multimask: which prompts are answered by the best of three masks; see ``find_ambiguous``.
     """
 
     model_name: str
     image_size: int
     labels: Sequence[str]
     source_hash: str
+    multimask: str
 
 
 def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, str]:
@@ -142,5 +165,6 @@ def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, s
         "model_name": info.model_name,
         "precision": precision,
         "source_hash": info.source_hash,
+        "multimask": info.multimask,
         "vpexp_version": version("vpexp"),
     }

@@ -11,6 +11,7 @@ from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, ExportInfo,
 from vpexp.errors import ConfigError
 from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
 from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+from vpexp.models.mask_decoder import MASK_TOKENS
 from vpexp.models.sam import Sam
 
 OPSET = 17  # LayerNormalization is one operator from here on
@@ -22,6 +23,8 @@ PROMPT_AXES = {
     "upscaled_masks": {0: "N", 2: "H", 3: "W"},
     "iou_predictions": {0: "N"},
     "low_res_masks": {0: "N"},
+    "token_masks": {0: "N"},
+    "token_ious": {0: "N"},
 }
 SMALLEST_HALVED = 256  # elements; smaller constants are shapes and scales
 
@@ -39,7 +42,7 @@ def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str
     model = ExportedModel(
         folder / f"{EXPORTED_NAME}_{ENCODER}.onnx", folder / f"{EXPORTED_NAME}_{DECODER}.onnx", "onnx"
     )
-    encoder, decoder = ExportableEncoder(sam), ExportableDecoder(sam)
+    encoder, decoder = ExportableEncoder(sam), ExportableDecoder(sam, info.multimask)
     _trace(encoder, model.encoder, ENCODER_INPUTS, ENCODER_OUTPUTS, {})
     _trace(decoder, model.decoder, DECODER_INPUTS, DECODER_OUTPUTS, PROMPT_AXES)
     for part, file in ((ENCODER, model.encoder), (DECODER, model.decoder)):
@@ -84,6 +87,8 @@ def _name_shapes(graph: Any, sam: Sam) -> None:
         "upscaled_masks": ("N", 1, "H", "W"),
         "iou_predictions": ("N", 1),
         "low_res_masks": ("N", 1, low, low),
+        "token_masks": ("N", MASK_TOKENS, low, low),
+        "token_ious": ("N", MASK_TOKENS),
     }
     for port in graph.graph.output:
         for dimension, length in zip(port.type.tensor_type.shape.dim, shapes[port.name], strict=True):

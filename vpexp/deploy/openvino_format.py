@@ -34,8 +34,8 @@ def write_openvino(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict
     model = ExportedModel(
         folder / f"{EXPORTED_NAME}_{ENCODER}.xml", folder / f"{EXPORTED_NAME}_{DECODER}.xml", "openvino"
     )
-    for part, file, build in ((ENCODER, model.encoder, _build_encoder), (DECODER, model.decoder, _build_decoder)):
-        graph = build(sam)
+    graphs = _build_encoder(sam), _build_decoder(sam, info.multimask)
+    for part, file, graph in zip((ENCODER, DECODER), (model.encoder, model.decoder), graphs, strict=True):
         save_graph(graph, file, build_model_info(info, part, precisions[part]), halve=precisions[part] == "FP16")
     return model
 
@@ -69,10 +69,10 @@ def _build_encoder(sam: Sam) -> Any:
     return graph
 
 
-def _build_decoder(sam: Sam) -> Any:
+def _build_decoder(sam: Sam, multimask: str) -> Any:
     side, low = sam.embedding_size, sam.image_size // 4
     shapes = [[1, sam.embedding_channels, side, side], [-1, -1, 2], [-1, -1], [-1, 1, low, low], [-1, 1], [1, 2]]
-    graph = _convert(ExportableDecoder(sam), shapes)
+    graph = _convert(ExportableDecoder(sam, multimask), shapes)
     if low != MODEL_API_MASK_SIZE:
         graph = _accept_any_mask(graph, low)
     name_ports(graph, DECODER_INPUTS, DECODER_OUTPUTS)

@@ -7,7 +7,7 @@ An exported model is a pair of files in one folder, ``<name>_image_encoder`` and
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -71,6 +71,7 @@ class ModelMetadata:
         model_name: name in the table of ``stage=models``.
         precision: ``FP32``, ``FP16``, ``INT8`` or the like.
         source_hash: hash of the weights that it was exported from, the same in both parts.
+        multimask: which prompts it answers by the best of three masks: ``auto``, ``always`` or ``never``.
     """
 
     image_size: int
@@ -78,6 +79,7 @@ class ModelMetadata:
     model_name: str
     precision: str
     source_hash: str
+    multimask: str
 
 
 def is_exported_reference(path: Path) -> bool:
@@ -170,7 +172,7 @@ def read_metadata(model: ExportedModel) -> ModelMetadata:
     precision = (
         encoder.precision if encoder.precision == decoder.precision else f"{encoder.precision}+{decoder.precision}"
     )
-    return ModelMetadata(encoder.image_size, encoder.labels, encoder.model_name, precision, encoder.source_hash)
+    return replace(decoder, precision=precision)
 
 
 def _read_info(file: Path) -> Mapping[str, str]:
@@ -198,7 +200,8 @@ def _read_onnx_info(file: Path) -> dict[str, str]:
 def _parse(info: Mapping[str, str], folder: Path) -> ModelMetadata:
     try:
         labels, size = json.loads(info["label_names"]), int(info["image_size"])
-        metadata = ModelMetadata(size, tuple(labels), info["model_name"], info["precision"], info["source_hash"])
+        rule = info.get("multimask", "never")  # older versions exported the one mask of token 0
+        metadata = ModelMetadata(size, tuple(labels), info["model_name"], info["precision"], info["source_hash"], rule)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the exported model in {folder} was not written by vpexp, or changed since: {error} in its model_info"
@@ -206,6 +209,10 @@ def _parse(info: Mapping[str, str], folder: Path) -> ModelMetadata:
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError(
             f"the exported model in {folder} changed since vpexp wrote it: label_names holds no names"
+        )
+    if metadata.multimask not in ("auto", "always", "never"):
+        raise CheckpointError(
+            f"the exported model in {folder} changed since vpexp wrote it: multimask is {metadata.multimask}"
         )
     if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
         raise CheckpointError(f"the exported model in {folder} changed since vpexp wrote it: image_size is {size}")

@@ -48,6 +48,7 @@ def load_predictor(
     device: str = "cpu",
     output_dir: str | PathLike[str] = "outputs",
     threads: int | None = None,
+    multimask: str | None = None,
 ) -> Predictor:
     """Load a predictor.
 
@@ -58,6 +59,8 @@ def load_predictor(
         device: where it runs: ``cpu`` or ``cuda`` for torch, OpenVINO's name of a device (``cpu``, ``gpu``) for an IR.
         output_dir: where runs lie.
         threads: CPU threads of an exported model; None: OMP_NUM_THREADS, else its library's own choice.
+        multimask: which prompts are answered by the best of three masks: ``auto`` (one point alone), ``always`` or ``never``;
+            None: as the model was trained or exported, ``auto`` where it does not say.
 
     Raises:
         CheckpointError: nothing is there, it is damaged, or there is no such device.
@@ -66,19 +69,19 @@ def load_predictor(
     if isinstance(source, str | PathLike) and is_exported_reference(Path(source).expanduser()):
         source = find_exported(Path(source))
     if not isinstance(source, ExportedModel):
-        return _load_torch(source, device, Path(output_dir))
+        return _load_torch(source, device, Path(output_dir), multimask)
     if source.format == "onnx":
         from vpexp.inference.graph_predictor import OnnxPredictor
 
         if device.lower() != "cpu":
             raise CheckpointError(f"device={device}: an ONNX model runs on the CPU here; export OpenVINO IR for others")
-        return OnnxPredictor(source, threads=threads)
+        return OnnxPredictor(source, threads=threads, multimask=multimask)
     from vpexp.inference.graph_predictor import OpenvinoPredictor
 
-    return OpenvinoPredictor(source, threads=threads, device=device.upper())
+    return OpenvinoPredictor(source, threads=threads, device=device.upper(), multimask=multimask)
 
 
-def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Path) -> Predictor:
+def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Path, multimask: str | None) -> Predictor:
     import torch
 
     from vpexp.config.trust import refuse_foreign
@@ -95,4 +98,5 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
         checkpoint = read_checkpoint(find_checkpoint(str(source), output_dir))
         refuse_foreign({"model": checkpoint.cfg.model}, (), checkpoint.path)
         sam = load_checkpoint_model(checkpoint)
-    return TorchPredictor(sam.to(torch.device(device)))
+        multimask = multimask or checkpoint.multimask
+    return TorchPredictor(sam.to(torch.device(device)), multimask or "auto")

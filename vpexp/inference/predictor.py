@@ -4,18 +4,21 @@ Legend: N prompts, P points a prompt, H W original size, S model size. Prompt co
 image, boxes xyxy.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.data.annotations import Rle
+from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.masks import Region, encode_mask
-from vpexp.data.prompts import Prompts, prompts_from_boxes
+from vpexp.data.prompts import Prompts, find_ambiguous, prompts_from_boxes
+from vpexp.inference.upscaling import plan_upscaling
 
-# What one decoder call may hold of float32 logits at original size; keeps peak memory flat for images of any size.
+# What one decoder call may hold, in pixels of the model's input; keeps peak memory flat for any number of prompts.
 CHUNK_PIXELS = 32 * 1024 * 1024
 
 
@@ -36,13 +39,13 @@ class ImageEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The masks of N prompts.
+    """The masks of N prompts; where three a prompt were asked for, N is followed by an axis of 3.
 
     Attributes:
         masks: bool [N, H, W], original size.
         iou: float32 [N], the decoder's own estimate of each mask's IoU; the score.
         low_res: float32 [N, S/4, S/4], logits in the padded square.
-        regions: for each mask the part of the image outside of which it has no pixel, where the backend knows.
+        regions: for each mask, one after another, the part of the image outside of which it has no pixel, where that is known.
     """
 
     masks: NDArray[np.bool_]
@@ -52,26 +55,89 @@ class Prediction:
 
     def encode_masks(self) -> Iterator[Rle]:
         """Compress the masks one after another."""
-        regions = [None] * len(self.masks) if self.regions is None else self.regions
-        return (encode_mask(mask_HW, region) for mask_HW, region in zip(self.masks, regions, strict=True))
+        masks = self.masks.reshape(-1, *self.masks.shape[-2:])
+        regions = [None] * len(masks) if self.regions is None else self.regions
+        return (encode_mask(mask_HW, region) for mask_HW, region in zip(masks, regions, strict=True))
 
 
-class Predictor(Protocol):
-    """Image and prompts in, masks out, whatever runs the model."""
+class Predictor(ABC):
+    """Image and prompts in, masks out, whatever runs the model.
 
-    image_size: int
+    Args:
+        image_size: side S of the model's square input, pixels.
+        multimask: which prompts are answered by the best of three masks: ``auto``, ``always`` or ``never``; see
+            ``find_ambiguous``.
+    """
+
+    def __init__(self, image_size: int, multimask: str) -> None:
+        self.image_size = image_size
+        self.multimask = multimask
+
+    @abstractmethod
+    def _encode(self, input_3SS: NDArray[np.float32]) -> Any:
+        """Encode a normalised and padded image to the backend's own array [1, C, S/16, S/16]."""
+
+    @abstractmethod
+    def _adopt(self, embedding_CHW: NDArray[Any]) -> Any:
+        """Bring an embedding to the form that ``_encode`` gives."""
+
+    @abstractmethod
+    def _run_decoder(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Decode prompts in pixels of the resized image: logits [N, 4, S/4, S/4] and predicted IoU [N, 4] of each mask token."""
 
     def embed(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
-        """Encode an RGB image of any size."""
-        ...
+        """Encode an RGB image: uint8 [H, W, 3], any size; ValueError for anything else."""
+        check_image(image_HW3)
+        original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
+        features = self._encode(normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size))
+        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
 
     def restore(self, embedding_CHW: NDArray[Any], original_hw: tuple[int, int]) -> ImageEmbedding:
         """Take up an embedding [C, S/16, S/16] that this model's encoder made before."""
-        ...
+        return ImageEmbedding(
+            self._adopt(embedding_CHW), original_hw, compute_resized_size(*original_hw, self.image_size)
+        )
 
-    def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
-        """Decode prompts given in SAM's point form."""
-        ...
+    def decode_prompts(
+        self, embedding: ImageEmbedding, prompts: Prompts, *, multimask: bool | None = None
+    ) -> Prediction:
+        """Decode prompts given in SAM's point form, in chunks that bound memory.
+
+        Args:
+            embedding: of the image.
+            prompts: pixels of the original image.
+            multimask: True: three masks a prompt, those of mask tokens 1 to 3; False: that of token 0; None: one a prompt, by
+                the rule ``multimask`` of this predictor.
+        """
+        low_res_size, (height, width) = self.image_size // 4, embedding.original_hw
+        check_mask_input(prompts, low_res_size)
+        kept = 3 if multimask else 1
+        masks = np.zeros((len(prompts), kept, height, width), dtype=np.bool_)
+        iou = np.zeros((len(prompts), kept), dtype=np.float32)
+        low_res = np.zeros((len(prompts), kept, low_res_size, low_res_size), dtype=np.float32)
+        regions: list[Region] = []
+        upscaling = plan_upscaling(low_res_size, self.image_size, embedding.resized_hw, embedding.original_hw)
+        chunk = max(1, CHUNK_PIXELS // self.image_size**2)
+        for start in range(0, len(prompts), chunk):
+            part = slice(start, start + chunk)
+            some = prompts.select(part)
+            coords_nP2 = scale_points(some.coords_NP2, embedding.original_hw, embedding.resized_hw)
+            resized = Prompts(coords_nP2, some.labels_NP, some.mask_input_Nhw)
+            logits_n4hw, iou_n4 = self._run_decoder(embedding, resized)
+            ambiguous_n = find_ambiguous(some.labels_NP, some.mask_input_Nhw is not None, self.multimask)
+            tokens_nk = _choose_tokens(iou_n4, ambiguous_n, multimask)
+            iou[part] = np.take_along_axis(iou_n4, tokens_nk, axis=1)
+            low_res[part] = logits_n4hw[np.arange(len(some))[:, None], tokens_nk]
+        for mask_HW, own_hw in zip(
+            masks.reshape(-1, height, width), low_res.reshape(-1, low_res_size, low_res_size), strict=True
+        ):
+            region = upscaling.find_region(own_hw)
+            if region.area:
+                np.greater(upscaling.upscale(own_hw, region), 0, out=mask_HW[region.slices])
+            regions.append(region)
+        if multimask:
+            return Prediction(masks, iou, low_res, regions)
+        return Prediction(masks[:, 0], iou[:, 0], low_res[:, 0], regions)
 
     def decode(
         self,
@@ -81,17 +147,23 @@ class Predictor(Protocol):
         points: NDArray[np.float32] | None = None,
         point_labels: NDArray[np.float32] | None = None,
         mask_input: NDArray[np.float32] | None = None,
+        multimask: bool | None = None,
     ) -> Prediction:
         """Decode boxes [N, 4], points [N, P, 2] with labels [N, P], or both together for each of the N prompts.
 
-        ``mask_input`` [N, S/4, S/4] are the ``low_res`` logits of earlier masks, which further points then refine.
+        ``mask_input`` [N, S/4, S/4] are the ``low_res`` logits of earlier masks, which further points then refine. ``multimask``
+        as in ``decode_prompts``.
         """
-        ...
+        prompts = build_prompts(boxes, points, point_labels, mask_input)
+        return self.decode_prompts(embedding, prompts, multimask=multimask)
 
 
-def count_prompts_a_call(original_hw: tuple[int, int], image_size: int) -> int:
-    """Count the prompts that one call of the decoder takes, so that memory does not grow with their number."""
-    return max(1, CHUNK_PIXELS // max(original_hw[0] * original_hw[1], image_size**2))
+def _choose_tokens(iou_n4: NDArray[Any], ambiguous_n: NDArray[np.bool_], multimask: bool | None) -> NDArray[np.int64]:
+    """Choose the mask tokens whose masks are kept, [n, 3] or [n, 1]: of an ambiguous prompt the best of tokens 1 to 3."""
+    if multimask:
+        return np.tile(np.arange(1, 4), (len(iou_n4), 1))
+    best_n = 1 + iou_n4[:, 1:].argmax(axis=1)
+    return np.where(ambiguous_n & (multimask is None), best_n, 0)[:, None]
 
 
 def check_image(image_HW3: NDArray[np.uint8]) -> None:

@@ -54,6 +54,11 @@ class Checkpoint:
         return ModelConfig(**{str(name): value for name, value in self.cfg.model.items() if name in known})
 
     @property
+    def multimask(self) -> str:
+        """Which prompts its model answers by the best of three masks; an older version's by token 0 alone, as it was trained."""
+        return str(self.cfg.get("prompt", {}).get("multimask", "never"))
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """Names of the parts that it holds."""
         return tuple(sorted({name.split(".")[0] for name in self.state}))

@@ -19,6 +19,7 @@ from vpexp.deploy.parity import Parity, check_parity, measure_parity
 from vpexp.errors import VpexpError
 from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
 from vpexp.inference.load import load_predictor
+from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash, write_official
@@ -51,9 +52,10 @@ def run(context: RunContext) -> StageResult:
             image_size=sam.image_size,
             labels=model.categories,
             source_hash=compute_state_hash(sam),
+            multimask=cfg.prompt.multimask,
         )
         written = _write(context, sam, draft, info)
-        parity = _check(context, sam, written)
+        parity = _check(context, model.predictor, written)
         exported = _publish(written, context.folder.path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -91,11 +93,11 @@ def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> Exp
     return write_openvino(sam, folder, info, precisions=precisions)
 
 
-def _check(context: RunContext, sam: Sam, written: ExportedModel) -> Parity:
+def _check(context: RunContext, trained: Predictor, written: ExportedModel) -> Parity:
     """Run both forms on an image; ExportError where they differ."""
     trial = find_trial_image(context)
     predictor = load_predictor(written, threads=context.cfg.trainer.threads)
-    parity = measure_parity(TorchPredictor(sam), predictor, trial.image_HW3, trial.prompts)
+    parity = measure_parity(trained, predictor, trial.image_HW3, trial.prompts)
     settings = context.cfg.export
     precision = "FP16" if "FP16" in (settings.precision, settings.decoder_precision) else "FP32"
     check_parity(parity, precision, NAMES[written.format])

@@ -189,7 +189,7 @@ def _build_assessment(
         final = moment == "after" and split == _list_splits(cfg)[-1]
         return assess(
             context,
-            TorchPredictor(sam.to(choose_device(cfg)).eval()),
+            TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask),
             dataset,
             split,
             description=f"{moment}: {split}",

@@ -157,7 +157,7 @@ class SamFineTuner(pl.LightningModule):
         """Evaluate one image, in the loop that every backend is tested by."""
         del batch_idx
         data_seconds = time.perf_counter() - self._waiting_since
-        self._evaluator.update(TorchPredictor(self.sam), sample, data_seconds)
+        self._evaluator.update(TorchPredictor(self.sam, self.step_loss.multimask), sample, data_seconds)
         self._waiting_since = time.perf_counter()
 
     def on_validation_epoch_end(self) -> None:

@@ -46,6 +46,7 @@ class StepLoss:
     loss: Loss
     resolution: str
     feed_mask: bool = True
+    multimask: str = "never"
 
     def compute(self, sam: Sam, embeddings_BCHW: Tensor, batch: Batch, *, scale: float = 1.0) -> LossTerms:
         """Compute the means over all prompts, whose gradient is exact however many chunks they take.

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from vpexp.data.geometry import compute_resized_size
 from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, _compute_resized_size
+from vpexp.inference.graph_predictor import DECODER_OUTPUTS
+from vpexp.models.mask_decoder import ALL_MASKS
 from vpexp.models.sam import upscale_logits
 
 SIZE = 64
@@ -21,7 +23,7 @@ SIDES = st.integers(1, 12_000)
 
 @pytest.fixture(scope="module")
 def traced(debug_sam):
-    decoder = ExportableDecoder(debug_sam).eval()
+    decoder = ExportableDecoder(debug_sam, "auto").eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Python numbers that become constants
         return torch.jit.trace(decoder, decoder.build_example(), check_trace=False)
@@ -52,19 +54,24 @@ def draw_prompts(kind, count):
     return coords, torch.tensor([rows[index % len(rows)] for index in range(count)], dtype=torch.float32)
 
 
-def decode_as_testing_does(sam, embedding, coords, labels, *, original_hw, mask_input=None):
-    decoded = sam.decode(embedding, torch.zeros(len(labels), dtype=torch.int64), coords, labels, mask_input)
+def decode_as_testing_does(sam, embedding, coords, labels, *, original_hw, mask_input=None, rule="auto"):
+    index = torch.zeros(len(labels), dtype=torch.int64)
+    decoded = sam.decode(embedding, index, coords, labels, mask_input, masks=ALL_MASKS)
+    all_masks, all_ious = decoded.low_res_logits_NKHW, decoded.iou_NK
+    tokens = []
+    for ious, own in zip(all_ious.tolist(), labels.tolist(), strict=True):
+        alone = rule == "auto" and sum(label != -1 for label in own) == 1 and mask_input is None
+        tokens.append(ious.index(max(ious[1:]), 1) if alone or rule == "always" else 0)
+    chosen = [(place, token) for place, token in enumerate(tokens)]
+    low_res, iou = (torch.stack([found[place] for place in chosen])[:, None] for found in (all_masks, all_ious))
     logits = upscale_logits(
-        decoded.low_res_logits_NKHW,
-        image_size=SIZE,
-        resized_hw=compute_resized_size(*original_hw, SIZE),
-        original_hw=original_hw,
+        low_res, image_size=SIZE, resized_hw=compute_resized_size(*original_hw, SIZE), original_hw=original_hw
     )
-    return logits[:, None], decoded.iou_NK, decoded.low_res_logits_NKHW
+    return logits[:, None], iou, low_res, all_masks, all_ious
 
 
 def assert_same(got, expected):
-    for name, ours, theirs in zip(("upscaled_masks", "iou_predictions", "low_res_masks"), got, expected, strict=True):
+    for name, ours, theirs in zip(DECODER_OUTPUTS, got, expected, strict=True):
         assert ours.shape == theirs.shape, name
         torch.testing.assert_close(
             ours, theirs, atol=2e-5 * max(1.0, float(theirs.std(correction=0))), rtol=1e-5, msg=name
@@ -117,6 +124,15 @@ def test_decoder__masks_for_some_prompts_only(debug_sam, traced, embedding):
         got,
         [torch.where(has_mask.view(4, *[1] * (a.ndim - 1)) > 0, a, b) for a, b in zip(expected, without, strict=True)],
     )
+
+
+@pytest.mark.parametrize("rule", ["always", "never"])
+@torch.no_grad()
+def test_decoder__rules(debug_sam, embedding, rule):
+    coords, labels = draw_prompts("mixed", 4)
+    empty = torch.zeros(1, 1, LOW, LOW), torch.zeros(1, 1), torch.tensor([[48, 64]])
+    got = ExportableDecoder(debug_sam, rule)(embedding, coords, labels, *empty)
+    assert_same(got, decode_as_testing_does(debug_sam, embedding, coords, labels, original_hw=(48, 64), rule=rule))
 
 
 @torch.no_grad()

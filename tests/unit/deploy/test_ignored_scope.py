@@ -25,8 +25,9 @@ def test_find_precise_nodes__decoder(debug_ir, read_graph):
     # Angles, the embedding of an earlier mask, the image enlarged, the masks enlarged.
     for kind in ("Sin", "Cos", "Convolution", "Gelu", "Interpolate"):
         assert types.count(kind) == everywhere.count(kind) > 0
-    # Two that upscale, one with the mask's kernel, two that enlarge; three of positions alone; three of heads with heads.
-    assert types.count("MatMul") == 11
+    # Two that upscale, one with the masks' kernels, one that chooses a mask, two that enlarge; three of positions alone; three
+    # of heads with heads.
+    assert types.count("MatMul") == 12
     assert everywhere.count("MatMul") > 40
     assert "ScaledDotProductAttention" not in types
 

@@ -10,7 +10,7 @@ from vpexp.deploy.graph import ExportInfo, build_model_info
 
 
 def build(labels=("berry",), part="decoder", precision="FP32"):
-    return build_model_info(ExportInfo("sam_micro", 256, labels, "abc"), part, precision)
+    return build_model_info(ExportInfo("sam_micro", 256, labels, "abc", "auto"), part, precision)
 
 
 @pytest.mark.parametrize(("part", "model_type"), [("image_encoder", "sam_image_encoder"), ("decoder", "sam_decoder")])

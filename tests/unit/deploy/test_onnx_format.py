@@ -76,6 +76,8 @@ def test_write_onnx__shapes(graphs):
     assert outputs["upscaled_masks"] == ["N", 1, "H", "W"]
     assert outputs["iou_predictions"] == ["N", 1]
     assert outputs["low_res_masks"] == ["N", 1, LOW, LOW]
+    assert outputs["token_masks"] == ["N", 4, LOW, LOW]
+    assert outputs["token_ious"] == ["N", 4]
     assert graphs["decoder"].graph.input[5].type.tensor_type.elem_type == TensorProto.INT64
 
 
@@ -96,7 +98,7 @@ def test_write_onnx__metadata(graphs, debug_onnx, debug_sam):
 def test_decoder__equals_torch(debug_sam, decode, *, prompts, points, masks, has_mask):
     inputs = draw_inputs(prompts, points, masks, has_mask=has_mask)
     with torch.no_grad():
-        expected = [tensor.numpy() for tensor in ExportableDecoder(debug_sam)(*map(torch.from_numpy, inputs))]
+        expected = [tensor.numpy() for tensor in ExportableDecoder(debug_sam, "auto")(*map(torch.from_numpy, inputs))]
     for name, ours, theirs in zip(DECODER_OUTPUTS, decode(inputs), expected, strict=True):
         assert ours.shape == theirs.shape, name
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(theirs.std(), 1), rtol=1e-4, err_msg=name)
@@ -106,7 +108,7 @@ def test_decoder__equals_torch(debug_sam, decode, *, prompts, points, masks, has
 def test_decoder__original_size(debug_sam, decode, original_hw):
     inputs = draw_inputs(2, 2, 1, has_mask=0, original_hw=original_hw)
     with torch.no_grad():
-        expected = ExportableDecoder(debug_sam)(*map(torch.from_numpy, inputs))[0].numpy()
+        expected = ExportableDecoder(debug_sam, "auto")(*map(torch.from_numpy, inputs))[0].numpy()
     got = decode(inputs)[0]
     assert got.shape == (2, 1, *original_hw)
     np.testing.assert_allclose(got, expected, atol=1e-4 * expected.std(), rtol=1e-4)

@@ -58,7 +58,7 @@ def draw_inputs(prompts, points, masks, *, has_mask, original_hw=(48, 61), mask_
 
 def decode_by_torch(sam, inputs):
     with torch.no_grad():
-        return [tensor.numpy() for tensor in ExportableDecoder(sam)(*map(torch.from_numpy, inputs))]
+        return [tensor.numpy() for tensor in ExportableDecoder(sam, "auto")(*map(torch.from_numpy, inputs))]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_write_openvino__shapes_and_types(graphs):
         "orig_size": "[1,2] i64",
     }
     ranks = {port.get_any_name(): len(port.get_partial_shape()) for port in graphs["decoder"].outputs}
-    assert ranks == {"upscaled_masks": 4, "iou_predictions": 2, "low_res_masks": 4}
+    assert ranks == {"upscaled_masks": 4, "iou_predictions": 2, "low_res_masks": 4, "token_masks": 4, "token_ious": 2}
     assert all(port.get_element_type() == openvino.Type.f32 for port in graphs["decoder"].outputs)
 
 
@@ -117,7 +117,7 @@ def test_save_graph__odd_labels(tmp_path, labels):
     for part, file in (("image_encoder", model.encoder), ("decoder", model.decoder)):
         images = ops.parameter([1], np.float32)
         graph = openvino.Model([ops.relu(images)], [images])
-        save_graph(graph, file, build_model_info(ExportInfo("sam_debug", 64, labels, "abc"), part, "FP32"))
+        save_graph(graph, file, build_model_info(ExportInfo("sam_debug", 64, labels, "abc", "auto"), part, "FP32"))
     assert read_metadata(model).labels == labels
 
 
@@ -216,7 +216,7 @@ def test_write_openvino__weights_are_stored_once(debug_sam, debug_ir):
 
 
 def test_build_decoder__at_1024_the_mask_input_is_what_model_api_sends():
-    graph = _build_decoder(build_sam_debug(1024))
+    graph = _build_decoder(build_sam_debug(1024), "auto")
     shapes = {port.get_any_name(): port.get_partial_shape().to_string() for port in graph.inputs}
     assert shapes["mask_input"] == "[?,1,256,256]"
     assert shapes["image_embeddings"] == "[1,256,64,64]"

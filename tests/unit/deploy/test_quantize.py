@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from vpexp.config.schema import PtqConfig
+from vpexp.data.geometry import scale_points
+from vpexp.data.prompts import Prompts
 from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, quantize_model
 from vpexp.inference.exported import find_exported, read_metadata
-from vpexp.inference.graph_predictor import OpenvinoPredictor, get_core
+from vpexp.inference.graph_predictor import OpenvinoPredictor, build_decoder_inputs, get_core
 
 BOTH = {"image_encoder": INT8, "decoder": INT8}
 
@@ -93,7 +95,7 @@ def test_quantize_model__any_number_of_prompts_and_points(debug_int8, prompts, p
     labels = np.tile(np.array([[2, 3, -1], [1, -1, -1], [1, 0, 1]], np.float32), (4, 1))[:prompts, :points]
     rng = np.random.default_rng(0)
     channels = compiled.input("image_embeddings").shape[1]
-    masks, iou, low_res = compiled(
+    masks, iou, low_res, _, _ = compiled(
         {
             "image_embeddings": rng.standard_normal((1, channels, 4, 4), dtype=np.float32),
             "point_coords": rng.uniform(0, 64, (prompts, points, 2)).astype(np.float32),
@@ -143,7 +145,9 @@ def test_quantize_model__an_earlier_mask_is_understood(micro_ir, micro_int8, vin
     for model in (micro_ir, micro_int8):
         predictor = OpenvinoPredictor(model, threads=1)
         embedding = predictor.embed(drawn.image_HW3)
-        inputs = predictor.build_decoder_inputs(embedding, drawn.points)
+        coords = scale_points(drawn.points.coords_NP2, embedding.original_hw, embedding.resized_hw)
+        points = Prompts(coords, drawn.points.labels_NP)
+        inputs = build_decoder_inputs(embedding.features, points, embedding.original_hw)
         inputs["mask_input"] = predictor.decode_prompts(embedding, drawn.boxes).low_res[:, None]
         inputs["has_mask_input"] = np.ones((len(drawn.points), 1), np.float32)
         compiled = get_core().compile_model(model.decoder, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

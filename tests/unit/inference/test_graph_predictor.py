@@ -107,9 +107,7 @@ def test_decode_prompts__chunks_equal_the_whole(monkeypatch, debug):
     whole = debug.decode_prompts(embedding, prompts)
     counts = []
     run_decoder = debug._run_decoder
-    monkeypatch.setattr(
-        debug, "_run_decoder", lambda inputs: counts.append(len(inputs["point_labels"])) or run_decoder(inputs)
-    )
+    monkeypatch.setattr(debug, "_run_decoder", lambda *args: counts.append(len(args[1])) or run_decoder(*args))
     monkeypatch.setattr(predictor_module, "CHUNK_PIXELS", 3 * 64 * 64)
     parts = debug.decode_prompts(embedding, prompts)
     assert counts == [3, 3, 1]

@@ -83,7 +83,7 @@ def test_openvino_predictor__unknown_device(debug_ir):
 def test_openvino_predictor__other_ports(ir):
     """A graph that says it is vpexp's, but whose ports have other names."""
     images = ops.parameter([1, 3, 64, 64], np.float32, name="pixels")
-    info = ExportInfo("sam_debug", 64, LABELS, read_metadata(ir).source_hash)
+    info = ExportInfo("sam_debug", 64, LABELS, read_metadata(ir).source_hash, "auto")
     for file in (ir.encoder, ir.encoder.with_suffix(".bin")):
         file.unlink()
     graph = openvino.Model([ops.relu(images)], [images])

@@ -106,7 +106,7 @@ def test_decode__chunks_equal_the_whole(monkeypatch, sam, predictor):
     whole = predictor.decode(embedding, boxes=boxes_N4)
     counts = []
     decode = sam.decode
-    monkeypatch.setattr(sam, "decode", lambda *args: counts.append(len(args[1])) or decode(*args))
+    monkeypatch.setattr(sam, "decode", lambda *args, masks: counts.append(len(args[1])) or decode(*args, masks=masks))
     monkeypatch.setattr(predictor_module, "CHUNK_PIXELS", 3 * 64 * 64)
     parts = predictor.decode(embedding, boxes=boxes_N4)
     assert counts == [3, 3, 1]

@@ -38,7 +38,8 @@ def load_stage_model(context: RunContext, doing: str) -> StageModel:
     if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in FORMATS:
         model = find_exported(Path(cfg.checkpoint))
         log_line(f"{doing} {cfg.checkpoint}")
-        return StageModel(load_predictor(model, threads=cfg.trainer.threads), model.size_mb)
+        predictor = load_predictor(model, threads=cfg.trainer.threads, multimask=cfg.prompt.multimask)
+        return StageModel(predictor, model.size_mb)
     from vpexp.inference.torch_model import load_checkpoint_model, load_sam, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.stages.shared.evaluate import choose_device
@@ -52,5 +53,5 @@ def load_stage_model(context: RunContext, doing: str) -> StageModel:
         log_line(f"{doing} {checkpoint.path}")
         sam = load_checkpoint_model(checkpoint, settings, weights_dir=weights_dir)
     size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
-    predictor = TorchPredictor(sam.to(choose_device(cfg)))
+    predictor = TorchPredictor(sam.to(choose_device(cfg)), cfg.prompt.multimask)
     return StageModel(predictor, size_mb, checkpoint.categories if checkpoint else ())

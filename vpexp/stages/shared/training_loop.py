@@ -74,7 +74,7 @@ def build_loop(
     module = SamFineTuner(
         sam,
         freeze=list(cfg.model.freeze),
-        step_loss=StepLoss(build_loss(settings.loss), cfg.loss.resolution, recipe.feed_mask),
+        step_loss=StepLoss(build_loss(settings.loss), cfg.loss.resolution, recipe.feed_mask, recipe.multimask),
         categories=dataset.categories,
         build_optimizer=build_optimizer_factory(cfg.optimizer),
         build_scheduler=build_scheduler_factory(cfg.scheduler),
