@@ -115,11 +115,11 @@ def _read_numbers(values: Any, count: int) -> list[float]:
     return [float(value) for value in values]
 
 
-def build_arguments(steps: Sequence[Step]) -> dict[str, NDArray[np.float32]]:
+def build_arguments(steps: Sequence[Step]) -> dict[str, Any]:
     """Build what ``Predictor.decode`` takes for one object: ``points`` and ``point_labels``, ``boxes``, or all."""
     points = [step for step in steps if isinstance(step, Point)]
     boxes = [[step.left, step.top, step.right, step.bottom] for step in steps if isinstance(step, Box)]
-    arguments: dict[str, NDArray[np.float32]] = {}
+    arguments: dict[str, Any] = {}
     if points:
         arguments["points"] = np.array([[(point.x, point.y) for point in points]], dtype=np.float32)
         arguments["point_labels"] = np.array([[float(point.inside) for point in points]], dtype=np.float32)

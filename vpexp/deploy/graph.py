@@ -79,7 +79,7 @@ class ExportableDecoder(nn.Module):
         tokens_N4hw, ious_N4 = decoded.low_res_logits_NKHW, decoded.iou_NK
         chosen_N4 = self._choose_tokens(ious_N4, point_labels_NP, has_mask_input_M1)
         # Products with 0 and 1: exact, and faster than gathering.
-        low_res_N1hw = (chosen_N4[:, None] @ tokens_N4hw.flatten(2)).unflatten(2, tokens_N4hw.shape[2:])
+        low_res_N1hw = torch.unflatten(chosen_N4[:, None] @ tokens_N4hw.flatten(2), 2, tokens_N4hw.shape[2:])
         iou_N1 = (chosen_N4 * ious_N4).sum(dim=1, keepdim=True)
         upscaled_NHW = upscale_logits(
             low_res_N1hw,

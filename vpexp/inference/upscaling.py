@@ -79,8 +79,7 @@ class Upscaling:
         """
         rows, row_weights = self.rows.cut(region.top, region.bottom)
         columns, column_weights = self.columns.cut(region.left, region.right)
-        logits: NDArray[np.float32] = row_weights @ low_res_hw[rows, columns] @ column_weights.T
-        return logits
+        return np.asarray(row_weights @ low_res_hw[rows, columns] @ column_weights.T, dtype=np.float32)
 
 
 @lru_cache(maxsize=8)  # some megabytes each

@@ -38,6 +38,7 @@ SURFACE = {
             "box_share",
             "train_rounds",
             "feed_mask",
+            "multimask",
         ),
     ],
     "loss": [
