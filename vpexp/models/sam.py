@@ -28,6 +28,13 @@ class DecodedMasks:
     iou_NK: Tensor
     """Predicted IoU of each mask, about 0 to 1."""
 
+    def pick(self, place_N: Tensor) -> "DecodedMasks":
+        """Take one of the K masks of each prompt: int64 [N], 0 to K - 1; K is 1 then."""
+        prompts_N = torch.arange(len(place_N), device=place_N.device)
+        return DecodedMasks(
+            self.low_res_logits_NKHW[prompts_N, place_N][:, None], self.iou_NK[prompts_N, place_N][:, None]
+        )
+
 
 class Sam(nn.Module):
     """Segment Anything; the names of its parameters are those of the official checkpoints."""

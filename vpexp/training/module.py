@@ -24,6 +24,7 @@ from vpexp.errors import CheckpointError, ConfigError, DivergenceError
 from vpexp.evaluation.click_protocol import Interaction
 from vpexp.evaluation.evaluator import EvaluationResult, Evaluator, Metric
 from vpexp.inference.torch_predictor import TorchPredictor
+from vpexp.models.mask_decoder import THREE_MASKS
 from vpexp.models.sam import Sam
 from vpexp.signals import leave_stops_to_parent
 from vpexp.training.distributed import average, gather, get_world_size
@@ -238,9 +239,9 @@ class SamFineTuner(pl.LightningModule):
                 raise ConfigError(f"model.freeze: '{name}' is no part of the model; the parts are {', '.join(PARTS)}")
         for name in PARTS:
             getattr(self.sam, name).requires_grad_(name not in self.freeze_names)
-        # Hypernetworks other than mask token 0's have no part in a single mask: nothing would train them.
-        for index, hypernetwork in enumerate(self.sam.mask_decoder.output_hypernetworks_mlps):
-            hypernetwork.requires_grad_(index == 0 and "mask_decoder" not in self.freeze_names)
+        if self.step_loss.multimask == "never":
+            # Hypernetworks other than mask token 0's have no part in a single mask: nothing would train them.
+            self.sam.mask_decoder.output_hypernetworks_mlps[THREE_MASKS].requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.sam.parameters()):
             raise ConfigError("model.freeze leaves nothing to train; take one part out of it")
 

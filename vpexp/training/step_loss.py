@@ -1,6 +1,12 @@
 """The loss of a training step and its gradients, in memory that does not grow with the number of prompts: chunk by chunk.
 
-Legend: B images, N prompts of the step, n of one part, C channels, S model size, h w = S/4, R Q rows and columns of the loss's grid.
+Each prompt is answered by one mask, that of mask token 0, or of an ambiguous prompt (``find_ambiguous``) that one of the three
+of tokens 1 to 3 that is nearest to the object: learning is from the lowest of three losses, as in Kirillov et al. 2023 "Segment
+Anything", appendix A. The answer not asked for, the best of three for a box and token 0 for a point, is learnt too, at the
+decoder's own resolution, so that it does not fall behind, and so is the predicted IoU of the three, by which one is chosen later.
+
+Legend: B images, N prompts of the step, n of one part, C channels, S model size, h w = S/4, r q those of it
+that the image lies in, R Q rows and columns of the loss's grid, K masks of a prompt: 4, or token 0 alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +21,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from vpexp.data.batch import Batch
+from vpexp.data.prompts import NO_POINT, find_ambiguous
+from vpexp.models.mask_decoder import ALL_MASKS, ONE_MASK, THREE_MASKS
 from vpexp.models.sam import DecodedMasks, Sam, enlarge_to_input, upscale_logits
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
-from vpexp.training.losses import Loss, LossTerms
+from vpexp.training.losses import Loss, LossTerms, compute_focal_and_dice, compute_mask_iou
 
 # Prompts whose activations are held at once, in pixels of the model's input: 12 at 1024 px are about 1.2 GB.
 CHUNK_PIXELS = 12 * 1024 * 1024
@@ -41,6 +49,7 @@ class StepLoss:
         loss: of the masks of one image.
         resolution: where they are compared: ``low`` (the decoder's own logits), ``input`` (the resized image) or ``original``.
         feed_mask: where clicks correct masks, the decoder is given the mask that is corrected.
+        multimask: which prompts are ambiguous: ``auto``, ``always`` or ``never``; with ``never`` only token 0 learns.
     """
 
     loss: Loss
@@ -100,25 +109,67 @@ class StepLoss:
         spans = [(offsets[part.image] + part.start, offsets[part.image] + part.stop) for part in parts]
         first, last = spans[0][0], spans[-1][1]  # the parts of a chunk follow one another
         images = slice(parts[0].image, parts[-1].image + 1)
-        decode = partial(_decode, sam, embeddings_BCHW[images])
+        decode = partial(self._decode, sam, embeddings_BCHW[images])
         prompts = StepPrompts(
             batch.image_index_N[first:last] - images.start, batch.coords_NP2[first:last], batch.labels_NP[first:last]
         )
+        is_first_n = torch.ones(last - first, dtype=torch.bool, device=prompts.labels_nP.device)
         draws_nR = batch.click_draws_NR[first:last]
         if (draws_nR >= 0).any():
             # Inside the chunk, so that the masks of the rounds do not pile up.
             truths = [truth for part in parts for truth in _reduce_truths(batch, part)]
-            prompts = correct_by_clicks(decode, prompts, truths, draws_nR, feed_mask=self.feed_mask)
-        decoded = decode(prompts)
+            asked = prompts.labels_nP.shape[1]
+            prompts = correct_by_clicks(self._answer(decode), prompts, truths, draws_nR, feed_mask=self.feed_mask)
+            is_first_n = (prompts.labels_nP[:, asked:] == NO_POINT).all(dim=1)
+        decoded, ambiguous_n = decode(prompts), self._find_ambiguous(prompts)
         terms: list[Tensor] = []
         for part, (start, stop) in zip(parts, spans, strict=True):
             mine = slice(start - first, stop - first)
-            logits_nRQ = self._enlarge(sam, decoded.low_res_logits_NKHW[mine].float(), batch, part.image)
+            own = DecodedMasks(decoded.low_res_logits_NKHW[mine].float(), decoded.iou_NK[mine])
             targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
-            found = self.loss(logits_nRQ, decoded.iou_NK[mine, 0], targets_nRQ)
+            extra: Tensor | float = 0.0
+            if self.multimask != "never":
+                truths_nrq = torch.stack(_reduce_truths(batch, part)).to(targets_nRQ.device)
+                best_n = _find_best(own, truths_nrq)
+                other_n = torch.where(ambiguous_n[mine], 0, best_n)
+                if is_first_n[mine].any():
+                    extra = self._learn_others(own, other_n, truths_nrq, is_first_n[mine])
+                own = own.pick(best_n - other_n)
+            logits_nRQ = self._enlarge(sam, own.low_res_logits_NKHW, batch, part.image)
+            found = self.loss(logits_nRQ, own.iou_NK[:, 0], targets_nRQ)
             share = (stop - start) / offsets[-1]
-            terms.append(torch.stack([found.total, found.focal, found.dice, found.iou]) * share)
+            terms.append(torch.stack([found.total + extra, found.focal, found.dice, found.iou]) * share)
         return torch.stack(terms).sum(dim=0)
+
+    def _decode(self, sam: Sam, embeddings_BCHW: Tensor, prompts: StepPrompts) -> DecodedMasks:
+        """Decode prompts: the mask of token 0, or of all four tokens where any but it is ever asked for."""
+        masks = ONE_MASK if self.multimask == "never" else ALL_MASKS
+        return sam.decode(embeddings_BCHW, *prompts.list_arguments(), masks=masks)
+
+    def _find_ambiguous(self, prompts: StepPrompts) -> Tensor:
+        has_mask_n = 0 if prompts.has_mask_n is None else prompts.has_mask_n
+        ambiguous_n: Tensor = find_ambiguous(prompts.labels_nP, has_mask_n, self.multimask)
+        return ambiguous_n
+
+    def _answer(self, decode: Callable[[StepPrompts], DecodedMasks]) -> Callable[[StepPrompts], DecodedMasks]:
+        """Return a function that decodes prompts to one mask each, the one that a user of the model is shown."""
+
+        def answer(prompts: StepPrompts) -> DecodedMasks:
+            decoded = decode(prompts)
+            if self.multimask == "never":
+                return decoded
+            return decoded.pick(torch.where(self._find_ambiguous(prompts), 1 + decoded.iou_NK[:, 1:].argmax(dim=1), 0))
+
+        return answer
+
+    def _learn_others(self, own: DecodedMasks, other_n: Tensor, truths_nrq: Tensor, is_first_n: Tensor) -> Tensor:
+        """Compute what first prompts add to the loss for the answer that they do not ask for, and for the IoU of the three."""
+        cells = _cut_cells(own, truths_nrq)
+        other = DecodedMasks(cells[is_first_n], own.iou_NK[is_first_n]).pick(other_n[is_first_n])
+        found = self.loss(other.low_res_logits_NKHW[:, 0], other.iou_NK[:, 0], truths_nrq[is_first_n])
+        true_ious = [compute_mask_iou(logits_nrq, truths_nrq) for logits_nrq in cells[:, THREE_MASKS].unbind(dim=1)]
+        errors_n3 = (own.iou_NK[:, THREE_MASKS] - torch.stack(true_ious, dim=1)).square()
+        return (found.total + errors_n3[is_first_n].mean()) * is_first_n.float().mean()
 
     def _enlarge(self, sam: Sam, low_res_n1hw: Tensor, batch: Batch, image: int) -> Tensor:
         """Bring logits to the grid of the loss: [n, R, Q]."""
@@ -131,8 +182,19 @@ class StepLoss:
         return upscale_logits(low_res_n1hw, image_size=sam.image_size, resized_hw=(height, width), original_hw=grid_hw)
 
 
-def _decode(sam: Sam, embeddings_BCHW: Tensor, prompts: StepPrompts) -> DecodedMasks:
-    return sam.decode(embeddings_BCHW, *prompts.list_arguments())
+def _cut_cells(own: DecodedMasks, truths_nrq: Tensor) -> Tensor:
+    """Cut the logits [n, K, r, q] of the cells that the image lies in."""
+    return own.low_res_logits_NKHW[:, :, : truths_nrq.shape[1], : truths_nrq.shape[2]]
+
+
+@torch.no_grad()
+def _find_best(own: DecodedMasks, truths_nrq: Tensor) -> Tensor:
+    """Find the token, 1 to 3, whose mask has the lowest loss by SAM's recipe, on the decoder's cells: int64 [n]."""
+    losses = []
+    for logits_nrq in _cut_cells(own, truths_nrq)[:, THREE_MASKS].unbind(dim=1):
+        focal_n, dice_n = compute_focal_and_dice(logits_nrq, truths_nrq, alpha=0.25, gamma=2.0)
+        losses.append(20 * focal_n + dice_n)
+    return 1 + torch.stack(losses, dim=1).argmin(dim=1)
 
 
 def _reduce_truths(batch: Batch, part: Part) -> list[Tensor]:

@@ -1,7 +1,5 @@
 """Simulated clicks in a training step: where they fall, what the decoder is given, and gradients that chunks do not change."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from vpexp.data.prompts import NO_CLICK
 from vpexp.models.sam import DecodedMasks
 from vpexp.training import step_loss as step_loss_file
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
-from vpexp.training.step_loss import _decode
 
 CLICKS = PromptConfig(type="clicks", jitter=0.2, train_rounds=3)
 RESOLUTIONS = ("low", "input", "original")
@@ -99,10 +96,9 @@ def test_decode__prompts_without_a_mask_are_as_in_a_call_without_masks(debug_sam
     embeddings = torch.randn(2, debug_sam.embedding_channels, 4, 4)
     index, coords, labels = torch.tensor([0, 1, 1]), torch.rand(3, 2, 2) * 64, torch.tensor([[2.0, 3], [1, -1], [1, 0]])
     masks, has_mask = torch.randn(3, 1, 16, 16), torch.tensor([True, False, True])
-    decode = partial(_decode, debug_sam, embeddings)
     with torch.no_grad():
-        mixed = decode(StepPrompts(index, coords, labels, masks, has_mask)).low_res_logits_NKHW
-        plain = decode(StepPrompts(index, coords, labels)).low_res_logits_NKHW
+        mixed = debug_sam.decode(embeddings, index, coords, labels, masks, has_mask).low_res_logits_NKHW
+        plain = debug_sam.decode(embeddings, index, coords, labels).low_res_logits_NKHW
         fed = debug_sam.decode(embeddings, index, coords, labels, masks).low_res_logits_NKHW
     torch.testing.assert_close(mixed[1], plain[1])
     torch.testing.assert_close(mixed[[0, 2]], fed[[0, 2]])

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from vpexp.config.schema import LossConfig
+from vpexp.config.schema import LossConfig, PromptConfig
 from vpexp.data.batch import build_targets, collate_training
 from vpexp.data.masks import encode_mask
+from vpexp.models.mask_decoder import ALL_MASKS, ONE_MASK
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.sam import DecodedMasks
 from vpexp.training import step_loss as step_loss_file
@@ -37,7 +38,9 @@ def test_compute__chunks_equal_the_whole(monkeypatch, build_module, build_data, 
     assert len(batch.labels_NP) == 9
     decoded = []
     original = module.sam.decode
-    monkeypatch.setattr(module.sam, "decode", lambda *args: decoded.append(len(args[3])) or original(*args))
+    monkeypatch.setattr(
+        module.sam, "decode", lambda *args, masks: decoded.append(len(args[3])) or original(*args, masks=masks)
+    )
     # The whole as a GPU takes it: one chunk of three images.
     parts = [[step_loss_file.Part(image, 0, 3) for image in range(3)]]
     with monkeypatch.context() as patch:
@@ -79,6 +82,53 @@ def test_compute__prompts_see_their_own_image(build_module, build_data):
     assert max(single).item() - min(single).item() > 1e-3
 
 
+def build_multimask(build_module, **options):
+    return build_module(step_loss=StepLoss(MaskLoss(LossConfig()), "low", multimask="auto"), **options)
+
+
+def test_compute__ambiguous_prompts_learn_from_the_best_of_three(build_module, build_data):
+    """The loss, written out prompt by prompt: a point by its best token, a box by token 0, and each by the other as well."""
+    module, batch = build_multimask(build_module), get_batch(build_data(resolution="low"), 1)
+    is_point_N = torch.tensor([True, False, True])
+    batch.labels_NP[is_point_N] = torch.tensor([1.0, -1.0])
+    with torch.no_grad():
+        embeddings = module.sam.encode_image(batch.images_B3SS)
+        decoded = module.sam.decode(embeddings, batch.image_index_N, batch.coords_NP2, batch.labels_NP, masks=ALL_MASKS)
+        terms = module.step_loss.compute(module.sam, embeddings, batch)
+    rows, columns = batch.targets[0].grid_hw
+    targets = batch.targets[0].unpack(slice(None))
+    found = []
+    for prompt, is_point in enumerate(is_point_N.tolist()):
+        single = [
+            MaskLoss(LossConfig())(
+                decoded.low_res_logits_NKHW[prompt, token, None, :rows, :columns],
+                decoded.iou_NK[prompt, token, None],
+                targets[prompt, None],
+            )
+            for token in range(4)
+        ]
+        best = min(range(1, 4), key=lambda token: (20 * single[token].focal + single[token].dice).item())
+        asked, other = (best, 0) if is_point else (0, best)
+        ranking = sum(single[token].iou.item() for token in (1, 2, 3)) / 3
+        found.append([(single[asked].total + single[other].total).item() + ranking, single[asked].dice.item()])
+    assert np.mean(found, axis=0) == pytest.approx([terms.total.item(), terms.dice.item()], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["both", "clicks"])
+def test_compute__chunks_of_ambiguous_prompts_equal_the_whole(monkeypatch, build_module, build_data, kind):
+    module = build_multimask(build_module).train()
+    batch = get_batch(build_data(resolution="low", recipe=PromptConfig(type=kind)))
+    expected_terms, expected = compute_gradients(module, batch)
+    monkeypatch.setattr(step_loss_file, "CHUNK_PIXELS", 2 * 64 * 64)
+    terms, found = compute_gradients(module, batch)
+    assert terms == pytest.approx(expected_terms, rel=1e-5)
+    assert found.keys() == expected.keys()
+    networks = {name.split(".")[3] for name in found if "hypernetworks" in name}
+    assert networks == {"0", "1", "2", "3"}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
 class PerfectSam:
     """Answers each prompt with one mask's logits, as a decoder would that knows the truth; the padding is full of objects."""
 
@@ -89,7 +139,8 @@ class PerfectSam:
         self.logits[0, 0, : low_res_hw.shape[0], : low_res_hw.shape[1]] = torch.from_numpy(low_res_hw)
         self.prompt_encoder = self.mask_decoder = torch.nn.Linear(1, 1)
 
-    def decode(self, *_):
+    def decode(self, *_, masks):
+        assert masks == ONE_MASK
         return DecodedMasks(self.logits, torch.ones(1, 1))
 
 
