@@ -1,5 +1,8 @@
 """What tests share: drawn images and exported models, made once, and a quiet configuration that trains in a second."""
 
+import fcntl
+import gc
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ from sqlalchemy.engine import Engine
 from tests.references.exports import DrawnImage, build_debug_sam, draw_vineyard, export
 from tests.references.preloaded import PreloadedPython, copy_first_database
 from vpexp.config import compose_config
-from vpexp.inference.exported import ExportedModel
+from vpexp.inference.exported import ExportedModel, find_exported
 from vpexp.run import run
 from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import StageResult
@@ -48,6 +51,7 @@ def _start_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     preloaded = PreloadedPython(first)
     preloaded.install()
     copy_first_database(first)
+    gc.freeze()  # what is imported is no garbage: processes that read images would copy it to find that out
     yield
     preloaded.remove()
 
@@ -86,28 +90,41 @@ def micro_sam():
     return load_model("sam_micro")
 
 
+def _export_once(tmp_path_factory: pytest.TempPathFactory, sam, name: str, format_: str) -> ExportedModel:
+    """Export into a folder that the processes of these tests share; one of them does it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"{name}_{format_}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = tmp_path_factory.mktemp(folder.name)
+            export(sam, name, draft, format_)
+            draft.rename(folder)
+    return find_exported(folder)
+
+
 @pytest.fixture(scope="session")
 def debug_ir(debug_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """``debug_sam`` as OpenVINO IR."""
-    return export(debug_sam, "sam_debug", tmp_path_factory.mktemp("debug_ir"), "openvino")
+    return _export_once(tmp_path_factory, debug_sam, "sam_debug", "openvino")
 
 
 @pytest.fixture(scope="session")
 def debug_onnx(debug_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """``debug_sam`` as ONNX files."""
-    return export(debug_sam, "sam_debug", tmp_path_factory.mktemp("debug_onnx"), "onnx")
+    return _export_once(tmp_path_factory, debug_sam, "sam_debug", "onnx")
 
 
 @pytest.fixture(scope="session")
 def micro_ir(micro_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """``micro_sam`` as OpenVINO IR."""
-    return export(micro_sam, "sam_micro", tmp_path_factory.mktemp("micro_ir"), "openvino")
+    return _export_once(tmp_path_factory, micro_sam, "sam_micro", "openvino")
 
 
 @pytest.fixture(scope="session")
 def micro_onnx(micro_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """``micro_sam`` as ONNX files."""
-    return export(micro_sam, "sam_micro", tmp_path_factory.mktemp("micro_onnx"), "onnx")
+    return _export_once(tmp_path_factory, micro_sam, "sam_micro", "onnx")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def start_mlflow(command: list[str], uri: str, port: int, path: str) -> Iterator
     path_variable = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path_variable, "OMP_NUM_THREADS": "1", **LEAN}
     process = subprocess.Popen(
-        [str(BIN / "mlflow"), *command, "--host", "127.0.0.1", "--port", str(port)],
+        [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)],
         env=env,
         cwd="/",
         stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """Filling, alone and with others: each image is encoded once, whoever is killed, whatever is damaged."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -124,30 +125,37 @@ def test_fill__folder_that_is_a_file_ends_the_filling_not_the_run(store, tmp_pat
     assert report.trouble is not None
 
 
-SCRIPT = """
-import json, resource, sys, time
-from pathlib import Path
-from tests.unit.embeddings.test_fill import encode, fill, open_store, save_images
-from tests.unit.data.test_batch import save_scene
-root, count, seconds, limit = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
-own = root / sys.argv[5]
-own.mkdir()
-images = save_images(own, count)
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-def slow(images_B3SS):
-    time.sleep(seconds)
-    return encode(images_B3SS)
-print("ready", flush=True)
-while not (root / "go").exists():
-    time.sleep(0.001)
-report = fill(open_store(root), images, encode=slow)
-print(json.dumps([report.encoded, report.shared, report.left, str(report.trouble)]))
-"""
+def main(root: Path, count: int, seconds: float, limit: int, name: str) -> None:
+    """Fill with the other processes, when all are ready."""
+    own = root / name
+    own.mkdir()
+    images = save_images(own, count)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    def encode_slowly(images_B3SS):
+        time.sleep(seconds)
+        return encode(images_B3SS)
+
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while not (root / "go").exists():
+        time.sleep(0.001)
+    report = fill(open_store(root), images, encode=encode_slowly)
+    sys.stdout.write(json.dumps([report.encoded, report.shared, report.left, str(report.trouble)]))
 
 
 def start(root: Path, name: str, *, count=12, seconds=0.03, limit=0):
-    words = [sys.executable, "-c", SCRIPT, str(root), str(count), str(seconds), str(limit), name]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.unit.embeddings.test_fill",
+        str(root),
+        str(count),
+        str(seconds),
+        str(limit),
+        name,
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
@@ -211,3 +219,7 @@ def test_fill__full_disk_ends_the_filling_not_the_run(store, tmp_path):
     assert finish(start(tmp_path, "a", limit=80)) == [0, 0, 12, "[Errno 27] File too large"]
     assert not [path for path in store.root.rglob("*.*") if path.suffix in {".part", ".emb"}]
     assert fill(store, save_images(tmp_path, 12)).encoded == 12
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
