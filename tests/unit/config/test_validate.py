@@ -1,7 +1,24 @@
+from functools import lru_cache
+
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vpexp.config import compose_config, validate
+from vpexp.config.groups import find_conf_folder, list_groups
 from vpexp.errors import ConfigError
+
+GROUPS = list_groups([find_conf_folder()])
+compose = lru_cache(compose_config)
+
+
+def build_config(overrides):
+    """Compose the groups, once for each choice of them, and set the other keys as Hydra does."""
+    groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
+    cfg = compose(groups).copy()
+    others = [word for word in overrides if word not in groups]
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(others), cfg)
+    return cfg
 
 
 @pytest.mark.parametrize(
@@ -90,7 +107,7 @@ from vpexp.errors import ConfigError
     ],
 )
 def test_validate__names_key_value_and_what_is_wanted(overrides, message):
-    cfg = compose_config(overrides)
+    cfg = build_config(overrides)
 
     with pytest.raises(ConfigError) as caught:
         validate(cfg)
@@ -122,4 +139,4 @@ def test_validate__names_key_value_and_what_is_wanted(overrides, message):
     ],
 )
 def test_validate__lets_sensible_things_pass(overrides):
-    validate(compose_config(overrides))
+    validate(build_config(overrides))

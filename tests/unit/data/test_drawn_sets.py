@@ -45,7 +45,7 @@ def check(format_: str, seed: int) -> None:
         assert {split: dataset.splits[split].skipped for split in SPLITS} == expected.skipped
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format_", CASES)
 def test_load_dataset__equals_an_independent_reading(format_: str, count: int) -> None:
     @settings(
