@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
-from scipy import ndimage
 
 from vpexp.files import replacing
 
@@ -146,13 +145,13 @@ def _paint(image_HW3: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], sca
     picture_HW3 = np.asarray(Image.fromarray(image_HW3).resize(size, how)).astype(np.float32)
     for index, mask_HW in enumerate(masks):
         shown_HW = np.asarray(Image.fromarray(mask_HW).resize(size, Image.Resampling.NEAREST))
-        rows, columns = np.nonzero(shown_HW)
+        rows, columns = (np.flatnonzero(shown_HW.any(axis)) for axis in (1, 0))
         if not len(rows):
             continue
-        window = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
-        inside = np.pad(shown_HW[window], 1)
-        edge = (inside & ~ndimage.binary_erosion(inside))[1:-1, 1:-1]
-        inside = inside[1:-1, 1:-1]
+        window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        inside = shown_HW[window]
+        around = np.pad(inside, 1)
+        edge = inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
         color = np.array(color_of(index), dtype=np.float32)
         view = picture_HW3[window]
         view[inside] = (1 - OPACITY) * view[inside] + OPACITY * color
