@@ -57,9 +57,10 @@ def run_sweep(command_line: CommandLine) -> int:
     quiet_libraries()
     if resumed:
         _wait_for_running_jobs(resumed)
-    sweep = _open_folder(plan, going_on=resumed is not None)
+    sweep = _make_folder(plan)
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")  # for a fresh one, says loky
     with sweep.hold():
+        _write_record(plan, sweep, going_on=resumed is not None)
         _close_lost_jobs(sweep)
         tracker = open_sweep_run(plan, sweep)
         log_line(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
@@ -115,12 +116,15 @@ def _take_flags(flags: tuple[str, ...], sweep: SweepFolder) -> list[str]:
     return taken
 
 
-def _open_folder(plan: SweepPlan, *, going_on: bool) -> SweepFolder:
+def _make_folder(plan: SweepPlan) -> SweepFolder:
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"hydra.sweep.dir={plan.folder} cannot be written: {error.strerror}") from error
-    sweep = SweepFolder(plan.folder.resolve())
+    return SweepFolder(plan.folder.resolve())
+
+
+def _write_record(plan: SweepPlan, sweep: SweepFolder, *, going_on: bool) -> None:
     if not going_on and sweep.run_json.exists():
         raise ConfigError(
             f"hydra.sweep.dir={plan.folder} holds a sweep already; go on with it: -m {RESUME}{plan.folder}"
@@ -149,7 +153,6 @@ def _open_folder(plan: SweepPlan, *, going_on: bool) -> SweepFolder:
         started=time.strftime(TIME_FORMAT),
         ended=None,
     )
-    return sweep
 
 
 def _wait_for_running_jobs(sweep: SweepFolder) -> None:

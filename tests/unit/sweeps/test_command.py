@@ -193,8 +193,10 @@ def test_run_sweep__resume_waits_for_what_is_at_work_and_runs_only_more_values(s
             signal.pause()
     os.read(reader, 4)
     try:
+        kept = {file: file.read_bytes() for file in sweep.path.glob("*.json")}
         with pytest.raises(CheckpointError, match="is in use by another process"):
-            start(f"sweep.resume={sweep.path}")
+            start(f"sweep.resume={sweep.path}", "optimizer.lr=1e-6,1e-5")
+        assert {file: file.read_bytes() for file in sweep.path.glob("*.json")} == kept
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
