@@ -40,7 +40,7 @@ def write_export(settings: Settings) -> ExportedModel:
     if not all(file.is_file() for file in model.files):
         folder.mkdir(exist_ok=True)
         sam = ours.build_sam(ours.open_context(settings))
-        info = ExportInfo(settings.model, sam.image_size, ("round", "long"), "benchmark")
+        info = ExportInfo(settings.model, sam.image_size, ("round", "long"), "benchmark", "never")
         write_openvino(sam, folder, info, precisions=dict.fromkeys((ENCODER, DECODER), "FP32"))
     return model
 

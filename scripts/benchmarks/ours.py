@@ -28,6 +28,7 @@ def list_overrides(settings: Settings, *asked: str) -> list[str]:
         "data.num_workers=0",
         "trainer.accelerator=cpu",
         f"trainer.threads={settings.threads}",
+        "prompt.multimask=never",  # the plain side learns from the mask of token 0 alone
         "callbacks=none",
         "tracking=none",
         f"paths.output_dir={quote_value(settings.folder / 'outputs')}",
