@@ -50,6 +50,15 @@ def import_segment_anything():
     return segment_anything
 
 
+def import_onnx_model():
+    """Import segment-anything's ``SamOnnxModel``, which its ``scripts/export_onnx_model.py`` exports."""
+    import_segment_anything()
+    with _stand_ins():
+        from segment_anything.utils.onnx import SamOnnxModel
+
+    return SamOnnxModel
+
+
 def import_mobile_sam():
     """Import the PyPI package mobilesam-mirror."""
     with _stand_ins():

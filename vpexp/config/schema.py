@@ -17,6 +17,8 @@ from omegaconf import MISSING, DictConfig
 from vpexp.registry import FORMATS, STAGES
 
 SCHEMA_NAME = "vpexp_schema"
+VPEXP, OFFICIAL, MODEL_API = "vpexp", "official", "model_api"
+EXPORT_TARGETS = (VPEXP, OFFICIAL, MODEL_API, "x_anylabeling", "cvat", "label_studio")
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
@@ -236,6 +238,10 @@ class ExportConfig:
     """FP32, or FP16: weights at half the size. The decoder stays FP32 then, unless decoder_precision says otherwise."""
     decoder_precision: str = setting("FP32", choices=("FP32", "FP16"))
     """FP32, or FP16, which moves some mask pixels."""
+    target: str = setting(VPEXP, choices=EXPORT_TARGETS)
+    """Which tool runs the files: vpexp, official (segment-anything's ports), model_api, x_anylabeling, cvat or label_studio."""
+    return_single_mask: bool = True
+    """Target official: the decoder gives one mask, chosen by the number of points; false: all four."""
 
 
 @dataclass

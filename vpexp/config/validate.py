@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain, format_suggestion
-from vpexp.config.schema import PARTS, Config
+from vpexp.config.schema import PARTS, VPEXP, Config
 from vpexp.errors import ConfigError
 from vpexp.registry import FORMATS, STAGES, get_stage
 
@@ -47,6 +47,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_trainer(flat)
     yield from _check_cache(flat)
     yield from _check_pipeline(flat)
+    yield from _check_target(flat)
     if not values["ptq"]["parts"]:
         yield "ptq.parts is empty, so there is nothing to quantize"
     yield from _check_predict(flat)
@@ -141,6 +142,18 @@ def _check_pipeline(flat: dict[str, Any]) -> Iterator[str]:
             f"export.format={flat['export.format']}: a pipeline always exports openvino, which is what is quantized; "
             "stage.onnx=true adds ONNX"
         )
+
+
+def _check_target(flat: dict[str, Any]) -> Iterator[str]:
+    target = flat["export.target"]
+    if target == VPEXP:
+        return
+    if flat["stage.name"] == "pipeline":
+        yield f"export.target={target}: a pipeline tests and quantizes vpexp's own export; stage=export writes the others"
+    if flat["export.format"] == "sam":
+        yield f"export.target={target}: export.format=sam is weights alone: leave out one of the two"
+    if flat["tracking.register"] is not None:
+        yield f"tracking.register={flat['tracking.register']}: MLflow serves export.target={VPEXP} alone"
 
 
 def _check_predict(flat: dict[str, Any]) -> Iterator[str]:

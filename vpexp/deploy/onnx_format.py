@@ -1,30 +1,33 @@
 """Both parts of a model as ONNX files."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, ExportInfo, build_model_info
 from vpexp.errors import ConfigError
 from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+from vpexp.inference.graph_predictor import ENCODER_INPUTS
 from vpexp.models.mask_decoder import MASK_TOKENS
 from vpexp.models.sam import Sam
 
 OPSET = 17  # LayerNormalization is one operator from here on
-PROMPT_AXES = {
+Axes = Mapping[str, Mapping[int, str]]
+"""Of each input the axes whose length may change, with the names of these lengths."""
+Shapes = Mapping[str, tuple[int | str, ...]]
+"""Of each output its shape: lengths, or the names of those that may change."""
+PROMPT_AXES: Axes = {
+    "image_embeddings": {},
     "point_coords": {0: "N", 1: "P"},
     "point_labels": {0: "N", 1: "P"},
     "mask_input": {0: "M"},
     "has_mask_input": {0: "M"},
-    "upscaled_masks": {0: "N", 2: "H", 3: "W"},
-    "iou_predictions": {0: "N"},
-    "low_res_masks": {0: "N"},
-    "token_masks": {0: "N"},
-    "token_ious": {0: "N"},
+    "orig_size": {},
 }
 SMALLEST_HALVED = 256  # elements; smaller constants are shapes and scales
 
@@ -35,63 +38,77 @@ def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str
     Raises:
         ConfigError: the package onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ConfigError("export.format=onnx needs the package onnx: pip install 'vpexp[onnx]'") from error
     model = ExportedModel(
         folder / f"{EXPORTED_NAME}_{ENCODER}.onnx", folder / f"{EXPORTED_NAME}_{DECODER}.onnx", "onnx"
     )
-    encoder, decoder = ExportableEncoder(sam), ExportableDecoder(sam, info.multimask)
-    _trace(encoder, model.encoder, ENCODER_INPUTS, ENCODER_OUTPUTS, {})
-    _trace(decoder, model.decoder, DECODER_INPUTS, DECODER_OUTPUTS, PROMPT_AXES)
-    for part, file in ((ENCODER, model.encoder), (DECODER, model.decoder)):
-        graph = onnx.load(file)
-        _name_shapes(graph, sam)
-        if precisions[part] == "FP16":
-            _halve_weights(graph)
-        for key, value in build_model_info(info, part, precisions[part]).items():
-            graph.metadata_props.add(key=f"model_info {key}", value=value)
-        onnx.save(graph, file)
-        onnx.checker.check_model(file)
-    return model
-
-
-def _trace(
-    module: ExportableEncoder | ExportableDecoder,
-    file: Path,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    axes: dict[str, dict[int, str]],
-) -> None:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of each Python number, all of them constants of the model
-        # The exporter by tracing: the other one cannot give masks of a size that an input says.
-        torch.onnx.export(
-            module.eval(),
-            module.build_example(),
-            file,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-        )
-
-
-def _name_shapes(graph: Any, sam: Sam) -> None:
-    """Report the shapes of the outputs, which the exporter cannot tell."""
     side, low = sam.embedding_size, sam.image_size // 4
-    shapes: dict[str, tuple[int | str, ...]] = {
-        "image_embeddings": (1, sam.embedding_channels, side, side),
+    embeddings: Shapes = {"image_embeddings": (1, sam.embedding_channels, side, side)}
+    masks: Shapes = {
         "upscaled_masks": ("N", 1, "H", "W"),
         "iou_predictions": ("N", 1),
         "low_res_masks": ("N", 1, low, low),
         "token_masks": ("N", MASK_TOKENS, low, low),
         "token_ious": ("N", MASK_TOKENS),
     }
+    parts: tuple[tuple[str, Path, nn.Module, Axes, Shapes], ...] = (
+        (ENCODER, model.encoder, ExportableEncoder(sam), {name: {} for name in ENCODER_INPUTS}, embeddings),
+        (DECODER, model.decoder, ExportableDecoder(sam, info.multimask), PROMPT_AXES, masks),
+    )
+    for part, file, module, inputs, outputs in parts:
+        model_info = build_model_info(info, part, precisions[part])
+        write_graph(module, file, inputs, outputs, model_info, halve=precisions[part] == "FP16")
+    return model
+
+
+def write_graph(
+    module: nn.Module, file: Path, inputs: Axes, outputs: Shapes, model_info: Mapping[str, str], *, halve: bool = False
+) -> None:
+    """Write a module as an ONNX file and check it.
+
+    Args:
+        module: has ``build_example()``, inputs to trace with.
+        file: where it goes.
+        inputs: by name, in the order of the module.
+        outputs: by name, in the order of the module.
+        model_info: entries of the metadata, as Model API writes them.
+        halve: store weights as float16.
+
+    Raises:
+        ConfigError: the package onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ConfigError("an export to ONNX needs the package onnx: pip install 'vpexp[onnx]'") from error
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of each Python number, all of them constants of the model
+        # The exporter by tracing: the other one cannot give masks of a size that an input says.
+        torch.onnx.export(
+            module.eval(),
+            module.build_example(),  # type: ignore[operator]
+            file,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: dict(axes) for name, axes in inputs.items() if axes},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph = onnx.load(file)
+    _name_shapes(graph, outputs)
+    if halve:
+        _halve_weights(graph)
+    for key, value in model_info.items():
+        graph.metadata_props.add(key=f"model_info {key}", value=value)
+    onnx.save(graph, file)
+    onnx.checker.check_model(file)
+
+
+def _name_shapes(graph: Any, outputs: Shapes) -> None:
+    """Report the shapes of the outputs, which the exporter cannot tell."""
     for port in graph.graph.output:
-        for dimension, length in zip(port.type.tensor_type.shape.dim, shapes[port.name], strict=True):
+        port.type.tensor_type.ClearField("shape")
+        for length in outputs[port.name]:
+            dimension = port.type.tensor_type.shape.dim.add()
             if isinstance(length, int):
                 dimension.dim_value = length
             else:

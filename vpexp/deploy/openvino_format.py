@@ -34,7 +34,7 @@ def write_openvino(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict
     model = ExportedModel(
         folder / f"{EXPORTED_NAME}_{ENCODER}.xml", folder / f"{EXPORTED_NAME}_{DECODER}.xml", "openvino"
     )
-    graphs = _build_encoder(sam), _build_decoder(sam, info.multimask)
+    graphs = build_encoder(sam), _build_decoder(sam, info.multimask)
     for part, file, graph in zip((ENCODER, DECODER), (model.encoder, model.decoder), graphs, strict=True):
         save_graph(graph, file, build_model_info(info, part, precisions[part]), halve=precisions[part] == "FP16")
     return model
@@ -59,10 +59,11 @@ def name_ports(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) ->
 
 def convert_encoder(sam: Sam) -> Any:
     """Convert the encoder to an ``openvino.Model`` of one input, images of the model's own size, and one output."""
-    return _convert(ExportableEncoder(sam), [[1, 3, sam.image_size, sam.image_size]])
+    return convert_module(ExportableEncoder(sam), [[1, 3, sam.image_size, sam.image_size]])
 
 
-def _build_encoder(sam: Sam) -> Any:
+def build_encoder(sam: Sam) -> Any:
+    """Convert the encoder to an ``openvino.Model`` of one input, images of any size, and one output."""
     graph = accept_any_size(convert_encoder(sam), sam.image_size)
     name_ports(graph, ENCODER_INPUTS, ENCODER_OUTPUTS)
     graph.validate_nodes_and_infer_types()
@@ -72,7 +73,7 @@ def _build_encoder(sam: Sam) -> Any:
 def _build_decoder(sam: Sam, multimask: str) -> Any:
     side, low = sam.embedding_size, sam.image_size // 4
     shapes = [[1, sam.embedding_channels, side, side], [-1, -1, 2], [-1, -1], [-1, 1, low, low], [-1, 1], [1, 2]]
-    graph = _convert(ExportableDecoder(sam, multimask), shapes)
+    graph = convert_module(ExportableDecoder(sam, multimask), shapes)
     if low != MODEL_API_MASK_SIZE:
         graph = _accept_any_mask(graph, low)
     name_ports(graph, DECODER_INPUTS, DECODER_OUTPUTS)
@@ -80,7 +81,8 @@ def _build_decoder(sam: Sam, multimask: str) -> Any:
     return graph
 
 
-def _convert(module: nn.Module, shapes: list[list[int]]) -> Any:
+def convert_module(module: nn.Module, shapes: list[list[int]]) -> Any:
+    """Convert a module that has ``build_example()`` to an ``openvino.Model``; -1 in the shapes of its inputs is any length."""
     import openvino
 
     example = module.build_example()  # type: ignore[operator]

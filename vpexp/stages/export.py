@@ -1,4 +1,4 @@
-"""``stage=export``: a trained model as OpenVINO IR, ONNX, or weights in the official layout."""
+"""``stage=export``: a trained model as OpenVINO IR, ONNX, weights in the official layout, or in the form of another tool."""
 
 import shutil
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.config.schema import DataConfig, PromptConfig, SyntheticConfig
+from vpexp.config.schema import VPEXP, DataConfig, PromptConfig, SyntheticConfig
 from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.batch import EvaluationSample, EvaluationSet
@@ -26,7 +26,7 @@ from vpexp.models.weights import compute_state_hash, write_official
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import read_configured_dataset
 from vpexp.stages.shared.model import load_stage_model
-from vpexp.stages.shared.registry import log_exported, log_weights, read_trained_scores, register_exported
+from vpexp.stages.shared.registry import log_exported, log_target, log_weights, read_trained_scores, register_exported
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
 NAMES = {"openvino": "OpenVINO IR", "onnx": "ONNX model"}
@@ -54,6 +54,8 @@ def run(context: RunContext) -> StageResult:
             source_hash=compute_state_hash(sam),
             multimask=cfg.prompt.multimask,
         )
+        if cfg.export.target != VPEXP:
+            return _export_target(context, sam, draft, info)
         written = _write(context, sam, draft, info)
         parity = _check(context, model.predictor, written)
         exported = _publish(written, context.folder.path)
@@ -62,13 +64,17 @@ def run(context: RunContext) -> StageResult:
     log_line(f"{NAMES[exported.format]}, {exported.size_mb:.1f} MB: {exported.folder}")
     log_exported(context, exported)
     register_exported(context, exported, read_trained_scores(cfg.checkpoint))
-    metrics = {
-        "export/size_mb": exported.size_mb,
+    metrics = _list_metrics(parity, exported.size_mb, started)
+    return StageResult(metrics, {ENCODER: exported.encoder, DECODER: exported.decoder}, context.folder.path)
+
+
+def _list_metrics(parity: Parity, size_mb: float, started: float) -> dict[str, float]:
+    return {
+        "export/size_mb": size_mb,
         "export/flipped_per_10000": parity.flipped * 1e4,
         "export/logits_difference": parity.logits,
         "export/seconds": time.perf_counter() - started,
     }
-    return StageResult(metrics, {ENCODER: exported.encoder, DECODER: exported.decoder}, context.folder.path)
 
 
 def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
@@ -78,6 +84,30 @@ def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
     log_line(f"weights in the official layout: {final}")
     log_weights(context, final)
     return StageResult({"export/size_mb": final.stat().st_size / 1e6}, {"weights": final}, context.folder.path)
+
+
+def _export_target(context: RunContext, sam: Sam, draft: Path, info: ExportInfo) -> StageResult:
+    """Write what another tool runs, and check it, into a folder of the tool's name."""
+    from vpexp.deploy.targets.check import measure_target
+    from vpexp.deploy.targets.write import TARGETS, write_target
+
+    settings, started = context.settings.export, time.perf_counter()
+    log_line(f"writing {settings.target}: image encoder {settings.precision}, decoder {settings.decoder_precision}")
+    written = write_target(sam, draft, info, settings)
+    trial = find_trial_image(context)
+    parity = measure_target(written, trial.image_HW3, trial.prompts)
+    _judge(context, parity, trial, f"{settings.target} form of the model")
+    final = context.folder.path / written.folder.name
+    files = {
+        part: final / file.relative_to(written.folder)
+        for part, file in ((ENCODER, written.encoder), (DECODER, written.decoder))
+    }
+    written.folder.replace(final)
+    size_mb = sum(file.stat().st_size for file in final.rglob("*") if file.is_file()) / 1e6
+    log_line(f"{settings.target}, {size_mb:.1f} MB: {final}")
+    log_line(f"next: {TARGETS[settings.target].then}")
+    log_target(context, final)
+    return StageResult(_list_metrics(parity, size_mb, started), files, context.folder.path)
 
 
 def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> ExportedModel:
@@ -98,14 +128,18 @@ def _check(context: RunContext, trained: Predictor, written: ExportedModel) -> P
     trial = find_trial_image(context)
     predictor = load_predictor(written, threads=context.cfg.trainer.threads)
     parity = measure_parity(trained, predictor, trial.image_HW3, trial.prompts)
+    _judge(context, parity, trial, NAMES[written.format])
+    return parity
+
+
+def _judge(context: RunContext, parity: Parity, trial: "TrialImage", what: str) -> None:
     settings = context.cfg.export
     precision = "FP16" if "FP16" in (settings.precision, settings.decoder_precision) else "FP32"
-    check_parity(parity, precision, NAMES[written.format])
+    check_parity(parity, precision, what)
     log_line(
         f"checked against the trained model with {parity.prompts} prompts on {trial.name}: of 10,000 mask pixels "
         f"{parity.flipped * 1e4:.2f} flip; logits differ by {parity.logits:.1e} standard deviations at most"
     )
-    return parity
 
 
 def _publish(written: ExportedModel, folder: Path) -> ExportedModel:

@@ -61,7 +61,7 @@ SURFACE = {
         *("limit_val_batches", "threads", "logger", "extra"),
     ],
     "cache": ["enabled", "max_gb", "precision", "backend"],
-    "export": ["format", "precision", "decoder_precision"],
+    "export": ["format", "precision", "decoder_precision", "target", "return_single_mask"],
     "ptq": [
         "parts",
         "method",

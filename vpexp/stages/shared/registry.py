@@ -50,6 +50,17 @@ def log_exported(context: RunContext, model: ExportedModel) -> None:
     )
 
 
+def log_target(context: RunContext, folder: Path) -> None:
+    """Log what was written for another tool as the model of this run, and upload its folder."""
+    context.tracker.log_artifact(folder, "model")
+    settings = context.cfg.export
+    context.tracker.log_model(
+        f"{context.cfg.model.name} for {settings.target}",
+        settings.target,
+        _describe(context) | {"format": settings.target, "precision": settings.precision, "file": str(folder)},
+    )
+
+
 def register_exported(
     context: RunContext, model: ExportedModel, scores: Mapping[str, float], maker: RunFolder | None = None
 ) -> None:
