@@ -1,35 +1,27 @@
 """The labelling page, driven in a browser as a person would: clicks, boxes, keys, two windows, and a server that is killed."""
 
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
-from tests.references.servers import choose_port
+from tests.references.labelling import PATIENCE, Server, Truth, Window
 from vpexp.config.schema import DataConfig, SyntheticConfig
 from vpexp.data.dataset import load_dataset
-from vpexp.data.masks import decode_rle
-from vpexp.data.prompts import find_deepest_point
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-PATIENCE = 150.0
 ENOUGH_BY_CLICK, ENOUGH_BY_BOX = 0.55, 0.7  # IoU with the truth: the model has 0.61 to 0.82, and 0.77 to 0.83
 FAST = 1.0  # seconds from click to mask, on a machine that is busy with other tests; a free one takes 0.1
 
@@ -38,118 +30,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed ({', '.join(BROWSERS)})"),
 ]
-
-
-class Truth:
-    """The largest object of a photo."""
-
-    def __init__(self, image: Any) -> None:
-        largest = int(np.argmax([decode_rle(rle).sum() for rle in image.masks]))
-        self.mask_HW = decode_rle(image.masks[largest])
-        self.box = image.boxes_N4[largest].tolist()
-        self.point = find_deepest_point(image.masks[largest], image.boxes_N4[largest]).tolist()
-
-    def compare(self, mask_HW: NDArray[np.bool_]) -> float:
-        return float((mask_HW & self.mask_HW).sum() / (mask_HW | self.mask_HW).sum())
-
-
-class Server:
-    """``python -m vpexp stage=demo`` in a process of its own."""
-
-    def __init__(self, photos: Path, output_dir: Path) -> None:
-        self.photos, self.output_dir = photos, output_dir
-        self.folder = output_dir / "labels" / photos.name
-        self.port = choose_port()
-
-    def command(self, *asked: str) -> list[str]:
-        common = ("stage=demo", "model=sam_micro", "checkpoint=null", f"source={self.photos}")
-        paths = (f"paths.output_dir={self.output_dir}", f"demo.port={self.port}")
-        return [sys.executable, "-m", "vpexp", *common, *paths, "demo.labels=[berry,leaf]", *asked]
-
-    def start(self, *asked: str) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            self.command(*asked), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout or ()), daemon=True)
-        self._reader.start()
-        until = time.monotonic() + PATIENCE
-        while not (found := re.search(r"label 3 images at (http://127\.0\.0\.1:\d+) ", "".join(self.lines))):
-            assert self.process.poll() is None, "".join(self.lines)
-            assert time.monotonic() < until, "".join(self.lines)
-            time.sleep(0.05)
-        self.address = found[1]
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        return code
-
-    def read_annotations(self) -> list[dict[str, Any]]:
-        file = self.folder / "annotations" / "instances_train.json"
-        return list(json.loads(file.read_text())["annotations"]) if file.is_file() else []
-
-
-class Window:
-    """A browser window with the labelling page."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.mistakes: list[str] = []
-        page.on("pageerror", lambda error: self.mistakes.append(str(error)))
-
-    def ask(self, expression: str, given: Any = None) -> Any:
-        return self.page.evaluate(f"given => import('/page/main.js').then(({{state, view}}) => {expression})", given)
-
-    def wait(self, expression: str, given: Any = None) -> Any:
-        until = time.monotonic() + PATIENCE
-        while not (found := self.ask(expression, given)):
-            assert time.monotonic() < until, (expression, self.page.inner_text("body"), self.mistakes)
-            time.sleep(0.02)
-        return found
-
-    def open(self, address: str, number: int) -> None:
-        self.page.goto(f"{address}/#{number}")
-        self.page.reload()
-        self.wait_until_ready(number)
-
-    def wait_until_ready(self, number: int) -> None:
-        self.wait(
-            "state.index + 1 === given && document.getElementById('status').textContent.startsWith('ready')", number
-        )
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        x, y = self.ask("view.toWindow(...given)", [x, y])
-        return x, y
-
-    def click(self, point: list[float], *, outside: bool = False) -> None:
-        self.page.mouse.click(*self.place(point[0] + 0.5, point[1] + 0.5), button="right" if outside else "left")
-        self.wait("!state.waiting")
-
-    def drag(self, box: list[float]) -> None:
-        self.page.mouse.move(*self.place(*box[:2]))
-        self.page.mouse.down()
-        self.page.mouse.move(*self.place(*box[2:]), steps=3)
-        self.page.mouse.up()
-        self.wait("!state.waiting")
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def read_drawn(self, path: str = "state.path") -> NDArray[np.bool_]:
-        """Read which pixels of the image lie inside a drawn outline."""
-        inside = self.ask(
-            f"""(() => {{
-                const context = new OffscreenCanvas(1, 1).getContext("2d"), found = [];
-                for (let y = 0; y < view.image.height; y++) for (let x = 0; x < view.image.width; x++)
-                    found.push(context.isPointInPath({path}, x + 0.5, y + 0.5, "evenodd") ? 1 : 0);
-                return [found.join(""), view.image.height];
-            }})()"""
-        )
-        return np.array(list(inside[0])).reshape(inside[1], -1) == "1"
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +202,101 @@ def test_delete__takes_the_selected_mask_away_and_undo_brings_it_back(open_windo
     window.wait("state.kept.length === 1")
 
     assert [entry["segmentation"] for entry in server.read_annotations()] == [entry["segmentation"] for entry in before]
+
+
+def test_tab__goes_through_the_masks_of_a_click_and_the_chosen_one_is_refined_and_kept(
+    open_window, server, objects
+) -> None:
+    window = open_window(2)
+    before = len(server.read_annotations())
+    window.click(objects[1].point)
+    first, counts = window.ask("state.answer.choice"), window.ask("state.answer.mask.counts")
+    numbers = [number % 3 + 1 for number in range(first, first + 3)]
+    for number in numbers:
+        window.press("Tab")
+        window.wait("!state.waiting")
+        shown = f"{number} of 3 · " + window.ask("state.answer.iou.toFixed(2)")
+        assert window.page.inner_text("#choice-text") == shown
+        assert window.page.inner_text("#choices .chosen") == window.ask(
+            "state.answer.scores[given].toFixed(2)", number - 1
+        )
+    assert window.ask("state.answer.mask.counts") == counts  # once round
+    window.press("Tab", "Tab", "Shift+Tab")
+    window.wait("!state.waiting && state.answer.choice === given", numbers[0])
+    drawn_HW = window.read_drawn()
+
+    window.click([2, 250], outside=True)
+    assert not window.page.locator("#choice").is_visible()
+    assert window.ask("state.steps[0].mask") == numbers[0]
+    window.press("Control+z")
+    window.wait("!state.waiting && state.steps.length === 1")
+    window.press("Enter")
+    window.wait("state.steps.length === 0")
+
+    kept = server.read_annotations()
+    assert len(kept) == before + 1
+    assert kept[-1]["prompt"]["mask"] == numbers[0]
+    coco = COCO(str(server.folder / "annotations" / "instances_train.json"))
+    np.testing.assert_array_equal(coco.annToMask(coco.anns[kept[-1]["id"]]), drawn_HW)
+    window.press("Control+z")
+    window.wait("state.answer && !state.waiting")
+    np.testing.assert_array_equal(window.read_drawn(), drawn_HW)
+    assert len(server.read_annotations()) == before
+
+
+def test_prompt_that_changes_nothing__says_so(open_window, objects) -> None:
+    window = open_window(2)
+    for _ in range(2):
+        assert "changed nothing" not in window.page.inner_text("#object")
+        window.drag(objects[1].box)
+
+    assert "changed nothing" in window.page.inner_text("#object")
+    assert "changed nothing" in window.page.inner_text("#toast")
+
+
+def test_undo_and_redo__go_through_clicks_keep_label_and_deletion(open_window, server, objects) -> None:
+    window = open_window(2)
+
+    def look() -> list[Any]:
+        window.wait("!state.waiting")
+        labels = sorted(window.ask("state.kept.map(mask => [mask.id, mask.label])"))
+        return [server.read_annotations(), labels, window.ask("state.steps")]
+
+    states = [look()]
+    window.drag(objects[1].box)
+    states.append(look())
+    window.press("Enter")
+    window.wait("state.steps.length === 0")
+    states.append(look())
+    window.page.locator("#kept li").last.click()
+    window.press("2" if window.ask("state.kept.at(-1).label") == "berry" else "1")
+    window.wait("state.undo.length === 3")
+    states.append(look())
+    window.press("Delete")
+    window.wait("state.undo.length === 4")
+    states.append(look())
+    window.click(objects[1].point)
+    states.append(look())
+    assert all(state != following for state, following in pairwise(states))
+
+    for place in reversed(range(5)):
+        window.press("Control+z")
+        window.wait("state.undo.length === given && state.redo.length === 5 - given", place)
+        assert look() == states[place]
+    window.press("n")
+    window.wait_until_ready(3)
+    window.press("p")
+    window.wait_until_ready(2)
+    for place in range(1, 6):  # what was done to an image waits for those who come back
+        window.press("Control+Shift+z" if place % 2 else "Control+y")
+        window.wait("state.undo.length === given", place)
+        assert look() == states[place]
+    window.press(*["Control+z"] * 5)
+    window.wait("state.redo.length === 5 && state.undo.length === 0")
+    assert look() == states[0]
+    window.click(objects[1].point)
+    assert window.ask("state.redo.length") == 0
+    window.press("Escape")
 
 
 def test_undo_after_keep__takes_the_mask_up_again(open_window, server, objects) -> None:

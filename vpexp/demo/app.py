@@ -108,7 +108,8 @@ class LabellingApp:
     def segment(self, request: Request, content: Any) -> Any:
         """Answer the steps taken on one object."""
         _, answer = self._segment(request, content)
-        return {"mask": _describe_rle(answer.rle), "iou": round(answer.iou, 4), "area": answer.area}
+        described = {"mask": _describe_rle(answer.rle), "iou": round(answer.iou, 4), "area": answer.area}
+        return described | {"choice": answer.choice, "scores": [round(score, 4) for score in answer.scores]}
 
     def keep(self, request: Request, content: Any) -> Any:
         """Keep the mask that the steps give."""
@@ -125,19 +126,19 @@ class LabellingApp:
     def delete(self, request: Request, content: Any) -> Any:
         """Delete a kept mask."""
         del content
-        self.store.delete(request.path_params["number"])
+        self.store.delete(request.path_params["number"], request.query_params.get("uid"))
         return {}
 
     def restore(self, request: Request, content: Any) -> Any:
         """Bring a deleted mask back."""
         del content
-        self.store.restore(request.path_params["number"])
+        self.store.restore(request.path_params["number"], request.query_params.get("uid"))
         return {}
 
     def relabel(self, request: Request, content: Any) -> Any:
         """Give a kept mask another label."""
         label = _read_label(content)
-        self.store.relabel(request.path_params["number"], label)
+        self.store.relabel(request.path_params["number"], label, request.query_params.get("uid"))
         self._add_label(label)
         return {}
 
@@ -167,6 +168,7 @@ class LabellingApp:
         rle = read_mask(entry, height, width)
         return {
             "id": entry["id"],
+            "uid": entry.get("uid"),
             "label": str(self.store.labels.categories[entry["category_id"]]["name"]),
             "score": entry.get("score"),
             "mask": None if rle is None else _describe_rle(rle),

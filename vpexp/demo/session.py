@@ -1,8 +1,8 @@
 """The model behind the page: an image is encoded when it opens, every click is answered by the decoder.
 
 An answer is a function of the image and of the steps taken so far (points and a box, in order), and of nothing else:
-whoever asks again, after an undo, in another window or after a restart, gets the same mask. What was answered before is
-remembered.
+whoever asks again, after an undo, in another window or after a restart, gets the same mask. A click alone may mean several
+things and has three masks; which of them is meant is part of the step. What was answered before is remembered.
 
 All coordinates are pixels of the image as it is shown, x before y. A point names a pixel by its index; a box is the outer
 edges of its pixels.
@@ -12,7 +12,8 @@ import io
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 ALWAYS, NEVER = "always", "never"
 REMEMBERED = 64  # answers; each holds the low-resolution logits, 256 kB for a model of 1024 px
 HELD = 0.8  # share of a mask that lies inside of a box drawn around the object by hand
+MASKS = (1, 2, 3)  # of a point alone, as the model numbers its mask tokens
 MOST_STEPS = 200  # far more than anybody clicks; it bounds what one request may cost
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every browser shows."""
@@ -46,11 +48,17 @@ class StepError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A click: this pixel lies inside the object, or outside of it."""
+    """A click: this pixel lies inside the object, or outside of it.
+
+    Attributes:
+        mask: which of the three masks of this point alone is meant, 1 to 3, as the model numbers them; None: the one that
+            the model is asked for by its own rule. It counts where the point is the first step.
+    """
 
     x: int
     y: int
     inside: bool
+    mask: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,9 @@ Steps = tuple[Step, ...]
 
 
 def parse_steps(content: Any, height: int, width: int) -> Steps:
-    """Read steps as the page sends them: ``[{"point": [x, y], "inside": true}, {"box": [x0, y0, x1, y1]}]``.
+    """Read steps as the page sends them: ``[{"point": [x, y], "inside": true, "mask": 2}, {"box": [x0, y0, x1, y1]}]``.
+
+    ``inside`` and ``mask`` may be left out.
 
     Args:
         content: parsed JSON.
@@ -95,7 +105,10 @@ def _parse_step(entry: Any, height: int, width: int) -> Step:
         x, y = (math.floor(value) for value in _read_numbers(entry["point"], 2))
         if not (0 <= x < width and 0 <= y < height):
             raise StepError(f"point ({x}, {y}) lies outside of the image of {width} x {height} pixels")
-        return Point(x, y, inside=entry.get("inside", True) is True)
+        mask = entry.get("mask")
+        if mask is not None and (isinstance(mask, bool) or mask not in MASKS):
+            raise StepError(f"mask must be one of {', '.join(map(str, MASKS))}: which of a point's three is meant")
+        return Point(x, y, entry.get("inside", True) is True, None if mask is None else int(mask))
     if isinstance(entry, dict) and "box" in entry:
         x0, y0, x1, y1 = _read_numbers(entry["box"], 4)
         left, right = np.clip(sorted((x0, x1)), 0, width).tolist()
@@ -141,7 +154,10 @@ def _agrees(step: Step, mask_HW: NDArray[np.bool_]) -> bool:
 
 
 def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
-    """Return which prompt gave a mask, as ``stage=predict`` does: ``box``, ``points`` and ``point_labels``."""
+    """Return which prompt gave a mask, as ``stage=predict`` does: ``box``, ``points`` and ``point_labels``.
+
+    With ``mask`` where one of the three masks of the first point was chosen.
+    """
     points = [step for step in steps if isinstance(step, Point)]
     prompt: dict[str, Any] = {}
     for step in steps:
@@ -150,6 +166,8 @@ def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
     if points:
         prompt["points"] = [[point.x, point.y] for point in points]
         prompt["point_labels"] = [int(point.inside) for point in points]
+    if isinstance(steps[0], Point) and steps[0].mask is not None:
+        prompt["mask"] = steps[0].mask
     return prompt
 
 
@@ -161,11 +179,15 @@ class Answer:
         rle: the mask; it may be empty.
         iou: its predicted IoU.
         low_res_hw: float32, the logits that the next step refines.
+        scores: of a point alone: the predicted IoU of each of its three masks; else none.
+        choice: which of the three it is, 1 to 3; 0: none of them.
     """
 
     rle: Rle
     iou: float
     low_res_hw: NDArray[np.float32]
+    scores: tuple[float, ...] = ()
+    choice: int = 0
 
     @property
     def area(self) -> int:
@@ -254,15 +276,33 @@ class LabelSession:
         del place
         with self._decoding:
             if before is None:
-                return _build_answer(self._predictor.decode(embedding, **build_arguments(steps)))
+                return self._decode_afresh(embedding, steps)
             refined = self._predictor.decode(
                 embedding, **build_arguments(steps), mask_input=before.low_res_hw[np.newaxis]
             )
             if self._refine == ALWAYS:
                 return _build_answer(refined)
             afresh = self._predictor.decode(embedding, **build_arguments(steps))
-        answers = (_build_answer(refined), _build_answer(afresh), before)
+        answers = (_build_answer(refined), _build_answer(afresh), replace(before, scores=(), choice=0))
         return max(answers, key=lambda answer: _rank(answer, steps))
+
+    def _decode_afresh(self, embedding: ImageEmbedding, steps: Steps) -> Answer:
+        """Decode steps without a mask before them; of a point alone all three masks, of which one is the answer."""
+        first, arguments = steps[0], build_arguments(steps)
+        if len(steps) > 1 or isinstance(first, Box):
+            return _build_answer(self._predictor.decode(embedding, **arguments))
+        three = self._predictor.decode(embedding, **arguments, multimask=True)
+        scores = tuple(three.iou[0].tolist())
+        if first.mask is None and self._predictor.multimask == NEVER:
+            return replace(_build_answer(self._predictor.decode(embedding, **arguments)), scores=scores)
+        place = int(np.argmax(scores)) if first.mask is None else MASKS.index(first.mask)
+        return Answer(
+            next(islice(three.encode_masks(), place, None)),
+            scores[place],
+            three.low_res[0, place],
+            scores,
+            MASKS[place],
+        )
 
 
 def _rank(answer: Answer, steps: Sequence[Step]) -> tuple[int, float]:

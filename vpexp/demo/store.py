@@ -110,23 +110,31 @@ class LabelStore:
             self._image_ids[image.name] = image_id
             return mask
 
-    def delete(self, number: int) -> None:
+    def delete(self, number: int, uid: str | None = None) -> None:
         """Take a mask away.
+
+        Args:
+            number: its id.
+            uid: the page's name of it, where the page gave it one: after a restart another mask may have the id of one that was
+                deleted, and a page that was open all the time shall not meet that one.
 
         Raises:
             UnknownMaskError: it is not there.
             OutputError: it cannot be written; nothing was changed.
         """
         with self._lock:
-            mask = self._find(number)
+            mask = self._find(number, uid)
             name = next(name for name, entry in self.labels.images.items() if entry["id"] == mask.entry["image_id"])
             entry = self.labels.images[name]
             self._write(self.labels.without_mask(number))
             self._deleted[number] = mask, name, entry
 
-    def restore(self, number: int) -> None:
-        """Bring a mask back that was deleted in this session; errors as of ``delete``."""
+    def restore(self, number: int, uid: str | None = None) -> None:
+        """Bring a mask back that was deleted in this session, unless it is there; arguments and errors as of ``delete``."""
         with self._lock:
+            if number in self.labels.masks:
+                self._find(number, uid)
+                return
             if number not in self._deleted:
                 raise UnknownMaskError(f"mask {number} was not deleted in this session")
             mask, name, entry = self._deleted[number]
@@ -134,16 +142,16 @@ class LabelStore:
             self._write(labels.with_mask(mask))
             del self._deleted[number]
 
-    def relabel(self, number: int, label: str) -> None:
-        """Report that a mask shows something else; errors as of ``delete``."""
+    def relabel(self, number: int, label: str, uid: str | None = None) -> None:
+        """Report that a mask shows something else; arguments and errors as of ``delete``."""
         with self._lock:
             labels = self.labels.with_label(label)
-            entry = {**self._find(number).entry, "category_id": labels.labels[label]}
+            entry = {**self._find(number, uid).entry, "category_id": labels.labels[label]}
             self._write(labels.with_mask(KeptMask.of(entry)))
 
-    def _find(self, number: int) -> KeptMask:
+    def _find(self, number: int, uid: str | None) -> KeptMask:
         mask = self.labels.masks.get(number)
-        if mask is None:
+        if mask is None or (uid is not None and mask.entry.get("uid") != uid):
             raise UnknownMaskError(f"mask {number} is not there any more")
         return mask
 

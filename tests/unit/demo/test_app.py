@@ -73,6 +73,44 @@ def test_mask__is_answered_kept_relabelled_deleted_and_restored(client, labellin
     assert json.loads(labelling.store.annotations.read_text())["annotations"][0]["id"] == 1
 
 
+def test_choice_among_the_masks_of_a_click__is_what_is_shown_and_kept(client, labelling):
+    def segment(**step):
+        return client.post("/api/images/0/segment", json={"steps": [{"point": [20, 20], **step}]}).json()
+
+    masks = {number: segment(mask=number) for number in (1, 2, 3)}
+    first = segment()
+    assert first == masks[first["choice"]] if first["choice"] else first["scores"] == masks[1]["scores"]
+    assert [masks[number]["iou"] for number in masks] == masks[1]["scores"]
+    assert [masks[number]["choice"] for number in masks] == [1, 2, 3]
+    chosen = next(number for number in masks if masks[number]["area"])
+
+    kept = keep(client, steps=[{"point": [20, 20], "mask": chosen}]).json()["mask"]
+
+    assert kept["mask"] == masks[chosen]["mask"]
+    (entry,) = json.loads(labelling.store.annotations.read_text())["annotations"]
+    assert entry["prompt"] == {"points": [[20, 20]], "point_labels": [1], "mask": chosen}
+    assert client.post("/api/images/0/segment", json={"steps": BOX}).json()["scores"] == []
+
+
+def test_page_that_was_open_before_a_restart__changes_no_other_mask_of_the_same_number(client, labelling):
+    old = keep(client).json()["mask"]
+    path = f"/api/masks/{old['id']}"
+    assert client.delete(path, params={"uid": "one"}).status_code == 200
+    object.__setattr__(labelling, "store", LabelStore(labelling.store.folder))  # as after a restart
+    new = keep(client, uid="two").json()["mask"]
+    assert new["id"] == old["id"]
+    kept = labelling.store.annotations.read_bytes()
+
+    for answer in (
+        client.delete(path, params={"uid": "one"}),
+        client.post(f"{path}/restore", params={"uid": "one"}, json={}),
+        client.post(f"{path}/label", params={"uid": "one"}, json={"label": "leaf"}),
+    ):
+        assert answer.status_code == 404
+    assert labelling.store.annotations.read_bytes() == kept
+    assert client.delete(path, params={"uid": new["uid"]}).status_code == 200
+
+
 def test_state__is_sent_only_when_it_changed(client):
     state = client.get("/api/state").json()
     assert client.get("/api/state", params={"version": state["version"]}).json() == {"version": state["version"]}

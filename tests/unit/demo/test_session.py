@@ -17,7 +17,7 @@ class Counting:
     """A predictor that counts what it is asked, and how many ask at once."""
 
     def __init__(self, predictor):
-        self.predictor = predictor
+        self.predictor, self.multimask = predictor, predictor.multimask
         self.embedded, self.decoded = 0, []
         self.busy, self.most_busy = 0, 0
 
@@ -63,6 +63,36 @@ def test_always__refines_the_mask_before_as_the_predictor_does(predictor, images
     np.testing.assert_array_equal(decode_rle(answer.rle), third.masks[0])
     assert answer.iou == pytest.approx(float(third.iou[0]))
     assert not np.array_equal(third.low_res, plain.decode(embedding, boxes=box).low_res)
+
+
+@pytest.mark.parametrize("rule", ["auto", "never"])
+def test_click__has_three_masks_and_the_next_one_refines_the_one_that_is_meant(debug_sam, images, rule):
+    predictor = load_predictor(debug_sam, multimask=rule)
+    session = build(predictor, images)
+    embedding = predictor.embed(read_image(images[0].path))
+    point, label = np.array([[[20, 20]]], np.float32), np.ones((1, 1), np.float32)
+    three = predictor.decode(embedding, points=point, point_labels=label, multimask=True)
+
+    for place in range(3):
+        meant = Point(20, 20, True, mask=place + 1)
+        answer = session.segment(0, (meant,))
+        np.testing.assert_array_equal(decode_rle(answer.rle), three.masks[0, place])
+        assert (answer.choice, answer.iou) == (place + 1, three.iou[0, place])
+        assert answer.scores == tuple(three.iou[0].tolist())
+        two = np.array([[[20, 20], [30, 10]]], np.float32)
+        refined = predictor.decode(
+            embedding, points=two, point_labels=np.array([[1, 0]], np.float32), mask_input=three.low_res[:, place]
+        )
+        following = session.segment(0, (meant, Point(30, 10, False)))
+        np.testing.assert_array_equal(following.low_res_hw, refined.low_res[0])
+        assert (following.choice, following.scores) == (0, ())
+
+    left_open = session.segment(0, (Point(20, 20, True),))
+    np.testing.assert_array_equal(
+        decode_rle(left_open.rle), predictor.decode(embedding, points=point, point_labels=label).masks[0]
+    )
+    assert left_open.choice == (0 if rule == "never" else 1 + int(three.iou[0].argmax()))
+    assert len(left_open.scores) == 3
 
 
 def test_undo__gives_what_the_remaining_steps_gave_before(predictor, images):

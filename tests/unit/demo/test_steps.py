@@ -19,6 +19,7 @@ def test_parse__points_name_pixels_and_boxes_are_put_in_order_inside_the_image()
     steps = parse_steps([{"point": [3.7, 4]}, {"point": [0, 9], "inside": False}, {"box": [30, 5, -2, 1]}], 10, 20)
 
     assert steps == (Point(3, 4, True), Point(0, 9, False), Box(0, 1, 20, 5))
+    assert parse_steps([{"point": [3, 4], "mask": 2}], 10, 20) == (Point(3, 4, True, mask=2),)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,10 @@ def test_parse__points_name_pixels_and_boxes_are_put_in_order_inside_the_image()
         ([{"box": [0, 0, 5, 5]}, {"box": [0, 0, 6, 6]}], "one box at most"),
         ([{"circle": [1, 2]}], "a point or a box"),
         (["point"], "a point or a box"),
+        ([{"point": [1, 2], "mask": 0}], "mask must be one of 1, 2, 3"),
+        ([{"point": [1, 2], "mask": 4}], "mask must be"),
+        ([{"point": [1, 2], "mask": True}], "mask must be"),
+        ([{"point": [1, 2], "mask": [1]}], "mask must be"),
         ([{"point": [1, 1]}] * (MOST_STEPS + 1), f"more than {MOST_STEPS}"),
     ],
 )
@@ -68,3 +73,4 @@ def test_description__is_that_of_predictions():
     described = describe_steps((Point(3, 4, True), Box(0, 1, 20, 5), Point(0, 9, False)))
 
     assert described == {"box": [0, 1, 20, 5], "points": [[3, 4], [0, 9]], "point_labels": [1, 0]}
+    assert describe_steps((Point(3, 4, True, mask=2),)) == {"points": [[3, 4]], "point_labels": [1], "mask": 2}

@@ -108,9 +108,10 @@ def test_delete_and_restore__give_the_file_back(store, images):
     assert list(store.labels.images) == ["a.png"]
     with pytest.raises(UnknownMaskError, match="mask 2"):
         store.delete(2)
-    store.restore(2)
+    for _ in range(2):  # a request that is sent again
+        store.restore(2)
+        assert json.loads(store.annotations.read_text()) == before
 
-    assert json.loads(store.annotations.read_text()) == before
     store.delete(first.entry["id"])
     assert keep(store, images[2], mask_HW=np.ones((48, 32), bool)).entry["id"] == 3  # never an id twice
     assert len({entry["id"] for entry in store.labels.images.values()}) == len(store.labels.images) == 2

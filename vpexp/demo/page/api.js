@@ -23,4 +23,15 @@ async function request(method, path, content) {
 
 export const get = (path) => request("GET", path);
 export const post = (path, content) => request("POST", path, content);
-export const remove = (path) => request("DELETE", path);
+
+/** Where a kept mask is; by its own name too: after a restart of vpexp another mask may have its number. */
+const pathOf = ({ id, uid }, change = "") => `/api/masks/${id}${change}${uid ? `?uid=${encodeURIComponent(uid)}` : ""}`;
+export const deleteMask = (mask) => request("DELETE", pathOf(mask));
+export const changeMask = (mask, change, content) => post(pathOf(mask, `/${change}`), content);
+
+export async function loadPicture(index) {
+  const picture = new Image();
+  picture.src = `/api/images/${index}/picture`;
+  await picture.decode();
+  return picture;
+}

@@ -1,8 +1,9 @@
 // The page's state, and what changes it. The server answers for masks; what is kept lies there and nowhere else.
 
-import { get, post, remove as requestRemove } from "./api.js";
+import { changeMask, deleteMask, get, loadPicture, post } from "./api.js";
 import { tracePath } from "./mask.js";
 import * as panels from "./panels.js";
+import { setStatus, tell } from "./panels.js";
 import { View } from "./view.js";
 
 const POLL = 2000; // milliseconds between two looks at what other pages have changed
@@ -12,8 +13,8 @@ const byId = (id) => document.getElementById(id);
 export const state = {
   images: [], counts: {}, labels: [], version: "", broken: new Set(),
   index: -1, label: "", kept: [], selected: null, hidden: false,
-  steps: [], answer: null, path: null, waiting: false, // the object that is being clicked
-  undo: [], drafts: new Map(), // what Ctrl+Z does, last thing last; objects that wait on other images
+  steps: [], answer: null, path: null, waiting: false, unchanged: false, // the object that is being clicked
+  undo: [], redo: [], left: new Map(), // what was done to this image, last thing last; the same, and steps, of others
   latency: null,
 };
 export const view = new View(byId("canvas"), {
@@ -29,7 +30,7 @@ function draw() {
     current: state.steps.length ? { steps: state.steps, path: state.path, color: colorOf(state.label) } : null,
   };
   view.draw();
-  panels.drawObject({ ...state, hasUndo: state.undo.length > 0 });
+  panels.drawObject(state, choose);
 }
 
 function drawPanels() {
@@ -38,23 +39,6 @@ function drawPanels() {
   panels.drawLabels(state, chooseLabel);
   panels.drawKept(state, { select, remove });
   draw();
-}
-
-// --- messages
-
-let toastEnds;
-function tell(line, wrong = false) {
-  const toast = byId("toast");
-  toast.textContent = line;
-  toast.classList.toggle("wrong", wrong);
-  toast.hidden = false;
-  clearTimeout(toastEnds);
-  toastEnds = setTimeout(() => { toast.hidden = true; }, wrong ? 8000 : 1800);
-}
-
-function setStatus(line, busy = false) {
-  byId("status").textContent = line;
-  byId("status").classList.toggle("busy", busy);
 }
 
 /** Run what asks the server; what goes wrong is one line on the page. */
@@ -69,19 +53,12 @@ const guarded = (action) => async (...given) => {
 
 // --- images
 
-async function loadPicture(index) {
-  const picture = new Image();
-  picture.src = `/api/images/${index}/picture`;
-  await picture.decode();
-  return picture;
-}
-
 let next = { index: -1, picture: null }; // the picture that is fetched ahead
 
 const open = guarded(async (index) => {
   if (index < 0 || index >= state.images.length || index === state.index) return;
-  if (state.steps.length) state.drafts.set(state.index, state.steps);
-  Object.assign(state, { index, kept: [], selected: null, steps: [], answer: null, path: null, waiting: false, undo: [] });
+  if (view.image) state.left.set(state.index, { steps: state.steps, undo: state.undo, redo: state.redo });
+  Object.assign(state, { index, kept: [], selected: null, steps: [], answer: null, path: null, waiting: false, undo: [], redo: [] });
   byId("name").textContent = state.images[index];
   byId("size").textContent = `${index + 1} of ${state.images.length}`;
   byId("notice").hidden = true;
@@ -104,9 +81,10 @@ const open = guarded(async (index) => {
     if (state.index === index) showBroken(index, error);
     return;
   }
-  const draft = state.drafts.get(index);
-  state.drafts.delete(index);
-  if (draft) setSteps(draft);
+  const { steps = [], ...done } = state.left.get(index) ?? {};
+  state.left.delete(index);
+  Object.assign(state, done);
+  setSteps(steps);
   encode(index);
 });
 
@@ -155,23 +133,83 @@ async function refreshKept() {
   if (state.index === index && refresh === refreshes) takeKept(about);
 }
 
+// --- undo and redo
+
+/** Note what was done to an image; what was undone before cannot be redone any more. */
+function note({ undo, redo }, change) {
+  undo.push(change);
+  redo.length = 0;
+}
+
+let turns = Promise.resolve();
+
+/** Run what changes what is kept, one thing after another: Ctrl+Z undoes the keep that it follows at once. */
+const inTurn = (action) => guarded((...given) => {
+  const turn = turns.then(() => action(...given));
+  turns = turn.catch(() => {});
+  return turn;
+});
+
+const travel = (from, to) => inTurn(async () => {
+  const { [from]: past, [to]: future } = state, change = past.pop();
+  if (!change) return;
+  try {
+    await change[from]();
+    future.push(change);
+  } catch (error) {
+    if (error.status !== 404) past.push(change); // else another page was faster, and the change before it is next
+    throw error;
+  } finally {
+    draw();
+  }
+});
+const undo = travel("undo", "redo"), redo = travel("redo", "undo");
+
 // --- the object that is being clicked
 
 function takeStep(step, event) {
-  const before = state.steps;
-  const kept = step.box ? before.filter((other) => !other.box) : before;
-  state.undo.push(() => setSteps(before));
+  const kept = step.box ? state.steps.filter((other) => !other.box) : state.steps;
+  const before = state.waiting ? undefined : state.answer?.mask.counts;
   state.selected = null;
   panels.drawKept(state, { select, remove });
-  setSteps([...kept, step], event?.timeStamp);
+  changeSteps([...kept, step], { since: event?.timeStamp, before });
 }
+
+function changeSteps(steps, about) {
+  let other = state.steps;
+  const swap = () => {
+    const now = state.steps;
+    setSteps(other);
+    other = now;
+  };
+  note(state, { undo: swap, redo: swap });
+  setSteps(steps, about);
+}
+
+/** Put steps on an image, which may not be the one that is shown any more. */
+function putSteps(index, steps) {
+  if (state.left.has(index)) state.left.get(index).steps = steps;
+  else if (state.index === index) setSteps(steps);
+}
+
+const isAmbiguous = () => state.steps.length === 1 && Boolean(state.steps[0].point);
+
+/** Take another of the three masks of a click: the one that pick names, given the number of the present one or 0. */
+const choose = guarded(async (pick) => {
+  while (state.waiting) await asking;
+  if (!isAmbiguous() || !state.answer?.scores.length) return;
+  const [step] = state.steps;
+  state.redo.length = 0;
+  setSteps([{ ...step, mask: pick(step.mask ?? state.answer.choice) }]);
+});
+const chooseNext = () => choose((now) => (now % 3) + 1);
+const choosePrevious = () => choose((now) => (now > 1 ? now - 1 : 3));
 
 let asking = null; // one question at a time: of clicks that come faster than answers only the last is asked
 
-function setSteps(steps, since = performance.now()) {
-  state.steps = steps;
-  state.since = since;
-  state.waiting = steps.length > 0;
+/** @param about {since: when it was asked for, before: the mask that a click may leave as it is} */
+function setSteps(steps, { since = performance.now(), before } = {}) {
+  Object.assign(state, { steps, since, before, unchanged: false, waiting: steps.length > 0 });
   if (!steps.length) Object.assign(state, { answer: null, path: null });
   draw();
   if (steps.length) asking ??= ask().finally(() => { asking = null; });
@@ -179,7 +217,7 @@ function setSteps(steps, since = performance.now()) {
 
 async function ask() {
   while (state.waiting) {
-    const { index, steps, since } = state;
+    const { index, steps, since, before } = state;
     let answer;
     try {
       answer = await post(`/api/images/${index}/segment`, { steps, stamp: state.stamp });
@@ -191,41 +229,38 @@ async function ask() {
       continue;
     }
     if (state.index !== index || state.steps !== steps) continue;
-    Object.assign(state, { answer, path: tracePath(answer.mask), waiting: false });
+    Object.assign(state, { answer, path: tracePath(answer.mask), waiting: false, unchanged: answer.mask.counts === before });
+    if (state.unchanged) tell("that changed nothing: the mask is as it was");
     draw();
     state.latency = performance.now() - since;
     setStatus(`mask in ${Math.round(state.latency)} ms`);
   }
 }
 
-const keep = guarded(async () => {
+const keep = inTurn(async () => {
   while (state.waiting) await asking; // who is quick keeps the mask that is about to come
-  if (!state.answer?.area || state.keeping) return;
-  const { index, steps, label } = state;
+  if (!state.answer?.area) return;
+  const { index, steps, label, undo, redo } = state;
   steps.uid ??= Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  state.keeping = true;
-  try {
-    const { mask } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid, stamp: state.stamp });
-    if (state.index !== index) return;
-    state.kept.push({ ...mask, path: tracePath(mask.mask) });
-    state.undo = [async () => { await removeNow(mask.id); if (state.index === index) setSteps([...steps]); }];
-    if (state.steps === steps) setSteps([]);
-    drawPanels();
-    tell(`${mask.label} kept and saved`);
-    await refreshKept(); // with what other pages kept meanwhile
-  } finally {
-    state.keeping = false;
-  }
+  const { mask } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid, stamp: state.stamp });
+  note({ undo, redo }, {
+    undo: async () => {
+      await deleteMask(mask).catch((error) => { if (error.status !== 404) throw error; }); // it is gone already
+      putSteps(index, [...steps]);
+      await refreshKept();
+    },
+    redo: async () => { await restoreNow(mask); putSteps(index, []); },
+  });
+  if (state.index === index) state.kept.push({ ...mask, path: tracePath(mask.mask) });
+  if ((state.left.get(index) ?? state).steps === steps) putSteps(index, []);
+  drawPanels();
+  tell(`${mask.label} kept and saved`);
+  await refreshKept(); // with what other pages kept meanwhile
 });
 
 function drop() {
-  if (!state.steps.length) return;
-  const before = state.steps;
-  state.undo.push(() => setSteps(before));
-  setSteps([]);
+  if (state.steps.length) changeSteps([]);
 }
-
-const undo = guarded(async () => { await state.undo.pop()?.(); draw(); });
 
 // --- kept masks and labels
 
@@ -235,31 +270,43 @@ function select(id) {
   drawPanels();
 }
 
-async function removeNow(id) {
-  await requestRemove(`/api/masks/${id}`);
+async function removeNow(mask) {
+  await deleteMask(mask).finally(refreshKept); // another page may have been faster
+}
+
+async function restoreNow(mask) {
+  await changeMask(mask, "restore");
   await refreshKept();
 }
 
-const remove = guarded(async (id) => {
-  try {
-    await removeNow(id);
-  } catch (error) {
-    if (error.status === 404) await refreshKept(); // another page was faster
-    throw error;
-  }
-  state.undo.push(async () => { await post(`/api/masks/${id}/restore`); await refreshKept(); });
+const remove = inTurn(async (id) => {
+  const mask = state.kept.find((other) => other.id === id), { undo, redo } = state;
+  if (!mask) return;
+  await removeNow(mask);
+  note({ undo, redo }, { undo: () => restoreNow(mask), redo: () => removeNow(mask) });
   draw();
   tell("deleted · Ctrl+Z brings it back");
 });
 
-const chooseLabel = guarded(async (label) => {
-  state.label = label;
-  if (state.selected !== null) {
-    await post(`/api/masks/${state.selected}/label`, { label });
+const relabel = inTurn(async (id, label, before) => {
+  const mask = state.kept.find((other) => other.id === id), { undo, redo } = state;
+  if (!mask || mask.label === label) return;
+  const give = async (name, active) => {
+    await changeMask(mask, "label", { label: name });
+    state.label = active;
     await refreshKept();
-  }
-  drawPanels();
+  };
+  await give(label, label);
+  note({ undo, redo }, { undo: () => give(mask.label, before), redo: () => give(label, label) });
+  draw();
 });
+
+async function chooseLabel(label) {
+  const before = state.label;
+  state.label = label;
+  drawPanels();
+  if (state.selected !== null) await relabel(state.selected, label, before);
+}
 
 const addLabel = guarded(async (name) => {
   const label = name.split(/\s+/).filter(Boolean).join(" ");
@@ -305,6 +352,8 @@ const KEYS = {
 };
 KEYS.Backspace = KEYS.Delete;
 
+const isAtImage = () => [byId("canvas"), document.body].includes(document.activeElement); // elsewhere Tab leads on as usual
+
 document.addEventListener("keydown", (event) => {
   if (byId("help").open) return;
   if (event.target === byId("label-name")) {
@@ -313,7 +362,8 @@ document.addEventListener("keydown", (event) => {
   }
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   let action = KEYS[key];
-  if (event.ctrlKey || event.metaKey) action = key === "z" ? undo : undefined;
+  if (event.ctrlKey || event.metaKey) action = { z: event.shiftKey ? redo : undo, y: redo }[key];
+  else if (key === "Tab") action = isAmbiguous() && isAtImage() && (event.shiftKey ? choosePrevious : chooseNext);
   else if (/^[1-9]$/.test(key)) action = () => { if (state.labels[key - 1]) chooseLabel(state.labels[key - 1]); };
   if (!action) return;
   event.preventDefault();
@@ -327,7 +377,7 @@ byId("new-label").addEventListener("submit", async (event) => {
   await addLabel(name);
 });
 for (const [id, action] of Object.entries({
-  keep, undo, drop, previous: KEYS.p, next: KEYS.n, fit: KEYS.f, hide: KEYS.h, "help-button": KEYS["?"],
+  keep, undo, redo, drop, previous: KEYS.p, next: KEYS.n, fit: KEYS.f, hide: KEYS.h, "help-button": KEYS["?"],
 })) byId(id).addEventListener("click", () => { action(); if (id !== "help-button") byId("canvas").focus(); });
 
 // --- start

@@ -1,4 +1,4 @@
-// The lists beside the image: images, labels, kept masks. Each is drawn from the state, as it is.
+// What is around the image: messages, and the lists of images, labels and kept masks, each drawn from the state, as it is.
 
 const byId = (id) => document.getElementById(id);
 const HUES = [199, 32, 140, 330, 265, 60, 175, 0, 95, 295];
@@ -20,6 +20,21 @@ function makeSwatch(color) {
   const swatch = make("i", "swatch");
   swatch.style.background = color;
   return swatch;
+}
+
+let toastEnds;
+export function tell(line, wrong = false) {
+  const toast = byId("toast");
+  toast.textContent = line;
+  toast.classList.toggle("wrong", wrong);
+  toast.hidden = false;
+  clearTimeout(toastEnds);
+  toastEnds = setTimeout(() => { toast.hidden = true; }, wrong ? 8000 : 1800);
+}
+
+export function setStatus(line, busy = false) {
+  byId("status").textContent = line;
+  byId("status").classList.toggle("busy", busy);
 }
 
 /** Build the list of images once; marks are drawn by markImages. */
@@ -77,7 +92,7 @@ export function drawKept({ kept, selected, hidden }, { select, remove }) {
   }));
 }
 
-export function drawObject({ steps, answer, waiting, hasUndo }) {
+export function drawObject({ steps, answer, waiting, unchanged, undo, redo }, choose) {
   const points = steps.filter((step) => step.point), inside = points.filter((step) => step.inside).length;
   const parts = [];
   if (inside) parts.push(`${inside} inside`);
@@ -88,7 +103,18 @@ export function drawObject({ steps, answer, waiting, hasUndo }) {
   else if (waiting || !answer) text.textContent = `${parts.join(", ")} …`;
   else if (!answer.area) text.textContent = `${parts.join(", ")}: no mask here`;
   else text.replaceChildren(`${parts.join(", ")} · predicted IoU `, make("b", "", answer.iou.toFixed(2)), ` · ${answer.area.toLocaleString("en")} pixels`);
+  if (unchanged) text.append(" · that changed nothing");
+  const { scores, choice } = steps.length && answer ? answer : { scores: [] };
+  byId("choice").hidden = !scores.length;
+  byId("choice-text").textContent = choice ? `${choice} of 3 · ${scores[choice - 1].toFixed(2)}` : "or one of 3";
+  byId("choices").replaceChildren(...scores.map((score, place) => {
+    const button = make("button", place + 1 === choice ? "chosen" : "", score.toFixed(2));
+    button.title = `mask ${place + 1} of 3, predicted IoU ${score.toFixed(2)} (Tab)`;
+    button.addEventListener("click", () => { choose(() => place + 1); byId("canvas").focus(); });
+    return button;
+  }));
   byId("keep").disabled = !answer?.area || waiting;
-  byId("undo").disabled = !hasUndo;
+  byId("undo").disabled = !undo.length;
+  byId("redo").disabled = !redo.length;
   byId("drop").disabled = !steps.length;
 }
