@@ -2,8 +2,9 @@
 
 Each prompt is answered by one mask, that of mask token 0, or of an ambiguous prompt (``find_ambiguous``) that one of the three
 of tokens 1 to 3 that is nearest to the object: learning is from the lowest of three losses, as in Kirillov et al. 2023 "Segment
-Anything", appendix A. The answer not asked for, the best of three for a box and token 0 for a point, is learnt too, at the
-decoder's own resolution, so that it does not fall behind, and so is the predicted IoU of the three, by which one is chosen later.
+Anything", appendix A. Token 0 learns from ambiguous prompts too, at the decoder's own resolution, so that it does not fall behind,
+and so does the predicted IoU of the three, by which one is chosen later. The three do not learn from what is clear: on boxes they forget
+what a point may mean (docs/clicks.md).
 
 Legend: B images, N prompts of the step, n of one part, C channels, S model size, h w = S/4, r q those of it
 that the image lies in, R Q rows and columns of the loss's grid, K masks of a prompt: 4, or token 0 alone.
@@ -21,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from vpexp.data.batch import Batch
-from vpexp.data.prompts import NO_POINT, find_ambiguous
+from vpexp.data.prompts import find_ambiguous
 from vpexp.models.mask_decoder import ALL_MASKS, ONE_MASK, THREE_MASKS
 from vpexp.models.sam import DecodedMasks, Sam, enlarge_to_input, upscale_logits
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
@@ -113,14 +114,11 @@ class StepLoss:
         prompts = StepPrompts(
             batch.image_index_N[first:last] - images.start, batch.coords_NP2[first:last], batch.labels_NP[first:last]
         )
-        is_first_n = torch.ones(last - first, dtype=torch.bool, device=prompts.labels_nP.device)
         draws_nR = batch.click_draws_NR[first:last]
         if (draws_nR >= 0).any():
             # Inside the chunk, so that the masks of the rounds do not pile up.
             truths = [truth for part in parts for truth in _reduce_truths(batch, part)]
-            asked = prompts.labels_nP.shape[1]
             prompts = correct_by_clicks(self._answer(decode), prompts, truths, draws_nR, feed_mask=self.feed_mask)
-            is_first_n = (prompts.labels_nP[:, asked:] == NO_POINT).all(dim=1)
         decoded, ambiguous_n = decode(prompts), self._find_ambiguous(prompts)
         terms: list[Tensor] = []
         for part, (start, stop) in zip(parts, spans, strict=True):
@@ -128,13 +126,12 @@ class StepLoss:
             own = DecodedMasks(decoded.low_res_logits_NKHW[mine].float(), decoded.iou_NK[mine])
             targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
             extra: Tensor | float = 0.0
-            if self.multimask != "never":
+            token_n = torch.zeros_like(ambiguous_n[mine], dtype=torch.int64)
+            if ambiguous_n[mine].any():
                 truths_nrq = torch.stack(_reduce_truths(batch, part)).to(targets_nRQ.device)
-                best_n = _find_best(own, truths_nrq)
-                other_n = torch.where(ambiguous_n[mine], 0, best_n)
-                if is_first_n[mine].any():
-                    extra = self._learn_others(own, other_n, truths_nrq, is_first_n[mine])
-                own = own.pick(best_n - other_n)
+                token_n = torch.where(ambiguous_n[mine], _find_best(own, truths_nrq), 0)
+                extra = self._learn_others(own, truths_nrq, ambiguous_n[mine])
+            own = own.pick(token_n)
             logits_nRQ = self._enlarge(sam, own.low_res_logits_NKHW, batch, part.image)
             found = self.loss(logits_nRQ, own.iou_NK[:, 0], targets_nRQ)
             share = (stop - start) / offsets[-1]
@@ -162,14 +159,13 @@ class StepLoss:
 
         return answer
 
-    def _learn_others(self, own: DecodedMasks, other_n: Tensor, truths_nrq: Tensor, is_first_n: Tensor) -> Tensor:
-        """Compute what first prompts add to the loss for the answer that they do not ask for, and for the IoU of the three."""
+    def _learn_others(self, own: DecodedMasks, truths_nrq: Tensor, ambiguous_n: Tensor) -> Tensor:
+        """Compute what ambiguous prompts add to the loss: the mask of token 0, and the predicted IoU of the other three."""
         cells = _cut_cells(own, truths_nrq)
-        other = DecodedMasks(cells[is_first_n], own.iou_NK[is_first_n]).pick(other_n[is_first_n])
-        found = self.loss(other.low_res_logits_NKHW[:, 0], other.iou_NK[:, 0], truths_nrq[is_first_n])
+        found = self.loss(cells[ambiguous_n, 0], own.iou_NK[ambiguous_n, 0], truths_nrq[ambiguous_n])
         true_ious = [compute_mask_iou(logits_nrq, truths_nrq) for logits_nrq in cells[:, THREE_MASKS].unbind(dim=1)]
         errors_n3 = (own.iou_NK[:, THREE_MASKS] - torch.stack(true_ious, dim=1)).square()
-        return (found.total + errors_n3[is_first_n].mean()) * is_first_n.float().mean()
+        return (found.total + errors_n3[ambiguous_n].mean()) * ambiguous_n.float().mean()
 
     def _enlarge(self, sam: Sam, low_res_n1hw: Tensor, batch: Batch, image: int) -> Tensor:
         """Bring logits to the grid of the loss: [n, R, Q]."""

@@ -87,7 +87,7 @@ def build_multimask(build_module, **options):
 
 
 def test_compute__ambiguous_prompts_learn_from_the_best_of_three(build_module, build_data):
-    """The loss, written out prompt by prompt: a point by its best token, a box by token 0, and each by the other as well."""
+    """The loss, written out prompt by prompt: a box by token 0, a point by its best token, and by token 0 as well."""
     module, batch = build_multimask(build_module), get_batch(build_data(resolution="low"), 1)
     is_point_N = torch.tensor([True, False, True])
     batch.labels_NP[is_point_N] = torch.tensor([1.0, -1.0])
@@ -108,9 +108,9 @@ def test_compute__ambiguous_prompts_learn_from_the_best_of_three(build_module, b
             for token in range(4)
         ]
         best = min(range(1, 4), key=lambda token: (20 * single[token].focal + single[token].dice).item())
-        asked, other = (best, 0) if is_point else (0, best)
-        ranking = sum(single[token].iou.item() for token in (1, 2, 3)) / 3
-        found.append([(single[asked].total + single[other].total).item() + ranking, single[asked].dice.item()])
+        asked, total = (best, single[best].total + single[0].total) if is_point else (0, single[0].total)
+        ranking = sum(single[token].iou.item() for token in (1, 2, 3)) / 3 if is_point else 0
+        found.append([total.item() + ranking, single[asked].dice.item()])
     assert np.mean(found, axis=0) == pytest.approx([terms.total.item(), terms.dice.item()], rel=1e-5)
 
 
