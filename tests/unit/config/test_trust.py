@@ -371,11 +371,11 @@ def test_run_sweep__a_record_that_cannot_be_composed_is_one_line(tmp_path):
 def test_run_sweep__what_the_record_names_is_repeated(tmp_path, monkeypatch):
     started = []
 
-    def open_folder(plan, **_):
+    def make_folder(plan):
         started.append(plan)
         raise ZeroDivisionError
 
-    monkeypatch.setattr("vpexp.sweeps.command._open_folder", open_folder)
+    monkeypatch.setattr("vpexp.sweeps.command._make_folder", make_folder)
     own = tmp_path / "own" / "optimizer"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("_target_: my_code.Lion\nlr: 1\n")
