@@ -280,8 +280,16 @@ class PredictConfig:
     """Masks whose predicted IoU is lower are left out; 0 keeps all. For prompts=grid it is at least grid_min_score."""
     grid_min_score: float = setting(0.7, lowest=0, highest=1)
     """prompts=grid: lowest predicted IoU of a mask that is kept."""
+    grid_stability: float = setting(0.95, lowest=0, highest=1)
+    """prompts=grid: lowest stability score of a mask that is kept: the IoU of its versions at raised and lowered threshold."""
+    grid_stability_offset: float = setting(1.0, lowest=0)
+    """prompts=grid: by how much these thresholds lie above and below 0, in logits."""
+    grid_box_overlap: float = setting(0.7, lowest=0, highest=1)
+    """prompts=grid: of masks whose boxes have a higher IoU, only the best is kept; before grid_overlap. 1: all are."""
     grid_overlap: float = setting(0.7, lowest=0, highest=1)
-    """prompts=grid: of masks whose IoU with each other is higher, only the best is kept."""
+    """prompts=grid: of masks whose IoU with each other is higher, only the best is kept; 1 leaves it at their boxes."""
+    grid_min_area: int = setting(0, lowest=0)
+    """prompts=grid: islands and holes of fewer pixels are removed from masks; 0: none."""
     keep_annotated: bool = True
     """prompts=dataset: objects that have a mask keep it, and only boxes without one are predicted; false predicts all."""
 

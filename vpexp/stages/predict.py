@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from rich.progress import Progress
 
 from vpexp import visuals
 from vpexp.config.saved import name_data
@@ -26,7 +28,7 @@ from vpexp.errors import DataError
 from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
 from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
 from vpexp.inference.predictor import Predictor
-from vpexp.inference.segment import FoundMask, Segmentation, build_grid, keep_best, segment
+from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, build_grid, segment, segment_grid
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
 from vpexp.stages.shared.model import load_stage_model
@@ -42,6 +44,7 @@ class _Totals:
     prompts: int = 0
     empty: int = 0
     weak: int = 0
+    unstable: int = 0
     overlapping: int = 0
     scores: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -54,7 +57,8 @@ class _Totals:
         self.prompts += prompts
         self.empty += segmentation.empty
         self.weak += segmentation.weak
-        self.overlapping += prompts - len(segmentation.masks) - segmentation.empty - segmentation.weak
+        self.unstable += segmentation.unstable
+        self.overlapping += segmentation.overlapping
         self.scores.extend(mask.score for mask in segmentation.masks)
         self.seconds.append(seconds)
 
@@ -89,7 +93,12 @@ class _Job:
             "images": totals.images,
             "prompts": totals.prompts,
             "masks": len(totals.scores),
-            "left_out": {"empty": totals.empty, "low score": totals.weak, "overlapping": totals.overlapping},
+            "left_out": {
+                "empty": totals.empty,
+                "low score": totals.weak,
+                "unstable": totals.unstable,
+                "overlapping": totals.overlapping,
+            },
             "without_prompts": self.plan.without_prompts,
             "annotated": self.plan.annotated,
             "skipped": dict(self.skips.counts),
@@ -174,7 +183,7 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
                 job.skips.skip(error.reason, str(task.image.path))
                 continue
             started = time.perf_counter()
-            prompts, segmentation = _segment(cfg.predict, predictor, image_HW3, task)
+            prompts, segmentation = _segment(cfg.predict, predictor, image_HW3, task, progress)
             seconds = time.perf_counter() - started
             _write(job.writer, task, image_HW3.shape, prompts, segmentation.masks)
             if job.labels is not None:
@@ -188,7 +197,7 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
 
 
 def _segment(
-    cfg: DictConfig, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask
+    cfg: DictConfig, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask, progress: Progress
 ) -> tuple[Prompts, Segmentation]:
     """Predict on one image: with its own prompts, or with a grid of points of whose masks the best are kept."""
     if task.prompts is not None and not len(task.prompts):  # all of its objects are annotated
@@ -199,9 +208,20 @@ def _segment(
         return prompts, segment(predictor, embedding, prompts, min_score=cfg.min_score)
     height, width, _ = image_HW3.shape
     prompts = build_grid(height, width, cfg.points_per_side)
-    min_score = max(cfg.min_score, cfg.grid_min_score)
-    found = segment(predictor, embedding, prompts, min_score=min_score)
-    return prompts, Segmentation(keep_best(found.masks, cfg.grid_overlap), found.empty, found.weak)
+    filters = GridFilter(
+        min_score=max(cfg.min_score, cfg.grid_min_score),
+        min_stability=cfg.grid_stability,
+        stability_offset=cfg.grid_stability_offset,
+        max_box_overlap=cfg.grid_box_overlap,
+        max_overlap=cfg.grid_overlap,
+        min_area=cfg.grid_min_area,
+    )
+    points = progress.add_task("points", total=len(prompts))
+    try:
+        found = segment_grid(predictor, embedding, prompts, filters, partial(progress.advance, points))
+    finally:
+        progress.remove_task(points)
+    return prompts, found
 
 
 def _write(
@@ -262,6 +282,7 @@ def _tell(job: _Job) -> None:
     left_out = {
         "empty": totals.empty,
         "below the lowest score": totals.weak,
+        "that change with the threshold": totals.unstable,
         "overlapping a better one": totals.overlapping,
     }
     if any(left_out.values()):

@@ -1,12 +1,29 @@
 """The grid of points, and which of overlapping masks stay."""
 
+import copy
+import importlib
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
 
+from tests.references.exports import draw_vineyard
+from tests.references.official import build_official_sam, import_segment_anything
 from vpexp.data.masks import decode_rle, encode_mask
-from vpexp.inference.segment import FoundMask, build_grid, keep_best
+from vpexp.inference.load import load_predictor
+from vpexp.inference.segment import (
+    FoundMask,
+    GridFilter,
+    build_grid,
+    keep_best,
+    remove_small_regions,
+    segment,
+    segment_grid,
+)
 
 
 def test_build_grid__middle_pixels_row_by_row():
@@ -89,3 +106,132 @@ def test_keep_best__is_what_the_matrix_of_all_pairs_says(data):
         if all(measure(mask, better) <= limit + 1e-12 for better in expected):
             expected.append(mask)
     assert [mask.prompt for mask in kept] == [mask.prompt for mask in expected]
+
+
+def suppress(boxes_K4, scores_K, categories_K, iou_threshold):
+    """Do what ``torchvision.ops.batched_nms`` does for one category."""
+    assert not categories_K.any()
+    boxes_K4, kept = boxes_K4.float(), []
+    for place in torch.sort(scores_K, descending=True, stable=True).indices.tolist():
+        box = boxes_K4[place]
+        for other in boxes_K4[kept]:
+            shared = (torch.minimum(box[2:], other[2:]) - torch.maximum(box[:2], other[:2])).clamp(min=0).prod()
+            union = (box[2:] - box[:2]).prod() + (other[2:] - other[:2]).prod() - shared
+            if shared / union > iou_threshold:
+                break
+        else:
+            kept.append(place)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+@pytest.fixture(scope="module")
+def sam(micro_sam):
+    """The trained model, its further mask tokens like the first one but not the same: masks of parts of the image."""
+    sam = copy.deepcopy(micro_sam)
+    decoder = sam.mask_decoder
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for token in (1, 2, 3):
+            first = decoder.output_hypernetworks_mlps[0].state_dict()
+            blurred = {name: w * (1 + 0.1 * torch.randn(w.shape, generator=generator)) for name, w in first.items()}
+            decoder.output_hypernetworks_mlps[token].load_state_dict(blurred)
+            decoder.mask_tokens.weight[token] = decoder.mask_tokens.weight[0]
+        *_, last = (part for part in decoder.iou_prediction_head.modules() if isinstance(part, nn.Linear))
+        last.weight[1:] = last.weight[0] * (1 + 0.05 * torch.randn(last.weight[1:].shape, generator=generator))
+        last.bias[1:] = last.bias[0]
+    return sam
+
+
+@pytest.fixture(scope="module")
+def official(sam):
+    """segment-anything's own model around the same encoder, with the same weights."""
+    official = build_official_sam(Encoder(sam), sam.image_size)
+    official.prompt_encoder.load_state_dict(sam.prompt_encoder.state_dict())
+    official.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
+    return official
+
+
+class Encoder(nn.Module):
+    """An image encoder as segment-anything's ``SamPredictor`` takes it."""
+
+    def __init__(self, sam):
+        super().__init__()
+        self.img_size, self.encode = sam.image_size, sam.encode_image
+
+    def forward(self, images):
+        return self.encode(images)
+
+
+def generate(official, image_HW3, prompts, filters, monkeypatch):
+    """Find everything with segment-anything's own code, at the same points."""
+    generator = import_segment_anything().automatic_mask_generator
+    transforms = importlib.import_module("segment_anything.utils.transforms")
+    monkeypatch.setattr(generator, "batched_nms", suppress)
+    monkeypatch.setattr(transforms, "to_pil_image", Image.fromarray)
+    monkeypatch.setattr(transforms, "resize", lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return generator.SamAutomaticMaskGenerator(
+        official,
+        points_per_side=None,
+        point_grids=[prompts.coords_NP2[:, 0] / np.array(image_HW3.shape[1::-1])],
+        pred_iou_thresh=filters.min_score,
+        stability_score_thresh=filters.min_stability,
+        stability_score_offset=filters.stability_offset,
+        box_nms_thresh=filters.max_box_overlap,
+        min_mask_region_area=filters.min_area,
+    ).generate(image_HW3)
+
+
+@pytest.mark.parametrize("image_size", [256, 333])
+def test_segment_grid__equals_segment_anything(sam, official, monkeypatch, tmp_path, image_size):
+    image_HW3 = draw_vineyard(tmp_path, image_size=image_size, count=1)[0].image_HW3[: image_size * 3 // 4]
+    predictor = load_predictor(sam)
+    embedding = predictor.embed(image_HW3)
+    prompts = build_grid(*image_HW3.shape[:2], 8)
+    for filters in (
+        GridFilter(0.01, max_box_overlap=0.7),
+        GridFilter(0.3, min_stability=0.8, stability_offset=0.5, max_box_overlap=0.7),
+        GridFilter(0.3, min_stability=0.5, max_box_overlap=0.9, min_area=60),
+    ):
+        advanced: list[int] = []
+        found = segment_grid(predictor, embedding, prompts, filters, advanced.append)
+
+        expected = generate(official, image_HW3, prompts, filters, monkeypatch)
+        expected = [
+            entry for entry in expected if entry["area"]
+        ]  # without a stability score to pass, it keeps empty masks
+        assert sum(advanced) == len(prompts)
+        assert len(found.masks) == len(expected) > 5
+        for mask, other in zip(found.masks, expected, strict=True):
+            assert np.count_nonzero(decode_rle(mask.rle) != other["segmentation"]) <= 2
+            assert mask.score == pytest.approx(other["predicted_iou"], abs=1e-4)
+            np.testing.assert_allclose(prompts.coords_NP2[mask.prompt, 0], other["point_coords"][0], atol=1e-3)
+
+
+def test_segment_grid__seed_rule_gives_one_mask_a_point(sam, tmp_path):
+    image_HW3 = draw_vineyard(tmp_path, count=1)[0].image_HW3
+    predictor = load_predictor(sam, multimask="never")
+    embedding, prompts = predictor.embed(image_HW3), build_grid(256, 256, 4)
+
+    found = segment_grid(predictor, embedding, prompts, GridFilter(0.0), [].append)
+
+    expected = segment(predictor, embedding, prompts, min_score=0.0).masks
+    assert found.masks == sorted(expected, key=lambda mask: -mask.score)
+
+
+def test_remove_small_regions__fills_holes_and_drops_islands():
+    mask_HW = np.zeros((20, 30), bool)
+    mask_HW[2:14, 2:14] = True
+    mask_HW[5:7, 5:7] = False  # a hole of 4 pixels
+    mask_HW[9, 9] = mask_HW[10, 10] = False  # one of 2, that touch at a corner
+    mask_HW[17:19, 20:22] = True  # an island of 4 pixels
+
+    whole_HW, changed = remove_small_regions(mask_HW, 5)
+    assert changed
+    assert whole_HW.sum() == whole_HW[2:14, 2:14].sum() == 144
+    part_HW, _ = remove_small_regions(mask_HW, 3)
+    assert part_HW.sum() == 144
+    np.testing.assert_array_equal(part_HW[5:7, 5:7], False)
+    assert remove_small_regions(mask_HW, 2)[1] is False
+    small_HW, changed = remove_small_regions(mask_HW & (np.arange(30) > 15), 50)
+    assert changed
+    assert small_HW.sum() == 4  # the largest stays
