@@ -1,6 +1,5 @@
 """The grid of points, and which of overlapping masks stay."""
 
-import copy
 import importlib
 
 import numpy as np
@@ -125,29 +124,11 @@ def suppress(boxes_K4, scores_K, categories_K, iou_threshold):
 
 
 @pytest.fixture(scope="module")
-def sam(micro_sam):
-    """The trained model, its further mask tokens like the first one but not the same: masks of parts of the image."""
-    sam = copy.deepcopy(micro_sam)
-    decoder = sam.mask_decoder
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for token in (1, 2, 3):
-            first = decoder.output_hypernetworks_mlps[0].state_dict()
-            blurred = {name: w * (1 + 0.1 * torch.randn(w.shape, generator=generator)) for name, w in first.items()}
-            decoder.output_hypernetworks_mlps[token].load_state_dict(blurred)
-            decoder.mask_tokens.weight[token] = decoder.mask_tokens.weight[0]
-        *_, last = (part for part in decoder.iou_prediction_head.modules() if isinstance(part, nn.Linear))
-        last.weight[1:] = last.weight[0] * (1 + 0.05 * torch.randn(last.weight[1:].shape, generator=generator))
-        last.bias[1:] = last.bias[0]
-    return sam
-
-
-@pytest.fixture(scope="module")
-def official(sam):
+def official(micro_sam):
     """segment-anything's own model around the same encoder, with the same weights."""
-    official = build_official_sam(Encoder(sam), sam.image_size)
-    official.prompt_encoder.load_state_dict(sam.prompt_encoder.state_dict())
-    official.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
+    official = build_official_sam(Encoder(micro_sam), micro_sam.image_size)
+    official.prompt_encoder.load_state_dict(micro_sam.prompt_encoder.state_dict())
+    official.mask_decoder.load_state_dict(micro_sam.mask_decoder.state_dict())
     return official
 
 
@@ -182,9 +163,9 @@ def generate(official, image_HW3, prompts, filters, monkeypatch):
 
 
 @pytest.mark.parametrize("image_size", [256, 333])
-def test_segment_grid__equals_segment_anything(sam, official, monkeypatch, tmp_path, image_size):
+def test_segment_grid__equals_segment_anything(micro_sam, official, monkeypatch, tmp_path, image_size):
     image_HW3 = draw_vineyard(tmp_path, image_size=image_size, count=1)[0].image_HW3[: image_size * 3 // 4]
-    predictor = load_predictor(sam)
+    predictor = load_predictor(micro_sam)
     embedding = predictor.embed(image_HW3)
     prompts = build_grid(*image_HW3.shape[:2], 8)
     for filters in (
@@ -207,9 +188,9 @@ def test_segment_grid__equals_segment_anything(sam, official, monkeypatch, tmp_p
             np.testing.assert_allclose(prompts.coords_NP2[mask.prompt, 0], other["point_coords"][0], atol=1e-3)
 
 
-def test_segment_grid__seed_rule_gives_one_mask_a_point(sam, tmp_path):
+def test_segment_grid__seed_rule_gives_one_mask_a_point(micro_sam, tmp_path):
     image_HW3 = draw_vineyard(tmp_path, count=1)[0].image_HW3
-    predictor = load_predictor(sam, multimask="never")
+    predictor = load_predictor(micro_sam, multimask="never")
     embedding, prompts = predictor.embed(image_HW3), build_grid(256, 256, 4)
 
     found = segment_grid(predictor, embedding, prompts, GridFilter(0.0), [].append)

@@ -24,7 +24,7 @@ class FilledBoxes:
     def embed(self, image_HW3):
         return ImageEmbedding(None, image_HW3.shape[:2], image_HW3.shape[:2])
 
-    def decode_prompts(self, embedding, prompts):
+    def decode_prompts(self, embedding, prompts, *, multimask=None):
         done = sum(self.calls)
         self.calls.append(len(prompts))
         masks = np.zeros((len(prompts), *embedding.original_hw), dtype=bool)
