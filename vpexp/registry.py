@@ -57,6 +57,8 @@ STAGES = {
     "models": Stage(recorded=False),
     "sync": Stage(recorded=False),
 }
+VPEXP, OFFICIAL, MODEL_API = "vpexp", "official", "model_api"
+EXPORT_TARGETS = (VPEXP, OFFICIAL, MODEL_API, "x_anylabeling", "cvat", "label_studio")
 FORMATS = {
     "coco": DataFormat("vpexp.data.readers.coco.CocoReader", "vpexp.data.writers.json_files.write_coco"),
     "voc": DataFormat("vpexp.data.readers.voc.VocReader", "vpexp.data.writers.label_images.write_voc", overlaps=False),

@@ -195,7 +195,14 @@ def test_predict__grid(tmp_path: Path, photos: Path, run_debug: RunDebug):
             for other_HW in masks[:index]:
                 assert (mask_HW & other_HW).sum() / (mask_HW | other_HW).sum() <= 0.8
     about = result.details["predict"]
-    assert about["masks"] + sum(about["left_out"].values()) == 2 * 36
+    assert about["masks"] + sum(about["left_out"].values()) == 3 * 2 * 36  # three masks a point
+
+    steady = run_debug(tmp_path, *COMMON, *grid, "predict.grid_stability=0.999", "stage.overlays=0")
+    left_out = steady.details["predict"]["left_out"]
+    assert left_out["unstable"] > 0
+    assert steady.metrics["predict/masks"] + sum(left_out.values()) == 3 * 2 * 36
+    single = run_debug(tmp_path, *COMMON, *grid, "prompt.multimask=never", "stage.overlays=0")
+    assert single.metrics["predict/masks"] + sum(single.details["predict"]["left_out"].values()) == 2 * 36
 
     strict = run_debug(tmp_path, *COMMON, *grid[:2], "predict.grid_min_score=1", grid[3], "stage.overlays=0")
     assert strict.metrics["predict/masks"] == 0
@@ -207,13 +214,16 @@ def test_predict__min_score_counts_for_prompts_and_grid(
     tmp_path: Path, photos: Path, write_prompts, run_debug: RunDebug, capsys
 ):
     prompts = write_prompts({"b.jpg": {"boxes": BOXES}})
-    for asked, key in ((f"prompts='{prompts}'", "predict.min_score"), ("prompts=grid", "predict.grid_min_score")):
+    for asked, key, masks in (
+        (f"prompts='{prompts}'", "predict.min_score", 1),
+        ("prompts=grid", "predict.grid_min_score", 3),
+    ):
         result = run_debug(
             *(tmp_path, *COMMON, f"source='{photos}/b.jpg'", asked, "predict.min_score=1", "predict.grid_min_score=0"),
             "predict.points_per_side=2",
         )
         assert result.metrics["predict/masks"] == 0
-        assert result.details["predict"]["left_out"]["low score"] == result.metrics["predict/prompts"] > 0
+        assert result.details["predict"]["left_out"]["low score"] == masks * result.metrics["predict/prompts"] > 0
         assert f"no mask scored well enough: lower {key}" in capsys.readouterr().out
 
 

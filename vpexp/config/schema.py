@@ -2,11 +2,7 @@
 
 The sections ``optimizer``, ``scheduler``, ``callbacks`` and ``metrics`` are free: their keys are the arguments of their
 ``_target_``. ``metrics`` holds metrics of your own, measured beside vpexp's wherever a model is evaluated: docs/extending.md.
-
-A schedule of torch (``scheduler._target_=torch.optim.lr_scheduler.StepLR +scheduler.step_size=10``) counts epochs; one that takes
-``total_steps``, as ``OneCycleLR`` and vpexp's own, counts optimizer steps; ``+scheduler.interval=step`` or ``epoch`` says otherwise.
-``ReduceLROnPlateau`` looks at ``val/f1-score``, the higher the better, after each validation; ``+scheduler.monitor`` and
-``+scheduler.mode`` name another number. The column ``lr`` of metrics.csv shows the rate.
+Schedules: ``build_scheduler_factory`` of ``vpexp/training/build.py``.
 """
 
 from dataclasses import dataclass, field
@@ -14,11 +10,9 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig
 
-from vpexp.registry import FORMATS, STAGES
+from vpexp.registry import EXPORT_TARGETS, FORMATS, STAGES, VPEXP
 
 SCHEMA_NAME = "vpexp_schema"
-VPEXP, OFFICIAL, MODEL_API = "vpexp", "official", "model_api"
-EXPORT_TARGETS = (VPEXP, OFFICIAL, MODEL_API, "x_anylabeling", "cvat", "label_studio")
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
@@ -280,10 +274,8 @@ class PredictConfig:
     """Masks whose predicted IoU is lower are left out; 0 keeps all. For prompts=grid it is at least grid_min_score."""
     grid_min_score: float = setting(0.7, lowest=0, highest=1)
     """prompts=grid: lowest predicted IoU of a mask that is kept."""
-    grid_stability: float = setting(0.95, lowest=0, highest=1)
-    """prompts=grid: lowest stability score of a mask that is kept: the IoU of its versions at raised and lowered threshold."""
-    grid_stability_offset: float = setting(1.0, lowest=0)
-    """prompts=grid: by how much these thresholds lie above and below 0, in logits."""
+    grid_stability: float = setting(0.0, lowest=0, highest=1)
+    """prompts=grid: lowest stability score of a mask that is kept; 0.95 suits official weights, 0.3 sam_micro: docs/stages.md."""
     grid_box_overlap: float = setting(0.7, lowest=0, highest=1)
     """prompts=grid: of masks whose boxes have a higher IoU, only the best is kept; before grid_overlap. 1: all are."""
     grid_overlap: float = setting(0.7, lowest=0, highest=1)
@@ -403,9 +395,8 @@ class Config:
     checkpoint: str | None = None
     """What to start from: a .ckpt, an exported .xml or .onnx, a run folder, or latest; null: the model as it comes."""
     resume: str | None = None
-    """A checkpoint or run folder whose training or pipeline goes on where it stopped. It keeps its model, optimizer and scheduler
-    and what its finished steps have used; other keys may change, as ``trainer.max_epochs``. What it would not heed is an error.
-    Classes of your own that it names are repeated, ``optimizer._target_=mine.Lion``, or lie in a ``--config-dir``: docs/trust.md."""
+    """A checkpoint or run folder whose training or pipeline goes on where it stopped. It keeps its model, optimizer, scheduler and
+    what its finished steps have used; other keys may change. Classes of your own that it names are repeated: docs/trust.md."""
     source: str | None = None
     """Predict, demo: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
     run: str | None = None

@@ -9,9 +9,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain, format_suggestion
-from vpexp.config.schema import PARTS, VPEXP, Config
+from vpexp.config.schema import PARTS, Config
 from vpexp.errors import ConfigError
-from vpexp.registry import FORMATS, STAGES, get_stage
+from vpexp.registry import FORMATS, STAGES, VPEXP, get_stage
 
 REGISTERED_NAME = re.compile(r"\w[\w.-]*")  # what needs no quoting in models:/<name>/<version>
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.config.schema import VPEXP, DataConfig, PromptConfig, SyntheticConfig
+from vpexp.config.schema import DataConfig, PromptConfig, SyntheticConfig
 from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.batch import EvaluationSample, EvaluationSet
@@ -23,6 +23,7 @@ from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash, write_official
+from vpexp.registry import VPEXP
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import read_configured_dataset
 from vpexp.stages.shared.model import load_stage_model

@@ -211,7 +211,6 @@ def _segment(
     filters = GridFilter(
         min_score=max(cfg.min_score, cfg.grid_min_score),
         min_stability=cfg.grid_stability,
-        stability_offset=cfg.grid_stability_offset,
         max_box_overlap=cfg.grid_box_overlap,
         max_overlap=cfg.grid_overlap,
         min_area=cfg.grid_min_area,
@@ -287,8 +286,9 @@ def _tell(job: _Job) -> None:
     }
     if any(left_out.values()):
         log_line(f"masks left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items() if count)}")
-    if totals.weak and not totals.scores:
+    if (totals.weak or totals.unstable) and not totals.scores:
         key = "predict.grid_min_score" if cfg.prompts == GRID else "predict.min_score"
+        key = "predict.grid_stability" if totals.unstable else key
         log_line(
             f"no mask scored well enough: lower {key}, or fine-tune the model on images like these", style="yellow"
         )

@@ -41,8 +41,10 @@ def build_scheduler_factory(cfg: DictConfig) -> Callable[[Optimizer, int], dict[
     """Return a function that builds the schedule of the section ``scheduler`` for an optimizer and a number of steps.
 
     It returns what Lightning takes: ``scheduler``, ``interval`` and ``monitor``. A target that takes ``total_steps`` (vpexp's own,
-    ``OneCycleLR``) is given the optimizer steps of the whole training and counts in steps, any other in epochs, unless
-    ``scheduler.interval`` says otherwise. ``ReduceLROnPlateau`` looks at ``scheduler.monitor`` after each validation.
+    ``OneCycleLR``) is given the optimizer steps of the whole training and counts in steps, any other in epochs
+    (``scheduler._target_=torch.optim.lr_scheduler.StepLR +scheduler.step_size=10``), unless ``+scheduler.interval=step`` or ``epoch``
+    says otherwise. ``ReduceLROnPlateau`` looks at ``val/f1-score``, the higher the better, after each validation;
+    ``+scheduler.monitor`` and ``+scheduler.mode`` name another number. The column ``lr`` of metrics.csv shows the rate.
 
     Raises:
         ConfigError: the target cannot be imported, or does not take the options.

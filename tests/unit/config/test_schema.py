@@ -74,7 +74,10 @@ SURFACE = {
         "subset_size",
         "max_drop",
     ],
-    "predict": ["points_per_side", "min_score", "grid_min_score", "grid_overlap", "keep_annotated"],
+    "predict": [
+        *("points_per_side", "min_score", "grid_min_score", "grid_stability", "grid_box_overlap", "grid_overlap"),
+        *("grid_min_area", "keep_annotated"),
+    ],
     "output": ["format", "folder", "split", "masks", "images", "overlap", "max_iou"],
     "demo": ["host", "port", "open_browser", "folder", "labels", "refine", "embeddings"],
     "sweep": ["metric", "direction", "resume"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import StrictUndefined, Template
 
-from vpexp.config.schema import MODEL_API, OFFICIAL, ExportConfig
+from vpexp.config.schema import ExportConfig
 from vpexp.deploy.graph import ExportInfo, build_model_info
 from vpexp.deploy.onnx_format import write_graph
 from vpexp.deploy.targets.graphs import (
@@ -23,6 +23,7 @@ from vpexp.errors import ConfigError
 from vpexp.files import write_text
 from vpexp.inference.exported import DECODER, ENCODER
 from vpexp.models.sam import Sam
+from vpexp.registry import MODEL_API, OFFICIAL
 
 EXPECTED_SIDE = 1024
 """The size that X-AnyLabeling, samexporter and CVAT take every SAM to have, pixels."""
