@@ -19,7 +19,7 @@ from vpexp.data.geometry import MEAN, STD
 from vpexp.data.prompts import find_ambiguous
 from vpexp.inference.exported import MODEL_TYPES
 from vpexp.models.mask_decoder import ALL_MASKS, MASK_TOKENS
-from vpexp.models.sam import Sam, upscale_logits
+from vpexp.models.sam import Sam, choose_tokens, upscale_logits
 
 
 class ExportableEncoder(nn.Module):
@@ -60,7 +60,7 @@ class ExportableDecoder(nn.Module):
         mask_input_M1hw: Tensor,
         has_mask_input_M1: Tensor,
         orig_size_12: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Decode prompts.
 
         ``point_coords`` float32 are pixels of the resized image, ``point_labels`` float32 are 1 inside, 0 outside, 2
@@ -69,13 +69,8 @@ class ExportableDecoder(nn.Module):
         predicted IoU [N, 1], and logits [N, 1, S/4, S/4] in the padded square; the last two of all four mask tokens, [N, 4, ...],
         follow.
         """
-        encoder = self.sam.prompt_encoder
-        has_mask_M111 = has_mask_input_M1[:, :, None, None]
-        dense_MCHW = has_mask_M111 * encoder.embed_masks(mask_input_M1hw)
-        dense_MCHW = dense_MCHW + (1 - has_mask_M111) * encoder.embed_masks(None)
-        decoded = self.sam.decode_points(
-            image_embeddings_1CHW + dense_MCHW, point_coords_NP2, point_labels_NP, masks=ALL_MASKS
-        )
+        image_MCHW = add_mask(self.sam, image_embeddings_1CHW, mask_input_M1hw, has_mask_input_M1[:, :, None, None])
+        decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, masks=ALL_MASKS)
         tokens_N4hw, ious_N4 = decoded.low_res_logits_NKHW, decoded.iou_NK
         chosen_N4 = self._choose_tokens(ious_N4, point_labels_NP, has_mask_input_M1)
         # Products with 0 and 1: exact, and faster than gathering.
@@ -92,7 +87,7 @@ class ExportableDecoder(nn.Module):
     def _choose_tokens(self, ious_N4: Tensor, point_labels_NP: Tensor, has_mask_input_M1: Tensor) -> Tensor:
         """Choose each prompt's mask token as ``Predictor.decode_prompts`` does: 1 for that one, 0 for the others, [N, 4]."""
         ambiguous_N = find_ambiguous(point_labels_NP, has_mask_input_M1[:, 0], self.multimask)
-        token_N = torch.where(ambiguous_N, 1 + ious_N4[:, 1:].argmax(dim=1), 0)
+        token_N = choose_tokens(ious_N4, ambiguous_N)
         return (torch.arange(MASK_TOKENS) == token_N[:, None]).to(ious_N4.dtype)
 
     def build_example(self) -> tuple[Tensor, ...]:
@@ -106,6 +101,12 @@ class ExportableDecoder(nn.Module):
             torch.zeros(1, 1),
             torch.tensor([[size - size // 4, size]]),
         )
+
+
+def add_mask(sam: Sam, image_1CHW: Tensor, mask_input_M1hw: Tensor, has_mask_M111: Tensor) -> Tensor:
+    """Add embedded masks to an embedding, [M, C, H, W]; ``has_mask_M111`` is 1 where a mask counts, 0 elsewhere."""
+    dense_MCHW = has_mask_M111 * sam.prompt_encoder.embed_masks(mask_input_M1hw)
+    return image_1CHW + (dense_MCHW + (1 - has_mask_M111) * sam.prompt_encoder.embed_masks(None))
 
 
 def _compute_resized_size(orig_size_12: Tensor, image_size: int) -> Any:

@@ -36,6 +36,19 @@ class DecodedMasks:
         )
 
 
+def choose_tokens(iou_N4: Tensor, ambiguous_N: Tensor) -> Tensor:
+    """Choose the mask token that answers each prompt: of an ambiguous one that of 1 to 3 with the best predicted IoU, else 0.
+
+    Args:
+        iou_N4: predicted IoU of all mask tokens.
+        ambiguous_N: bool, see ``find_ambiguous``.
+
+    Returns:
+        int64 [N].
+    """
+    return torch.where(ambiguous_N, 1 + iou_N4[:, 1:].argmax(dim=1), 0)
+
+
 class Sam(nn.Module):
     """Segment Anything; the names of its parameters are those of the official checkpoints."""
 

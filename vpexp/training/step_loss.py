@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from vpexp.data.batch import Batch
 from vpexp.data.prompts import find_ambiguous
 from vpexp.models.mask_decoder import ALL_MASKS, ONE_MASK, THREE_MASKS
-from vpexp.models.sam import DecodedMasks, Sam, enlarge_to_input, upscale_logits
+from vpexp.models.sam import DecodedMasks, Sam, choose_tokens, enlarge_to_input, upscale_logits
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
 from vpexp.training.losses import Loss, LossTerms, compute_focal_and_dice, compute_mask_iou
 
@@ -155,7 +155,7 @@ class StepLoss:
             decoded = decode(prompts)
             if self.multimask == "never":
                 return decoded
-            return decoded.pick(torch.where(self._find_ambiguous(prompts), 1 + decoded.iou_NK[:, 1:].argmax(dim=1), 0))
+            return decoded.pick(choose_tokens(decoded.iou_NK, self._find_ambiguous(prompts)))
 
         return answer
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from vpexp.data.geometry import MEAN, STD, normalize_and_pad, resize_image
 from vpexp.data.prompts import find_ambiguous
-from vpexp.deploy.graph import ExportableEncoder, _compute_resized_size
+from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, _compute_resized_size, add_mask
 from vpexp.deploy.onnx_format import PROMPT_AXES, Axes, Shapes
 from vpexp.models.mask_decoder import ALL_MASKS, MASK_TOKENS
 from vpexp.models.prompt_encoder import FOREGROUND_POINT, NOT_A_POINT
-from vpexp.models.sam import LOW_RES_STRIDE, DecodedMasks, Sam, upscale_logits
+from vpexp.models.sam import LOW_RES_STRIDE, DecodedMasks, Sam, choose_tokens, upscale_logits
 
 EMBEDDING_STRIDE = 16
 SINGLE_MASK_POINTS = 2.5
@@ -141,7 +141,7 @@ class ToolDecoder(nn.Module):
             image_1CHW = image_1CHW[:, :, :cells, :cells]
             coords_1P2 = coords_1P2 * (self.sam.image_size / self.side)
             mask_input = resize_logits(mask_input, low)
-        image_1CHW = add_mask(self.sam, image_1CHW, mask_input, has_mask_input_1)
+        image_1CHW = add_mask(self.sam, image_1CHW, mask_input, has_mask_input_1[:, None, None, None])
         decoded = self.decode(image_1CHW, coords_1P2, point_labels_1P, has_mask_input_1)
         masks = upscale_masks(self.sam, decoded.low_res_logits_NKHW, orig_im_size_2.to(torch.int64)[None])
         low_res = decoded.low_res_logits_NKHW
@@ -153,7 +153,7 @@ class ToolDecoder(nn.Module):
         """Decode a prompt on an embedding to which the mask was added, and choose masks."""
         decoded = self.sam.decode_points(image_1CHW, coords_1P2, labels_1P, masks=ALL_MASKS)
         is_ambiguous_1 = find_ambiguous(labels_1P, has_mask_1, self.multimask)
-        return take_mask(decoded, choose_best_of_three(decoded.iou_NK, is_ambiguous_1))
+        return take_mask(decoded, choose_tokens(decoded.iou_NK, is_ambiguous_1))
 
     def build_example(self) -> tuple[Tensor, ...]:
         """Build inputs to trace with: a point and its padding on an image that is not square."""
@@ -188,7 +188,7 @@ class OfficialDecoder(ToolDecoder):
         if not self.single_mask:
             return decoded
         is_ambiguous_1 = torch.ones_like(labels_1P).sum(dim=1) < SINGLE_MASK_POINTS
-        return take_mask(decoded, choose_best_of_three(decoded.iou_NK, is_ambiguous_1))
+        return take_mask(decoded, choose_tokens(decoded.iou_NK, is_ambiguous_1))
 
 
 class CvatDecoder(ToolDecoder):
@@ -212,16 +212,14 @@ class CvatDecoder(ToolDecoder):
         return cut, iou_11, low_res, *(bound.to(torch.int32)[None] for bound in (xtl, ytl, xbr, ybr))
 
 
-class ModelApiDecoder(nn.Module):
+class ModelApiDecoder(ExportableDecoder):
     """The ports of ``ExportableDecoder`` with four masks a prompt, for Model API, which takes the best of masks 1 to 3.
 
     These are the decoder's own three where a prompt is ambiguous by vpexp's rule, else three times token 0.
     """
 
     def __init__(self, sam: Sam, multimask: str) -> None:
-        super().__init__()
-        self.sam = sam
-        self.multimask = multimask
+        super().__init__(sam, multimask)
         self.side = sam.image_size
         low = self.side // LOW_RES_STRIDE
         self.inputs: Axes = {**PROMPT_AXES, "mask_input": {0: "M", 2: "h", 3: "w"}}
@@ -242,7 +240,7 @@ class ModelApiDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Decode prompts as ``ExportableDecoder`` does; ``mask_input`` may have any size."""
         mask_input = resize_logits(mask_input_M1HW, self.sam.image_size // LOW_RES_STRIDE)
-        image_MCHW = add_mask(self.sam, image_embeddings_1CHW, mask_input, has_mask_input_M1[:, 0])
+        image_MCHW = add_mask(self.sam, image_embeddings_1CHW, mask_input, has_mask_input_M1[:, :, None, None])
         decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, masks=ALL_MASKS)
         is_ambiguous_N = find_ambiguous(point_labels_NP, has_mask_input_M1[:, 0], self.multimask)
         index_NK = torch.arange(MASK_TOKENS) * is_ambiguous_N[:, None].to(torch.int64)
@@ -250,29 +248,10 @@ class ModelApiDecoder(nn.Module):
         masks = upscale_masks(self.sam, low_res_NKhw, orig_size_12)
         return masks, take_along(decoded.iou_NK, index_NK), low_res_NKhw
 
-    def build_example(self) -> tuple[Tensor, ...]:
-        """Build inputs to trace with: three boxes on an image that is not square."""
-        size = self.sam.image_size
-        return (
-            torch.zeros(1, self.sam.embedding_channels, self.sam.embedding_size, self.sam.embedding_size),
-            torch.tensor([[[0.0, 0.0], [size / 2, size / 2]]]).expand(3, -1, -1).contiguous(),
-            torch.tensor([[2.0, 3.0]]).expand(3, -1).contiguous(),
-            torch.zeros(1, 1, size // LOW_RES_STRIDE, size // LOW_RES_STRIDE),
-            torch.zeros(1, 1),
-            torch.tensor([[size - size // 4, size]]),
-        )
-
 
 def resize_logits(logits_NKhw: Tensor, side: int) -> Tensor:
     """Resize low-resolution logits of any size to [N, K, side, side]."""
     return F.interpolate(logits_NKhw, (side, side), mode="bilinear", align_corners=False)
-
-
-def add_mask(sam: Sam, image_1CHW: Tensor, mask_input_M1hw: Tensor, has_mask_M: Tensor) -> Tensor:
-    """Add embedded masks to an embedding, [M, C, H, W]; ``has_mask_M`` is 1 where a mask counts, 0 elsewhere."""
-    has_mask_M111 = has_mask_M[:, None, None, None]
-    dense_MCHW = has_mask_M111 * sam.prompt_encoder.embed_masks(mask_input_M1hw)
-    return image_1CHW + (dense_MCHW + (1 - has_mask_M111) * sam.prompt_encoder.embed_masks(None))
 
 
 def upscale_masks(sam: Sam, low_res_NKhw: Tensor, orig_size_12: Tensor) -> Tensor:
@@ -284,11 +263,6 @@ def upscale_masks(sam: Sam, low_res_NKhw: Tensor, orig_size_12: Tensor) -> Tenso
         original_hw=(orig_size_12[0, 0], orig_size_12[0, 1]),  # type: ignore[arg-type]  # traced: sizes are tensors
     )
     return torch.unflatten(upscaled, 0, (-1, low_res_NKhw.shape[1]))
-
-
-def choose_best_of_three(iou_NK: Tensor, is_ambiguous_N: Tensor) -> Tensor:
-    """Choose masks by their predicted IoU among 1 to 3 where a prompt is ambiguous, else mask 0: int64 [N]."""
-    return (1 + iou_NK[:, 1:].argmax(dim=1)) * is_ambiguous_N.to(torch.int64)
 
 
 def take_mask(decoded: DecodedMasks, index_N: Tensor) -> DecodedMasks:
