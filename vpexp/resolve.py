@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vpexp.config import inherit, load_config, validate
-from vpexp.config.saved import lay_over_saved
+from vpexp.config.saved import inherit_tiles, lay_over_saved
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
@@ -98,6 +98,7 @@ def _inherit_exported(cfg: DictConfig, model: ExportedModel, overrides: Sequence
     cfg.model.name, cfg.model.image_size = metadata.model_name, metadata.image_size
     if not typed.keys() & {"prompt", "prompt.multimask", "experiment"}:
         cfg.prompt.multimask = metadata.multimask
+    inherit_tiles(cfg, metadata.tile, metadata.tile_overlap, list(typed))
     cfg.checkpoint = str(model.decoder)
     return cfg
 

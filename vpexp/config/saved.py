@@ -153,6 +153,8 @@ def get_key(override: str) -> str:
 def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Take model, data, prompt, cache and seed from the run that made a checkpoint, except what the user asked for.
 
+    The tiles that the model was trained on come with it for other data too, unless these or the user name a size.
+
     Args:
         cfg: what was composed now.
         saved_cfg: the configuration of the run that made the checkpoint; plain containers will do.
@@ -173,7 +175,16 @@ def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) ->
         for key in keys:
             if key.startswith(f"{section}."):
                 merged = _lay_over(merged, key, OmegaConf.select(cfg, key))
+    inherit_tiles(merged, saved.data.tile, saved.data.tile_overlap, keys)
     return merged
+
+
+def inherit_tiles(cfg: DictConfig, tile: int | None, overlap: float, keys: Sequence[str]) -> None:
+    """Take the tiles that a model is used to, whatever the data, where neither these nor the user's ``keys`` name any."""
+    if cfg.data.tile is None and "data.tile" not in keys:
+        cfg.data.tile = tile
+        if "data.tile_overlap" not in keys:
+            cfg.data.tile_overlap = overlap
 
 
 def _restore_types(saved_cfg: DictConfig) -> DictConfig:

@@ -122,6 +122,10 @@ class DataConfig:
     """Processes that read images beside the training; 0 reads in the training process."""
     limit_images: int | None = setting(None, lowest=1)
     """At most so many images of each split, for a trial."""
+    tile: int | None = setting(None, lowest=32)
+    """Side in pixels of the square tiles that images are cut into, each shown to the model by itself; null: whole images are resized."""
+    tile_overlap: float = setting(0.25, lowest=0, highest=0.75)
+    """Share of its side that a tile has in common with the next: 0 to 0.75. What is smaller than this lies whole in a tile."""
     synthetic: SyntheticConfig | None = None
     """What to draw, for the format synthetic."""
 

@@ -99,7 +99,7 @@ class KeptAnnotations:
             return False
         known = {str(self._folder.path(name)) for name in self._folder.files}
         tables = {id(table): table for split in dataset.splits.values() for table in [_get_table(split)]}
-        return all(known.issuperset(map(str, PackedImages(table).paths)) for table in tables.values())
+        return all(str(place.path) in known for table in tables.values() for place in PackedImages(table).places)
 
     def _take_apart(self, dataset: AnnotatedDataset) -> Arrays:
         arrays: Arrays = {}

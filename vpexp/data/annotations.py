@@ -8,16 +8,38 @@ Legend: N objects of one image, H W original size in pixels, I images of a table
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rle = dict[str, Any]
 """A COCO compressed run-length mask: ``{"size": [H, W], "counts": bytes}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of an image, in whole pixels, its right and bottom edge left out; nothing where two edges are the same."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Return what indexes an array [H, W] with it."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def area(self) -> int:
+        """Count its pixels."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
 
 SCORE_DIGITS = 6
 """Decimals of a predicted IoU in files and replies."""
@@ -28,9 +50,17 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,4000}(\.0)?")  # int() refuses longer ones
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
+class ImagePlace(NamedTuple):
+    """Where the pixels of an image come from: a file, turned as its EXIF orientation says or not, or a window of that."""
+
+    path: Path
+    exif_transpose: bool
+    window: Region | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedImage:
-    """One image file and the masks of its objects; pixels are read only when they are needed.
+    """One image file, or a window of it, and the masks of its objects; pixels are read only when they are needed.
 
     Attributes:
         image_id: Name of the image, unique within its split (the file name as the data set gives it).
@@ -44,6 +74,7 @@ class AnnotatedImage:
         exif_transpose: Whether the pixels are to be turned as the file's EXIF orientation says.
         box_only_N: bool, the objects that are annotated by a box alone: ``boxes_N4`` has it as annotated, the mask is the
             filled box. They are only read where they are asked for; None: all objects have masks.
+        window: the part of the file's image that this is, and that all of the above is in the frame of; None: all of it.
     """
 
     image_id: str
@@ -56,9 +87,15 @@ class AnnotatedImage:
     object_ids: tuple[str, ...]
     exif_transpose: bool = False
     box_only_N: NDArray[np.bool_] | None = None
+    window: Region | None = None
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    @property
+    def place(self) -> ImagePlace:
+        """Where its pixels come from."""
+        return ImagePlace(self.path, self.exif_transpose, self.window)
 
     def select(self, chosen_N: NDArray[np.bool_]) -> "AnnotatedImage":
         """Take some of the objects."""
@@ -263,7 +300,21 @@ class ImageTable:
             raise ValueError("columns of different lengths")
 
 
-class PackedImages(Sequence[AnnotatedImage]):
+class LazyImages(Sequence[AnnotatedImage]):
+    """Images that are made when they are asked for."""
+
+    @property
+    @abstractmethod
+    def object_counts(self) -> NDArray[np.int64]:
+        """Count the objects of each image: int64."""
+
+    @property
+    @abstractmethod
+    def places(self) -> list[ImagePlace]:
+        """List where the pixels of each image come from."""
+
+
+class PackedImages(LazyImages):
     """Some images of a table, in some order; as good as a tuple of them, but each is made when it is asked for."""
 
     def __init__(self, table: ImageTable, rows: NDArray[np.int64] | None = None) -> None:
@@ -293,10 +344,11 @@ class PackedImages(Sequence[AnnotatedImage]):
         return counts
 
     @property
-    def paths(self) -> list[Path]:
+    def places(self) -> list[ImagePlace]:
         """List the image files."""
         texts = self.table.paths.take_texts(0, len(self.table.object_ends_I))
-        return [Path(texts[row]) for row in self.rows.tolist()]
+        turned = self.table.exif_transpose_I.tolist()
+        return [ImagePlace(Path(texts[row]), turned[row]) for row in self.rows.tolist()]
 
     def select(self, rows: NDArray[np.int64]) -> "PackedImages":
         """Take some rows of the same table."""
@@ -309,14 +361,20 @@ def _list_box_only(image: AnnotatedImage) -> NDArray[np.bool_]:
 
 def count_objects(images: Sequence[AnnotatedImage]) -> NDArray[np.int64]:
     """Count the objects of each image: int64."""
-    if isinstance(images, PackedImages):
+    if isinstance(images, LazyImages):
         return images.object_counts
     return np.array([len(image) for image in images], dtype=np.int64)
 
 
-def list_paths(images: Sequence[AnnotatedImage]) -> list[Path]:
-    """List the image files."""
-    return images.paths if isinstance(images, PackedImages) else [image.path for image in images]
+def with_objects(images: Sequence[AnnotatedImage]) -> Sequence[AnnotatedImage]:
+    """Leave out images without any object: there is nothing to prompt on them."""
+    counts = count_objects(images)
+    return images if counts.all() else [image for image, count in zip(images, counts, strict=True) if count]
+
+
+def list_places(images: Sequence[AnnotatedImage]) -> list[ImagePlace]:
+    """List where the pixels of each image come from."""
+    return images.places if isinstance(images, LazyImages) else [image.place for image in images]
 
 
 def read_whole(value: Any) -> int | None:

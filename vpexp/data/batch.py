@@ -24,7 +24,14 @@ from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
-from vpexp.data.prompts import Prompts, build_evaluation_prompts, draw_corrections, draw_training_prompts
+from vpexp.data.prompts import (
+    Prompts,
+    build_evaluation_prompts,
+    draw_corrections,
+    draw_training_prompts,
+    prompts_from_boxes,
+)
+from vpexp.data.tiles import TiledImages, put_back
 from vpexp.errors import DataError
 
 HALF_COVERED = 128  # of 255
@@ -113,12 +120,43 @@ class EvaluationSample:
         annotations: its objects.
         prompts: one an object, pixels of the original image.
         embedding_CHW: the stored embedding; None where there is none.
+        tiles: what the model is shown of an image that is cut into tiles, and that has no pixels, prompts and embedding of its
+            own then: samples in the frames of the tiles.
+        image: the image that a tile is of; None: this is no tile.
+        image_objects_N: int64, the objects of a tile, by their places in the image; None: this is no tile.
     """
 
     image_HW3: NDArray[np.uint8] | None
     annotations: AnnotatedImage
     prompts: Prompts
     embedding_CHW: NDArray[Any] | None = None
+    tiles: "Sequence[EvaluationSample]" = ()
+    image: AnnotatedImage | None = None
+    image_objects_N: NDArray[np.int64] | None = None
+
+    @property
+    def views(self) -> "Sequence[EvaluationSample]":
+        """What the model is shown: the tiles, or the image itself."""
+        return self.tiles or (self,)
+
+    @property
+    def objects_N(self) -> NDArray[np.int64]:
+        """The objects of this view, by their places in the image."""
+        return np.arange(len(self.annotations)) if self.image_objects_N is None else self.image_objects_N
+
+    def list_truths(self, part: slice = slice(None)) -> list[Rle]:
+        """List the annotated masks of some objects of this view in the image's frame, whole where a tile cuts them."""
+        image = self.annotations if self.image is None else self.image
+        return [image.masks[index] for index in self.objects_N[part].tolist()]
+
+    def put_back(self, masks: Sequence[Rle]) -> list[Rle]:
+        """Bring masks from the frame of this view into that of the image."""
+        image, window = self.image, self.annotations.window
+        return (
+            list(masks)
+            if image is None or window is None
+            else [put_back(m, window, image.height, image.width) for m in masks]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +305,7 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         )
 
     def _read_pixels(self, annotations: AnnotatedImage) -> Tensor:
-        image_HW3 = read_image(annotations.path, annotations.exif_transpose)
+        image_HW3 = read_image(annotations.path, annotations.exif_transpose, window=annotations.window)
         return torch.from_numpy(normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size))
 
     def _choose_objects(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -281,7 +319,7 @@ class EvaluationSet(Dataset[EvaluationSample | UnreadableImage]):
     """The images of a split, unchanged, with fixed prompts for all objects.
 
     Args:
-        images: of the split.
+        images: of the split; where they are cut into tiles, an item is a whole image with its tiles.
         recipe: how prompts are made.
         embeddings: read instead of the pixels where they are stored.
         read_first: so many images are read all the same, with their embeddings, for the encoder to be timed on.
@@ -295,7 +333,8 @@ class EvaluationSet(Dataset[EvaluationSample | UnreadableImage]):
         embeddings: EmbeddingReader | None = None,
         read_first: int = 0,
     ) -> None:
-        self.images = images
+        self.tiles = images if isinstance(images, TiledImages) else None
+        self.images = images if self.tiles is None else self.tiles.whole
         self.recipe = recipe
         self.embeddings = embeddings
         self.read_first = read_first
@@ -304,17 +343,29 @@ class EvaluationSet(Dataset[EvaluationSample | UnreadableImage]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> EvaluationSample | UnreadableImage:
-        """Read an image, or its embedding."""
-        annotations = self.images[index]
-        embedding_CHW = self.embeddings.read(annotations) if self.embeddings else None
-        image_HW3 = None
-        if embedding_CHW is None or index < self.read_first:
-            try:
-                image_HW3 = read_image(annotations.path, annotations.exif_transpose)
-            except DataError as error:
-                return UnreadableImage(annotations.image_id, str(error))
-        prompts = build_evaluation_prompts(annotations, self.recipe)
-        return EvaluationSample(image_HW3, annotations, prompts, embedding_CHW)
+        """Read an image, or its embedding; or its tiles, or their embeddings."""
+        if self.tiles is None:
+            image = self.images[index]
+            views = [(image, np.arange(len(image)))]
+        else:
+            image, views = self.tiles.cut_image(index)
+        embeddings = [self.embeddings.read(view) if self.embeddings else None for view, _ in views]
+        unread = [embedding_CHW is None or index < self.read_first for embedding_CHW in embeddings]
+        try:
+            image_HW3 = read_image(image.path, image.exif_transpose) if any(unread) else None
+        except DataError as error:
+            return UnreadableImage(image.image_id, str(error))
+        samples = []
+        for (view, objects_N), is_unread, embedding_CHW in zip(views, unread, embeddings, strict=True):
+            pixels = image_HW3 if is_unread else None
+            if pixels is not None and view.window is not None:
+                pixels = pixels[view.window.slices]
+            prompts = build_evaluation_prompts(view, self.recipe)
+            tile_of = (image, objects_N) if self.tiles else (None, None)
+            samples.append(EvaluationSample(pixels, view, prompts, embedding_CHW, (), *tile_of))
+        if self.tiles is None:
+            return samples[0]
+        return EvaluationSample(None, image, prompts_from_boxes(np.zeros((0, 4), np.float32)), tiles=samples)
 
 
 def collate_training(items: Sequence[TrainingSample | UnreadableImage]) -> Batch | list[UnreadableImage]:

@@ -21,7 +21,7 @@ from vpexp.data.annotations import (
     PackedImages,
     Split,
     count_objects,
-    list_paths,
+    list_places,
 )
 from vpexp.data.folder import Folder
 from vpexp.data.readers.base import Reader
@@ -274,7 +274,7 @@ def _note_shared(first: Split, second: Split, files: dict[str, set[Path]]) -> st
         return None
     for split in (first, second):
         if split.name not in files:
-            files[split.name] = {path.resolve() for path in list_paths(split.images)}
+            files[split.name] = {place.path.resolve() for place in list_places(split.images)}
     shared = files[first.name] & files[second.name]
     if not shared:
         return None

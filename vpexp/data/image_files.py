@@ -5,6 +5,7 @@ Pillow is given a list of formats, because some that it knows start other progra
 
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ FORMATS = (
     *("TGA", "PCX", "PSD", "QOI", "SGI", "SUN", "ICO"),
 )
 """Pillow's names of the formats that are read; none of them runs a program or opens further files."""
+
+Image.MAX_IMAGE_PIXELS = 250 * 10**6  # Pillow refuses twice as many; 500 megapixels are 1.5 GB as RGB
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # what is not refused is meant to be read
 
 IMAGE_SUFFIXES = frozenset(
     {

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from vpexp.data.annotations import Region
 from vpexp.data.image_files import FORMATS, PIL_ERRORS, UnreadKindError, open_bytes
 from vpexp.data.tiff import MARKS, TiffFile
 from vpexp.data.wide_pixels import (
@@ -27,6 +28,7 @@ from vpexp.data.wide_pixels import (
 )
 
 _SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
+_STRIP_PIXELS = 16 * 1024 * 1024
 _PAGED = ("GIF", "WEBP", "PNG", "AVIF")  # of other formats the further images are previews or layers
 
 
@@ -105,7 +107,7 @@ class PillowFile:
         if self.is_wide:
             values = self.read_numbers()
             return values[:, :, :3] if values.ndim > 2 else values
-        return np.asarray(self.picture.convert("RGB"))
+        return _take_rgb(self.picture)
 
     def read_numbers(self) -> Pixels:
         """Read the numbers as they are stored, [H, W] or [H, W, C].
@@ -143,8 +145,22 @@ def open_image(path: Path, content: bytes | None = None) -> Iterator[ImageFile]:
         yield TiffFile(file) if file.read(4) in MARKS else PillowFile(file)
 
 
-def read_image(path: str | Path, exif_transpose: bool = True, *, content: bytes | None = None) -> NDArray[np.uint8]:
-    """Read an image file as RGB.
+def _take_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """Take the pixels of a picture as RGB, strip by strip: what Pillow holds of a large one is copied once, into the result."""
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    if rows >= picture.height:
+        return np.asarray(picture.convert("RGB"))
+    rgb_HW3 = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        rgb_HW3[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)).convert("RGB"))
+    return rgb_HW3
+
+
+def read_image(
+    path: str | Path, exif_transpose: bool = True, *, content: bytes | None = None, window: Region | None = None
+) -> NDArray[np.uint8]:
+    """Read an image file, or a window of it, as RGB.
 
     Grey, palette, CMYK and bilevel images are converted; alpha is dropped, not blended. Images of more than 8 bits a
     channel are stretched linearly, the smallest number of all channels to 0 and the largest to 255. Of several pages the
@@ -154,6 +170,7 @@ def read_image(path: str | Path, exif_transpose: bool = True, *, content: bytes 
         path: The image file.
         exif_transpose: Turn the pixels as the file's EXIF orientation says, as image viewers do.
         content: The file's bytes, where they have been read already.
+        window: The part of the turned image that is wanted; the file is decoded whole all the same. None: all of it.
 
     Returns:
         uint8 [H, W, 3], RGB, 0..255.
@@ -162,7 +179,8 @@ def read_image(path: str | Path, exif_transpose: bool = True, *, content: bytes 
         ImageFileError: The file is missing, is no image, or is damaged.
     """
     with open_image(Path(path), content) as file:
-        return turn(_read_rgb(file), file.orientation if exif_transpose else 1)
+        image_HW3 = turn(_read_rgb(file), file.orientation if exif_transpose else 1)
+    return image_HW3 if window is None else image_HW3[window.slices].copy()
 
 
 def read_thumbnail(

@@ -1,14 +1,13 @@
 """Loaders of images and their order: shuffled by seed and epoch, resumable at any batch, divided between processes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from torch import distributed
 from torch.utils.data import DataLoader, Sampler
 
-from vpexp.data.annotations import AnnotatedImage, count_objects
 from vpexp.data.batch import EvaluationSet, collate_evaluation
 from vpexp.signals import leave_stops_to_parent
 
@@ -83,9 +82,3 @@ def build_evaluation_loader(images: EvaluationSet, num_workers: int) -> DataLoad
         collate_fn=collate_evaluation,
         worker_init_fn=leave_stops_to_parent,
     )
-
-
-def with_objects(images: Sequence[AnnotatedImage]) -> Sequence[AnnotatedImage]:
-    """Leave out images without any object: there is nothing to prompt on them."""
-    counts = count_objects(images)
-    return images if counts.all() else [image for image, count in zip(images, counts, strict=True) if count]

@@ -5,19 +5,18 @@ that path; they are found by comparing each row with the one above it, in the ro
 so compressing a mask costs what its outline costs, and not the size of its image. Reference: ``rleEncode`` and
 ``rleToString`` of pycocotools, whose bytes these are.
 
-Legend: H W original size in pixels, E places where the value changes, K masks.
+Legend: H W original size in pixels, E places where the value changes, K masks, R runs, P parts of runs, each in one column.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vpexp.data.annotations import Rle, read_number, read_whole
+from vpexp.data.annotations import Region, Rle, read_number, read_whole
 
 _ROWS_AND_COLUMNS = 2
 _FAR_OUTSIDE = 10
@@ -26,31 +25,12 @@ rasteriser, which walks along every edge, take gigabytes)."""
 
 _SHORTEST_POLYGON = 6
 _BITS = 5
+_LONGEST_NUMBER = 12  # characters: 60 bits
 _FIRST_DIFFERENCE = 3
 """From this run on, the string holds how much longer a run is than the one before the last."""
 
 _FEWEST_PIXELS_A_CHANGE = 50
 """Where values change more often than this, walking through all pixels is faster than ordering the changes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A part of an image, in whole pixels, its right and bottom edge left out; nothing where two edges are the same."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Return what indexes an array [H, W] with it."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
-
-    @property
-    def area(self) -> int:
-        """Count its pixels."""
-        return (self.bottom - self.top) * (self.right - self.left)
 
 
 NOWHERE = Region(0, 0, 0, 0)
@@ -163,6 +143,48 @@ def encode_mask(mask_HW: NDArray[np.bool_], region: Region | None = None) -> Rle
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     """Expand a compressed mask to bool [H, W]."""
     return np.asarray(coco_mask.decode(rle), dtype=np.bool_)
+
+
+def move_mask(rle: Rle, top: int, left: int, height: int, width: int) -> Rle:
+    """Look at a mask in another frame, without expanding it; what lies outside of the frame is cut off.
+
+    A window of an image is the frame (window.top, window.left, ...), and the image is the frame (-window.top, -window.left,
+    ...) of what was found in the window.
+
+    Args:
+        rle: the mask.
+        top: the row of the mask's image that the frame begins at; it may be negative.
+        left: the same of columns.
+        height: rows of the frame.
+        width: columns of the frame.
+    """
+    rows = int(rle["size"][0])
+    ends = np.cumsum(_parse_compressed_counts(rle["counts"]), dtype=np.int64)
+    starts_R, ends_R = ends[:-1:2], ends[1::2]  # of the runs of object pixels
+    starts_R, ends_R = starts_R[ends_R > starts_R], ends_R[ends_R > starts_R]
+    first_R, last_R = starts_R // rows, (ends_R - 1) // rows
+    pieces_R = last_R - first_R + 1  # a run may go on in the columns that follow
+    run_P = np.repeat(np.arange(len(pieces_R)), pieces_R)
+    column_P = first_R[run_P] + np.arange(len(run_P)) - np.repeat(np.cumsum(pieces_R) - pieces_R, pieces_R)
+    upper_P = np.maximum(np.maximum(starts_R[run_P] - column_P * rows, 0) - top, 0)
+    lower_P = np.minimum(np.minimum(ends_R[run_P] - column_P * rows, rows) - top, height)
+    column_P -= left
+    inside_P = (upper_P < lower_P) & (column_P >= 0) & (column_P < width)
+    places = np.stack([upper_P, lower_P], axis=1)[inside_P] + column_P[inside_P, None] * height
+    return compress_changes(places.ravel(), height, width)
+
+
+def decode_thinned(rle: Rle, step: int) -> NDArray[np.bool_]:
+    """Expand every ``step``-th row and column of a mask, from the first on; only the part that has pixels is expanded whole."""
+    height, width = rle["size"]
+    thinned_hw = np.zeros((-(-height // step), -(-width // step)), dtype=np.bool_)
+    left, top, right, bottom = compute_box(rle).astype(int).tolist()
+    left, top = -(-left // step) * step, -(-top // step) * step
+    if left < right and top < bottom:
+        part_hw = decode_rle(move_mask(rle, top, left, bottom - top, right - left))[::step, ::step]
+        rows, columns = part_hw.shape
+        thinned_hw[top // step : top // step + rows, left // step : left // step + columns] = part_hw
+    return thinned_hw
 
 
 def compute_area(rle: Rle) -> int:
@@ -308,30 +330,30 @@ def _read_counts(counts: Any) -> list[int]:
             raise MaskError("damaged RLE") from error
     if not isinstance(counts, bytes):
         raise MaskError("damaged RLE")
-    return _parse_compressed_counts(counts)
+    parsed: list[int] = _parse_compressed_counts(counts).tolist()
+    return parsed
 
 
-def _parse_compressed_counts(counts: bytes) -> list[int]:
-    """Parse COCO's compressed counts: 5 bits a character, low bits first, each run from the third on as a difference.
+def _parse_compressed_counts(counts: bytes) -> NDArray[np.int64]:
+    """Parse COCO's compressed counts, see ``_write_runs``.
 
     Done here, and not by pycocotools, because its parser trusts the string and reads past the end of a damaged one.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for byte in counts:
-        chunk = byte - 48
-        if not 0 <= chunk < 64:
-            raise MaskError("damaged RLE")
-        value |= (chunk & 0x1F) << shift
-        shift += 5
-        if chunk & 0x20:
-            continue
-        if chunk & 0x10:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > _ROWS_AND_COLUMNS else value)
-        value = shift = 0
-    if shift:
+    characters = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((characters & 0x20) == 0)
+    starts = np.concatenate([[0], ends + 1])
+    lengths = np.diff(starts)
+    if (characters < 0).any() or (characters >= 64).any() or starts[-1] != len(characters):
         raise MaskError("damaged RLE")
+    if not lengths.size:
+        return lengths
+    if lengths.max() > _LONGEST_NUMBER:
+        raise MaskError("damaged RLE")
+    shifts = _BITS * (np.arange(len(characters)) - np.repeat(starts[:-1], lengths))
+    runs: NDArray[np.int64] = np.add.reduceat((characters & 0x1F) << shifts, starts[:-1])
+    runs -= ((characters[ends] & 0x10) >> 4) << (_BITS * lengths)  # of negative numbers
+    for start in (1, 2):
+        runs[start::2] = np.cumsum(runs[start::2])
     return runs
 
 

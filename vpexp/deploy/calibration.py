@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vpexp.config.schema import PromptConfig
 from vpexp.console import build_progress
-from vpexp.data.annotations import AnnotatedImage
+from vpexp.data.annotations import AnnotatedImage, with_objects
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
 from vpexp.data.prompts import Prompts, draw_training_prompts
@@ -92,8 +92,8 @@ def read_calibration_set(
     Raises:
         DataError: no image has an object, or none can be read.
     """
-    candidates = [image for image in images if len(image.masks)]
-    if not candidates:
+    candidates = with_objects(images)
+    if not len(candidates):
         raise DataError("the train split has no image with an object: nothing to calibrate on")
     read: list[CalibrationImage] = []
     unreadable: dict[str, str] = {}
@@ -102,9 +102,9 @@ def read_calibration_set(
         for index in np.random.default_rng(seed).permutation(len(candidates)):
             if len(read) == count:
                 break
-            image = candidates[index]
+            image = candidates[int(index)]
             try:
-                image_HW3 = read_image(image.path, image.exif_transpose)
+                image_HW3 = read_image(image.path, image.exif_transpose, window=image.window)
             except DataError as error:
                 unreadable[image.image_id] = str(error)
                 continue

@@ -130,6 +130,8 @@ class ExportInfo:
         labels: class names of the data that it was trained on.
         source_hash: hash of the weights, the same in both parts.
         multimask: which prompts are answered by the best of three masks; see ``find_ambiguous``.
+        tile: side of the tiles that it was trained on, pixels of the original image; None: it was shown whole images.
+        tile_overlap: share of a tile's side that the next one has too.
     """
 
     model_name: str
@@ -137,6 +139,8 @@ class ExportInfo:
     labels: Sequence[str]
     source_hash: str
     multimask: str
+    tile: int | None = None
+    tile_overlap: float = 0.25
 
 
 def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, str]:
@@ -167,5 +171,6 @@ def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, s
         "precision": precision,
         "source_hash": info.source_hash,
         "multimask": info.multimask,
+        **({} if info.tile is None else {"tile": str(info.tile), "tile_overlap": str(info.tile_overlap)}),
         "vpexp_version": version("vpexp"),
     }

@@ -7,6 +7,7 @@ input size.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vpexp.console import build_progress
-from vpexp.data.annotations import AnnotatedImage
+from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
 from vpexp.embeddings.plan import EmbeddingPlan
-from vpexp.embeddings.store import EmbeddingStore, compute_image_key, release
+from vpexp.embeddings.store import EmbeddingStore, compute_image_key, compute_window_key, release
 from vpexp.errors import DataError
 from vpexp.signals import leave_stops_to_parent
 
@@ -79,13 +80,32 @@ class PreparedImage:
     image_hw3: NDArray[np.uint8] | None = None
 
 
-class MissingImages(Dataset[PreparedImage]):
-    """Reads, decodes and resizes images whose embedding is missing."""
+class _ImageContent:
+    """The bytes of an image file, decoded where that is asked for, once for all of its windows."""
 
-    def __init__(self, images: Sequence[AnnotatedImage], store: EmbeddingStore, image_size: int) -> None:
+    def __init__(self, path: Path, exif_transpose: bool) -> None:
+        content = path.read_bytes()
+        self.place = path, exif_transpose
+        # Of what is decoded here, whatever the file held when it was looked up.
+        self.key = compute_image_key(content, exif_transpose=exif_transpose)
+        self._content: bytes | None = content
+        self._image_HW3: NDArray[np.uint8] | None = None
+
+    def read(self, window: Region | None) -> NDArray[np.uint8]:
+        """Read the image or a window of it: uint8 [H, W, 3]; DataError where it cannot be decoded."""
+        if self._image_HW3 is None:
+            self._image_HW3, self._content = read_image(*self.place, content=self._content), None
+        return self._image_HW3 if window is None else self._image_HW3[window.slices]
+
+
+class MissingImages(Dataset[PreparedImage]):
+    """Reads, decodes and resizes images whose embedding is missing; of windows, one image after another is decoded once."""
+
+    def __init__(self, images: Sequence[AnnotatedImage | ImagePlace], store: EmbeddingStore, image_size: int) -> None:
         self.images = images
         self.store = store
         self.image_size = image_size
+        self._last: _ImageContent | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,15 +114,23 @@ class MissingImages(Dataset[PreparedImage]):
         """Prepare an image."""
         image = self.images[index]
         try:
-            content = image.path.read_bytes()
-            # Of what is decoded here, whatever the file held when it was looked up.
-            key = compute_image_key(content, exif_transpose=image.exif_transpose)
+            content = self._open(image)
+            key = compute_window_key(content.key, image.window)
             if self.store.has(key):
                 return PreparedImage(index, key)
-            image_HW3 = read_image(image.path, image.exif_transpose, content=content)
+            image_HW3 = content.read(image.window)
         except (OSError, DataError):
             return PreparedImage(index, None)  # whoever trains or tests on it says so
         return PreparedImage(index, key, resize_image(image_HW3, self.image_size))
+
+    def _open(self, image: AnnotatedImage | ImagePlace) -> _ImageContent:
+        place = image.path, image.exif_transpose
+        if self._last is not None and self._last.place == place and image.window is not None:
+            return self._last
+        self._last = None  # before the next one takes memory
+        content = _ImageContent(*place)
+        self._last = content if image.window is not None else None
+        return content
 
 
 def fill_embeddings(

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpexp.console import build_progress
-from vpexp.data.annotations import AnnotatedImage
-from vpexp.embeddings.store import ENTRY, LOCK, EmbeddingStore, compute_image_key, release, try_lock
+from vpexp.data.annotations import AnnotatedImage, ImagePlace
+from vpexp.embeddings.store import (
+    ENTRY,
+    LOCK,
+    EmbeddingStore,
+    compute_image_key,
+    compute_window_key,
+    release,
+    try_lock,
+)
 
 # Files are looked up by threads: they wait for the disk, and hashing lets go of the interpreter.
 MOST_READERS = 8
@@ -26,27 +34,34 @@ class EmbeddingPlan:
     """What is to be done before a run.
 
     Attributes:
-        keys: image key of each (path, exif_transpose) whose embedding is kept.
-        missing: one image of each key that has no entry yet, in the order in which the run named them.
+        keys: image key of each (path, exif_transpose) whose embedding, or those of whose windows, are kept.
+        missing: one image or window of each key that has no entry yet, in the order in which the run named them.
         found: entries that are there.
         damaged: entries of the wrong length, removed; they are among the missing.
-        not_kept: different images that do not fit the budget.
+        left_out: keys of the images and windows that do not fit the budget.
         needed_bytes: what the entries of all images take, those that do not fit included.
         evicted: entries of others that had to go.
         unreadable: image files that could not be read.
     """
 
     keys: dict[tuple[Path, bool], str]
-    missing: list[AnnotatedImage]
+    missing: list[AnnotatedImage | ImagePlace]
     found: int
     damaged: int
-    not_kept: int
+    left_out: frozenset[str]
     needed_bytes: int
     evicted: int
     unreadable: int
 
+    @property
+    def not_kept(self) -> int:
+        """Count the different images and windows that do not fit the budget."""
+        return len(self.left_out)
 
-def plan_embeddings(store: EmbeddingStore, images: Sequence[AnnotatedImage], *, max_bytes: int) -> EmbeddingPlan:
+
+def plan_embeddings(
+    store: EmbeddingStore, images: Sequence[AnnotatedImage | ImagePlace], *, max_bytes: int
+) -> EmbeddingPlan:
     """Look up the images that a run needs, and make room for the missing ones.
 
     Entries that are needed are never removed for others of the same run: as many as fit are kept, first those that are
@@ -54,14 +69,15 @@ def plan_embeddings(store: EmbeddingStore, images: Sequence[AnnotatedImage], *, 
 
     Args:
         store: of the run's encoder.
-        images: what the run needs, the most important first.
+        images: images or windows that the run needs, the most important first.
         max_bytes: what the folder of all encoders may hold.
     """
-    by_place = {(image.path, image.exif_transpose): image for image in images}
-    keys = _identify(list(by_place))
-    by_key: dict[str, AnnotatedImage] = {}
-    for place, key in keys.items():
-        by_key.setdefault(key, by_place[place])
+    places = list(dict.fromkeys((image.path, image.exif_transpose) for image in images))
+    keys = _identify(places)
+    by_key: dict[str, AnnotatedImage | ImagePlace] = {}
+    for image in images:
+        if (image_key := keys.get((image.path, image.exif_transpose))) is not None:
+            by_key.setdefault(compute_window_key(image_key, image.window), image)
     damaged = sum(store.remove_cut_off(key) for key in by_key)
     found = [key for key in by_key if store.has(key)]
     there = set(found)
@@ -75,15 +91,16 @@ def plan_embeddings(store: EmbeddingStore, images: Sequence[AnnotatedImage], *, 
         needed=len(missing) * store.entry_bytes,
         in_use={store.find_path(key) for key in chosen},
     )
+    left_out = frozenset(by_key.keys() - chosen)
     return EmbeddingPlan(
-        keys={place: key for place, key in keys.items() if key in chosen},
+        keys={place: key for place, key in keys.items() if key not in left_out},
         missing=missing,
         found=len(there & chosen),
         damaged=damaged,
-        not_kept=len(by_key) - len(chosen),
+        left_out=left_out,
         needed_bytes=len(by_key) * store.entry_bytes,
         evicted=evicted,
-        unreadable=len(by_place) - len(keys),
+        unreadable=len(places) - len(keys),
     )
 
 

@@ -1,6 +1,6 @@
 """Embeddings of one encoder on disk, each image encoded once, ever.
 
-An entry is addressed by content: the image file's bytes, the encoder's weights, its input size, the preprocessing and the
+An entry is addressed by content: the image file's bytes (and the window, where tiles are encoded), the encoder's weights, its input size, the preprocessing and the
 precision. So entries are shared by epochs, stages, runs and processes, and whatever changes asks for other entries.
 
 An entry is a safetensors file of one array. Its metadata name the encoder and the image and hold a CRC-32 of the array, so that
@@ -21,6 +21,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
-from vpexp.data.annotations import AnnotatedImage
+from vpexp.data.annotations import AnnotatedImage, Region
 from vpexp.data.geometry import PREPROCESSING_VERSION
 from vpexp.errors import ConfigError
 from vpexp.files import replacing
@@ -91,6 +92,14 @@ def compute_encoder_key(state_hash: str, image_size: int, precision: str) -> str
 def compute_image_key(content: bytes, *, exif_transpose: bool) -> str:
     """Compute the name of an image's embedding from the bytes of its file: 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=_KEY_BYTES, person=b"turned" if exif_transpose else b"").hexdigest()
+
+
+def compute_window_key(image_key: str, window: Region | None) -> str:
+    """Compute the name of the embedding of a window from that of its image; None: the image's own."""
+    if window is None:
+        return image_key
+    text = f"{image_key} {window.top} {window.left} {window.bottom} {window.right}"
+    return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,16 +238,20 @@ class StoredEmbeddings:
 
     Attributes:
         store: where they lie.
-        keys: image key of each (path, exif_transpose) whose embedding is kept; others were not to be read, or did not
-            fit the budget.
+        keys: image key of each (path, exif_transpose) whose embedding, or those of whose windows, are kept; others were not to
+            be read, or did not fit the budget.
+        left_out: keys of windows of these images that did not fit the budget.
     """
 
     store: EmbeddingStore
     keys: Mapping[tuple[Path, bool], str] = field(default_factory=dict)
+    left_out: AbstractSet[str] = frozenset()
 
     def find_key(self, image: AnnotatedImage) -> str | None:
-        """Find an image's key; None where its embedding is not to be kept."""
-        return self.keys.get((image.path, image.exif_transpose))
+        """Find the key of an image or window; None where its embedding is not to be kept."""
+        image_key = self.keys.get((image.path, image.exif_transpose))
+        key = image_key and compute_window_key(image_key, image.window)
+        return None if key in self.left_out else key
 
     def read(self, image: AnnotatedImage) -> NDArray[Any] | None:
         """Read an image's embedding; None where there is none, or a damaged one."""

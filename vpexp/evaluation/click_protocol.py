@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.config.schema import PromptConfig
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import Region, Rle
 from vpexp.data.clicks import Click, find_next_click
-from vpexp.data.masks import Region, compute_box, decode_rle, find_region
+from vpexp.data.masks import compute_box, decode_rle, find_region
 from vpexp.data.prompts import Prompts
 from vpexp.evaluation.pixel_metrics import PixelCounts
 from vpexp.inference.predictor import Prediction

@@ -1,6 +1,9 @@
 """The one evaluation loop, for torch, ONNX, OpenVINO and INT8 alike.
 
-Legend: N objects of one image, H W original size.
+An image that is cut into tiles is asked tile by tile, and what comes of it is put back: it is measured as a whole image, and its
+masks against the whole annotated ones.
+
+Legend: N objects of one image or of one tile, H W original size.
 """
 
 import copy
@@ -16,9 +19,9 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from vpexp.console import build_progress
-from vpexp.data.annotations import AnnotatedImage, Rle
+from vpexp.data.annotations import AnnotatedImage, Region, Rle
 from vpexp.data.batch import EvaluationSample, UnreadableImage
-from vpexp.data.masks import Region, encode_region
+from vpexp.data.masks import encode_region
 from vpexp.data.prompts import Prompts
 from vpexp.evaluation.average_precision import MaskAveragePrecision
 from vpexp.evaluation.click_protocol import Answers, Interaction, OnePrompt, PromptRow
@@ -50,7 +53,7 @@ class Metric(ABC):
 
 @dataclass(frozen=True, slots=True)
 class KeptPrediction:
-    """An image kept for the overlays, with what was predicted for each of its objects."""
+    """An image, or the first tile of one, kept for the overlays, with what was predicted for each of its objects."""
 
     sample: EvaluationSample
     predicted: list[Rle]
@@ -72,7 +75,7 @@ class EvaluationResult:
             there are those of ``SimulatedUser.summarize`` besides.
         per_class: ``map_per_class`` and ``mar_100_per_class`` by class name.
         baselines: pixel metrics of ``box_filled`` (the prompt's box taken as the mask) and ``wrong_image`` (the model
-            given another image's embedding); empty where they were not asked for.
+            given another image's embedding, or that of another tile); empty where they were not asked for.
         images: images evaluated.
         objects: objects evaluated.
         unreadable: images whose pixels are damaged.
@@ -183,24 +186,29 @@ class Evaluator:
         if isinstance(sample, UnreadableImage):
             self.totals.unreadable.append(sample)
             return
-        embedding = self._embed(predictor, sample)
-        rounds = self._start_rounds()
-        answers, decoder_seconds = self._measure(predictor, embedding, sample, rounds)
+        annotations, rounds = sample.annotations, self._start_rounds()
+        predicted, scores_N = list(annotations.masks), np.zeros(len(annotations), np.float32)  # each is answered below
+        times: list[tuple[float, float]] = []
+        for number, view in enumerate(sample.views):
+            embedding, encoder_seconds = self._embed(predictor, view)
+            answers, decoder_seconds = self._measure(predictor, embedding, view, rounds)
+            times.append((encoder_seconds, decoder_seconds))
+            for index, rle in zip(view.objects_N.tolist(), view.put_back(answers.rounds[-1]), strict=True):
+                predicted[index] = rle
+            scores_N[view.objects_N] = answers.scores_N
+            if number == 0 and self.totals.images in self.keep:
+                self.kept.append(KeptPrediction(view, answers.rounds[-1], answers.scores_N, answers.prompts))
+            if self.baselines:
+                self._measure_baselines(predictor, embedding, view)
+        self._add_times(np.array(times))
         for total, counts in zip(self.totals.rounds, rounds, strict=True):
             total.merge(counts)
-        self.totals.image_sums[sample.annotations.image_id] = rounds[-1].sums
-        predicted, scores_N = answers.rounds[-1], answers.scores_N
-        self.totals.decoder_seconds.append(decoder_seconds)
-        annotations = sample.annotations
+        self.totals.image_sums[annotations.image_id] = rounds[-1].sums
         place = self.totals.images + len(self.totals.unreadable)
         self.average_precision.update(predicted, scores_N, annotations.masks, annotations.labels_N, place)
         for metric in self.totals.metrics:
             metric.update(predicted, scores_N, annotations)
-        if self.totals.images in self.keep:
-            self.kept.append(KeptPrediction(sample, predicted, scores_N, answers.prompts))
         self.totals.images += 1
-        if self.baselines:
-            self._measure_baselines(predictor, embedding, sample)
 
     def compute(self) -> EvaluationResult:
         """Compute all metrics over what was seen, by all processes."""
@@ -221,23 +229,35 @@ class Evaluator:
         )
 
     def finish(self, predictor: Predictor) -> None:
-        """Give the first image, which had no predecessor, the last one's embedding."""
-        if self.baselines and self._first is not None and self.totals.images > 1 and self._previous is not None:
-            sample, own = self._first
-            self._measure_wrong_image(predictor, own, self._previous, sample)
+        """Give the first view, which had no predecessor, the last one's embedding."""
+        if self._first is not None and self._previous is not None and self._previous is not self._first[1]:
+            view, own = self._first
+            self._measure_wrong_image(predictor, own, self._previous, view)
             self._first = None
 
-    def _embed(self, predictor: Predictor, sample: EvaluationSample) -> ImageEmbedding:
-        """Take the stored embedding where there is one; an image that came with it is encoded for the time it takes."""
+    def _embed(self, predictor: Predictor, sample: EvaluationSample) -> tuple[ImageEmbedding, float]:
+        """Take the stored embedding where there is one; an image that came with it is encoded for the time it takes.
+
+        Returns:
+            The embedding, and the seconds that encoding took; NaN where nothing was encoded.
+        """
+        seconds = float("nan")
         if sample.image_HW3 is not None:
             started = time.perf_counter()
             embedding = predictor.embed(sample.image_HW3)
-            self.totals.encoder_seconds.append(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
             if sample.embedding_CHW is None:
-                return self.remember(sample, embedding) if self.remember else embedding
+                return (self.remember(sample, embedding) if self.remember else embedding), seconds
         assert sample.embedding_CHW is not None, "a sample has pixels, or an embedding, or both"
         annotations = sample.annotations
-        return predictor.restore(sample.embedding_CHW, (annotations.height, annotations.width))
+        return predictor.restore(sample.embedding_CHW, (annotations.height, annotations.width)), seconds
+
+    def _add_times(self, seconds_V2: NDArray[np.float64]) -> None:
+        """Add the seconds of the views of an image: of encoding where all of them were encoded, and of decoding."""
+        encoding, decoding = seconds_V2.sum(axis=0).tolist()
+        if encoding == encoding:  # noqa: PLR0124 (NaN is not)
+            self.totals.encoder_seconds.append(encoding)
+        self.totals.decoder_seconds.append(decoding)
 
     def _start_totals(self) -> _Totals:
         return _Totals(self._start_rounds(), copy.deepcopy(self.metrics))
@@ -249,11 +269,11 @@ class Evaluator:
         self,
         predictor: Predictor,
         embedding: ImageEmbedding,
-        sample: EvaluationSample,
+        view: EvaluationSample,
         counts: Sequence[PixelCounts],
     ) -> tuple[Answers, float]:
-        """Ask for all objects of an image, add their masks to the counts of each round, and return how long decoding took."""
-        annotations = sample.annotations
+        """Ask for all objects of a view, add their masks to the counts of each round, and return how long decoding took."""
+        annotations = view.annotations
         chunk = min(CHUNK_PROMPTS, max(1, CHUNK_PIXELS // (annotations.height * annotations.width)))
         whole = Answers([[] for _ in counts], np.zeros(0, np.float32), [])
         scores = [whole.scores_N]
@@ -266,35 +286,34 @@ class Evaluator:
             seconds += time.perf_counter() - started
             return prediction
 
-        for start in range(0, len(sample.prompts), chunk):
+        for start in range(0, len(view.prompts), chunk):
             part = slice(start, start + chunk)
-            annotated = annotations.masks[part]
-            answers = self.interaction.ask(decode, sample.prompts.select(part), annotated)
+            answers = self.interaction.ask(decode, view.prompts.select(part), annotations.masks[part])
             for count, masks, found in zip(counts, whole.rounds, answers.rounds, strict=True):
-                count.update(found, annotated)
+                count.update(view.put_back(found), view.list_truths(part))
                 masks.extend(found)
             scores.append(answers.scores_N)
             whole.prompts.extend(answers.prompts)
         return replace(whole, scores_N=np.concatenate(scores)), seconds
 
-    def _measure_baselines(self, predictor: Predictor, embedding: ImageEmbedding, sample: EvaluationSample) -> None:
-        annotations = sample.annotations
-        boxes_N4 = _get_prompt_boxes(sample)
+    def _measure_baselines(self, predictor: Predictor, embedding: ImageEmbedding, view: EvaluationSample) -> None:
+        annotations = view.annotations
+        boxes_N4 = _get_prompt_boxes(view)
         filled = [_fill_box(box_4, annotations.height, annotations.width) for box_4 in boxes_N4]
-        self.totals.box_filled.update(filled, annotations.masks)
+        self.totals.box_filled.update(view.put_back(filled), view.list_truths())
         if self._previous is None:
-            self._first = (sample, embedding)
+            self._first = (view, embedding)
         else:
-            self._measure_wrong_image(predictor, embedding, self._previous, sample)
+            self._measure_wrong_image(predictor, embedding, self._previous, view)
         self._previous = embedding
 
     def _measure_wrong_image(
-        self, predictor: Predictor, own: ImageEmbedding, other: ImageEmbedding, sample: EvaluationSample
+        self, predictor: Predictor, own: ImageEmbedding, other: ImageEmbedding, view: EvaluationSample
     ) -> None:
         # Only what the encoder saw is exchanged; prompt and size stay those of the image at hand.
         # A user who corrects sees the masks of that image, and clicks on their errors.
         rounds = self._start_rounds()
-        self._measure(predictor, replace(own, features=other.features), sample, rounds)
+        self._measure(predictor, replace(own, features=other.features), view, rounds)
         self.totals.wrong_image.merge(rounds[-1])
 
     def _gather(self) -> tuple[_Totals, MaskAveragePrecision]:

@@ -72,6 +72,8 @@ class ModelMetadata:
         precision: ``FP32``, ``FP16``, ``INT8`` or the like.
         source_hash: hash of the weights that it was exported from, the same in both parts.
         multimask: which prompts it answers by the best of three masks: ``auto``, ``always`` or ``never``.
+        tile: side of the tiles that it was trained on, pixels of the original image; None: it was shown whole images.
+        tile_overlap: share of a tile's side that the next one has too.
     """
 
     image_size: int
@@ -80,6 +82,8 @@ class ModelMetadata:
     precision: str
     source_hash: str
     multimask: str
+    tile: int | None
+    tile_overlap: float
 
 
 def is_exported_reference(path: Path) -> bool:
@@ -201,7 +205,10 @@ def _parse(info: Mapping[str, str], folder: Path) -> ModelMetadata:
     try:
         labels, size = json.loads(info["label_names"]), int(info["image_size"])
         rule = info.get("multimask", "never")  # older versions exported the one mask of token 0
-        metadata = ModelMetadata(size, tuple(labels), info["model_name"], info["precision"], info["source_hash"], rule)
+        tile, overlap = (int(info["tile"]) if "tile" in info else None), float(info.get("tile_overlap", 0.25))
+        metadata = ModelMetadata(
+            size, tuple(labels), info["model_name"], info["precision"], info["source_hash"], rule, tile, overlap
+        )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the exported model in {folder} was not written by vpexp, or changed since: {error} in its model_info"

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import Region, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
-from vpexp.data.masks import Region, encode_mask
+from vpexp.data.masks import encode_mask
 from vpexp.data.prompts import Prompts, find_ambiguous, prompts_from_boxes
 from vpexp.inference.upscaling import plan_upscaling
 

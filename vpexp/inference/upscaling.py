@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.masks import NOWHERE, Region
+from vpexp.data.annotations import Region
+from vpexp.data.masks import NOWHERE
 
 _SLACK = 0.01
 """Libraries compute places in float32, each in its own way; in pixels of the smaller size."""

@@ -61,7 +61,7 @@ def run(context: RunContext) -> StageResult:
 def _load(context: RunContext) -> AnnotatedDataset:
     """Read the data set; where that cannot be done, show what is there."""
     try:
-        return load_configured_dataset(context, SPLIT_NAMES, keep_empty=True)
+        return load_configured_dataset(context, SPLIT_NAMES, whole=True, keep_empty=True)
     except DataError:
         root = context.cfg.data.root
         if root is not None:
@@ -88,7 +88,7 @@ def _read(context: RunContext, splits: tuple[SplitMeasures, ...]) -> list[Signat
 
 def _build_survey(context: RunContext, dataset: AnnotatedDataset, splits: tuple[SplitMeasures, ...]) -> Survey:
     cfg = context.cfg
-    sizes = {split.name: summarize_objects(split, cfg.model.image_size) for split in splits}
+    sizes = {split.name: summarize_objects(split, cfg.model.image_size, cfg.data.tile) for split in splits}
     return Survey(
         name=name_data(cfg),
         root=dataset.root,
@@ -99,6 +99,7 @@ def _build_survey(context: RunContext, dataset: AnnotatedDataset, splits: tuple[
         image_size=cfg.model.image_size,
         object_sizes={name: size for name, size in sizes.items() if size is not None},
         notes=dataset.notes,
+        tile=cfg.data.tile,
     )
 
 

@@ -25,7 +25,7 @@ from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash, write_official
 from vpexp.registry import VPEXP
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.dataset import read_configured_dataset
+from vpexp.stages.shared.dataset import build_tiling, read_configured_dataset, tile_dataset
 from vpexp.stages.shared.model import load_stage_model
 from vpexp.stages.shared.registry import log_exported, log_target, log_weights, read_trained_scores, register_exported
 from vpexp.synthetic.dataset import write_synthetic_dataset
@@ -54,6 +54,8 @@ def run(context: RunContext) -> StageResult:
             labels=model.categories,
             source_hash=compute_state_hash(sam),
             multimask=cfg.prompt.multimask,
+            tile=cfg.data.tile,
+            tile_overlap=cfg.data.tile_overlap,
         )
         if cfg.export.target != VPEXP:
             return _export_target(context, sam, draft, info)
@@ -167,7 +169,8 @@ class TrialImage:
 def find_trial_image(context: RunContext) -> TrialImage:
     """Take an image of the configured data set; where that is not at hand, a drawn one."""
     try:
-        found = _take_first(read_configured_dataset(context, ("val",)), "val")
+        dataset, tiling = read_configured_dataset(context, ("val",)), build_tiling(context.settings.data)
+        found = _take_first(tile_dataset(dataset, tiling) if tiling else dataset, "val")
     except VpexpError:
         found = None  # a checkpoint may be exported where its data are not
     if found is not None:
@@ -179,10 +182,13 @@ def find_trial_image(context: RunContext) -> TrialImage:
 
 
 def _take_first(dataset: AnnotatedDataset, split: str) -> TrialImage | None:
-    for index, image in enumerate(dataset.splits[split].images):
-        sample = EvaluationSet(dataset.splits[split].images, PromptConfig())[index]
-        if len(image) and isinstance(sample, EvaluationSample) and sample.image_HW3 is not None:
-            chosen = slice(0, MOST_PROMPTS)
+    images = EvaluationSet(dataset.splits[split].images, PromptConfig())
+    for index in range(len(images)):
+        sample = images[index]
+        if isinstance(sample, EvaluationSample) and sample.tiles:
+            sample = sample.tiles[0]
+        if isinstance(sample, EvaluationSample) and len(sample.annotations) and sample.image_HW3 is not None:
+            image, chosen = sample.annotations, slice(0, MOST_PROMPTS)
             prompts = [build_evaluation_prompts(image, PromptConfig(kind)).select(chosen) for kind in ("box", "point")]
             return TrialImage(image.image_id, sample.image_HW3, prompts)
     return None

@@ -11,30 +11,32 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from rich.progress import Progress
 
 from vpexp import visuals
 from vpexp.config.saved import name_data
+from vpexp.config.schema import Config
 from vpexp.console import PlainTable, build_progress, console, log_line
 from vpexp.data.annotations import SPLIT_NAMES
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import find_images
 from vpexp.data.images import read_image, read_image_header
-from vpexp.data.masks import compute_area, decode_rle
+from vpexp.data.masks import compute_area, decode_thinned
 from vpexp.data.prompts import Prompts
 from vpexp.data.skipped import SkipCounts, describe_remarks, order_by_count
 from vpexp.errors import DataError
 from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
 from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
 from vpexp.inference.predictor import Predictor
-from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, build_grid, segment, segment_grid
+from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, segment
+from vpexp.inference.tiled import TiledGrid, segment_tiles
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.dataset import build_tiling, load_configured_dataset
 from vpexp.stages.shared.model import load_stage_model
 from vpexp.stages.shared.predicted_dataset import LabelCollector
 
 GRID, DATASET = "grid", "dataset"
+THINNED_SIDE = 4096  # images of twice as many pixels a side are drawn from every second row and column
 
 
 @dataclass(slots=True)
@@ -155,7 +157,7 @@ def run(context: RunContext) -> StageResult:
 def _plan(context: RunContext, skips: SkipCounts) -> PredictionPlan:
     cfg = context.cfg
     if cfg.prompts == DATASET:
-        dataset = load_configured_dataset(context, SPLIT_NAMES, keep_boxes=True)
+        dataset = load_configured_dataset(context, SPLIT_NAMES, whole=True, keep_boxes=True)
         plan = plan_dataset(dataset, keep_annotated=cfg.predict.keep_annotated)
     else:
         images = find_images(
@@ -169,7 +171,7 @@ def _plan(context: RunContext, skips: SkipCounts) -> PredictionPlan:
 
 
 def _predict_all(job: _Job, predictor: Predictor) -> None:
-    cfg, tasks = job.context.cfg, job.plan.tasks
+    cfg, tasks, settings = job.context.cfg, job.plan.tasks, job.context.settings
     drawn = np.linspace(0, len(tasks) - 1, min(cfg.stage.overlays, len(tasks))).round().astype(int).tolist()
     taken: set[str] = set()
     with build_progress() as progress:
@@ -183,7 +185,7 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
                 job.skips.skip(error.reason, str(task.image.path))
                 continue
             started = time.perf_counter()
-            prompts, segmentation = _segment(cfg.predict, predictor, image_HW3, task, progress)
+            prompts, segmentation = _segment(settings, predictor, image_HW3, task, progress)
             seconds = time.perf_counter() - started
             _write(job.writer, task, image_HW3.shape, prompts, segmentation.masks)
             if job.labels is not None:
@@ -197,17 +199,20 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
 
 
 def _segment(
-    cfg: DictConfig, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask, progress: Progress
+    settings: Config, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask, progress: Progress
 ) -> tuple[Prompts, Segmentation]:
     """Predict on one image: with its own prompts, or with a grid of points of whose masks the best are kept."""
-    if task.prompts is not None and not len(task.prompts):  # all of its objects are annotated
-        return task.prompts.prompts, Segmentation([])
-    embedding = predictor.embed(image_HW3)
+    cfg, tiling = settings.predict, build_tiling(settings.data)
+    height, width, _ = image_HW3.shape
     if task.prompts is not None:
         prompts = task.prompts.prompts
-        return prompts, segment(predictor, embedding, prompts, min_score=cfg.min_score)
-    height, width, _ = image_HW3.shape
-    prompts = build_grid(height, width, cfg.points_per_side)
+        if not len(prompts):  # all of its objects are annotated
+            return prompts, Segmentation([])
+        if tiling is not None:
+            return prompts, segment_tiles(predictor, image_HW3, prompts, tiling, min_score=cfg.min_score)
+        return prompts, segment(predictor, predictor.embed(image_HW3), prompts, min_score=cfg.min_score)
+    grid = TiledGrid.plan(height, width, cfg.points_per_side, tiling)
+    prompts = grid.prompts
     filters = GridFilter(
         min_score=max(cfg.min_score, cfg.grid_min_score),
         min_stability=cfg.grid_stability,
@@ -217,7 +222,7 @@ def _segment(
     )
     points = progress.add_task("points", total=len(prompts))
     try:
-        found = segment_grid(predictor, embedding, prompts, filters, partial(progress.advance, points))
+        found = grid.segment(predictor, image_HW3, filters, partial(progress.advance, points))
     finally:
         progress.remove_task(points)
     return prompts, found
@@ -244,10 +249,11 @@ def _draw(image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequence[FoundM
     by_area = sorted(masks, key=lambda mask: -compute_area(mask.rle))
     shown = [mask.prompt for mask in masks] if is_grid else range(len(prompts))
     mean = f", mean predicted IoU {np.mean([mask.score for mask in masks]):.3f}" if masks else ""
+    step = max(1, max(image_HW3.shape) // THINNED_SIDE)  # of a large image a mask as large takes long to expand
     return visuals.draw_prediction(
-        image_HW3,
-        (decode_rle(mask.rle) for mask in by_area),
-        ((prompts.coords_NP2[index], prompts.labels_NP[index]) for index in shown),
+        image_HW3[::step, ::step],
+        (decode_thinned(mask.rle, step) for mask in by_area),
+        ((prompts.coords_NP2[index] / step, prompts.labels_NP[index]) for index in shown),
         f"{len(masks)} masks from {len(prompts)} {'points' if is_grid else 'prompts'}{mean}",
     )
 

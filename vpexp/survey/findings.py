@@ -31,6 +31,9 @@ IMBALANCE = 20
 UNEQUAL_SPLITS = 2.0
 """Factor between the typical objects of two splits before that is reported."""
 LISTED = 5
+TYPICAL_PIXELS = 24.0
+"""Side, in pixels of the model's input, that the typical object gets by tiles."""
+TILE_STEP = 32
 LARGE_MODEL_SIZE = 1024
 """Input of the original SAM models, in pixels."""
 LEVELS = ("error", "warning", "note")
@@ -159,17 +162,31 @@ def _find_unseen_objects(survey: Survey) -> Iterator[Finding]:
     small = {name: sizes.hardly_seen for name, sizes in survey.object_sizes.items() if sizes.hardly_seen >= MANY}
     if not small:
         return
-    advice = "cut the images into tiles, or leave such objects out"
+    advice = f"{_recommend_tile(survey) or 'cut the images into tiles (data.tile)'}, or leave such objects out"
     if survey.image_size < LARGE_MODEL_SIZE:
-        sides = np.concatenate([compute_sides(split, LARGE_MODEL_SIZE) for split in survey.splits])
+        sides = np.concatenate([compute_sides(split, LARGE_MODEL_SIZE, survey.tile) for split in survey.splits])
         rest = format_share(float((sides < FEWEST_PIXELS).mean()))
         advice = f"at {LARGE_MODEL_SIZE} px (model=sam_tiny_vit) {rest} of all objects are so small; or {advice}"
     yield Finding(
         "warning",
-        f"many objects are smaller than {FEWEST_PIXELS:g} px once the image is resized to {survey.image_size} px "
+        f"many objects are smaller than {FEWEST_PIXELS:g} px once the {survey.shown} is resized to {survey.image_size} px "
         f"({survey.model}), and SAM hardly sees them: {_list_shares(small)}",
         advice,
     )
+
+
+def _recommend_tile(survey: Survey) -> str | None:
+    """Recommend the side of tiles in which the typical object has ``TYPICAL_PIXELS``, where it is hardly seen; else None."""
+    sides = np.concatenate([compute_sides(split, survey.image_size, survey.tile) for split in survey.splits])
+    original = float(np.median(np.concatenate([np.sqrt(split.areas_M) for split in survey.splits])))
+    wanted = survey.image_size * original / TYPICAL_PIXELS
+    tile = max(
+        survey.image_size, int(np.ceil(wanted / TILE_STEP)) * TILE_STEP
+    )  # no object is enlarged beyond its pixels
+    seen = original * survey.image_size / tile
+    if np.median(sides) >= min(FEWEST_PIXELS, seen):  # small images have nothing to gain
+        return None
+    return f"data.tile={tile} cuts the images into tiles in which the typical object measures {seen:.0f} px"
 
 
 def _find_odd_masks(survey: Survey) -> Iterator[Finding]:

@@ -213,23 +213,29 @@ def summarize_images(split: SplitMeasures) -> ImageSizes | None:
     return ImageSizes(sizes[0], sizes[len(sizes) // 2], sizes[-1], most, count, len(counts))
 
 
-def compute_sides(split: SplitMeasures, image_size: int) -> NDArray[np.float64]:
-    """Compute how large each object is once its image is resized so that its longest side is ``image_size``.
+def compute_sides(split: SplitMeasures, image_size: int, tile: int | None = None) -> NDArray[np.float64]:
+    """Compute how large each object is once its image, or a tile of it, is resized so that its longest side is ``image_size``.
+
+    Args:
+        split: the objects.
+        image_size: pixels.
+        tile: side of the tiles, pixels of the original image; None: the image is whole.
 
     Returns:
         float64 [M], root of the mask's area in pixels of the resized image.
     """
-    scale_I = image_size / split.sizes_I2.max(axis=1, initial=1)
+    longest_I = split.sizes_I2.max(axis=1, initial=1)
+    scale_I = image_size / (longest_I if tile is None else np.minimum(longest_I, tile))
     sides_M: NDArray[np.float64] = np.sqrt(split.areas_M) * scale_I[split.image_of_M]
     return sides_M
 
 
-def summarize_objects(split: SplitMeasures, image_size: int) -> ObjectSizes | None:
-    """Summarize the sizes of objects; None where there is no object."""
+def summarize_objects(split: SplitMeasures, image_size: int, tile: int | None = None) -> ObjectSizes | None:
+    """Summarize the sizes of objects, see ``compute_sides``; None where there is no object."""
     if not split.object_count:
         return None
     areas_M, sizes_M2 = split.areas_M, split.sizes_I2[split.image_of_M]
-    sides_M = compute_sides(split, image_size)
+    sides_M = compute_sides(split, image_size, tile)
     shares_M = areas_M / sizes_M2.prod(axis=1)
     lengths_M2 = split.boxes_M4[:, 2:] - split.boxes_M4[:, :2]
     box_areas_M = lengths_M2.prod(axis=1)

@@ -101,9 +101,13 @@ def _draw_object_sizes(survey: Survey) -> Any:
 
 def _draw_seen_sizes(survey: Survey) -> Any:
     """Draw how large objects are as the model sees them."""
-    sides = {split.name: compute_sides(split, survey.image_size) for split in survey.splits if split.object_count}
+    sides = {
+        split.name: compute_sides(split, survey.image_size, survey.tile)
+        for split in survey.splits
+        if split.object_count
+    }
     title = f"Sizes of objects as {survey.model} sees them"
-    label = f"side, px of the image whose longest side is {survey.image_size} px"
+    label = f"side, px of the {survey.shown} whose longest side becomes {survey.image_size} px"
     return _draw_sides(sides, {FEWEST_PIXELS: f"below {FEWEST_PIXELS:g} px: hardly seen"}, title, label)
 
 

@@ -35,6 +35,7 @@ class Survey:
         notes: what the reader had to say.
         duplicates: pictures that occur twice; None where they were not looked for.
         damaged: image files that cannot be used.
+        tile: side of the tiles that images are cut into, pixels of the original image; None: they are whole.
     """
 
     name: str
@@ -48,6 +49,12 @@ class Survey:
     notes: tuple[str, ...] = ()
     duplicates: Duplicates | None = None
     damaged: tuple[DamagedFile, ...] = ()
+    tile: int | None = None
+
+    @property
+    def shown(self) -> str:
+        """What the model is shown at once."""
+        return "image" if self.tile is None else f"tile of {self.tile} px"
 
     @property
     def image_count(self) -> int:

@@ -133,7 +133,7 @@ def _build_sides(survey: Survey) -> DataTable:
         if sizes is not None:
             sides = (f"{sizes.low_side:.1f} px", f"{sizes.median_side:.1f} px")
             rows.append((split.title, *sides, format_share(sizes.hardly_seen)))
-    title = f"Sizes of objects as {survey.model} sees them (longest side of an image: {survey.image_size} px)"
+    title = f"Sizes of objects as {survey.model} sees them (longest side of the {survey.shown}: {survey.image_size} px)"
     return DataTable(title, columns, tuple(rows), "size: root of the mask's area")
 
 
@@ -267,6 +267,7 @@ def describe_survey(survey: Survey, findings: Sequence[Finding]) -> dict[str, An
         "format": survey.format,
         "model": survey.model,
         "image_size": survey.image_size,
+        "tile": survey.tile,
         "categories": list(survey.categories),
         "splits": {split.name: _describe_split(split, survey) for split in survey.splits},
         "duplicates": None

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from vpexp.config.schema import PARTS, PromptConfig
-from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import Batch, EvaluationSample, EvaluationSet, TrainingSet, UnreadableImage, collate_training
-from vpexp.data.loaders import ResumableBatchSampler, build_evaluation_loader, with_objects
+from vpexp.data.loaders import ResumableBatchSampler, build_evaluation_loader
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.errors import CheckpointError, ConfigError, DivergenceError

@@ -96,6 +96,22 @@ def test_inherit__a_group_replaces_its_whole_section():
     assert cfg.model.name == "sam_debug"
 
 
+@pytest.mark.parametrize(
+    ("asked", "tile"),
+    [
+        ((), (512, 0.5)),
+        (("data=voc", "data.root=other"), (512, 0.5)),
+        (("data=voc", "data.root=other", "data.tile=256"), (256, 0.25)),
+        (("data=voc", "data.root=other", "data.tile_overlap=0"), (512, 0)),
+        (("data.tile=null",), (None, 0.5)),
+    ],
+)
+def test_inherit__tiles_come_with_the_model_for_other_data_too(asked, tile):
+    overrides, saved = ["stage=test", *asked], [*SAVED, "data.tile=512", "data.tile_overlap=0.5"]
+    cfg = inherit(compose_config(overrides), compose_config(saved), overrides)
+    assert (cfg.data.tile, cfg.data.tile_overlap) == tile
+
+
 def test_inherit__a_key_is_laid_over_the_saved_section():
     cfg = inherit_from(["stage=test", "data.batch_size=1", "prompt.test_jitter=0.4", "trainer.threads=1", "seed=1"])
 

@@ -25,7 +25,7 @@ SURFACE = {
             "allow_outside",
             "strict",
         ),
-        *("batch_size", "num_workers", "limit_images", "synthetic"),
+        *("batch_size", "num_workers", "limit_images", "tile", "tile_overlap", "synthetic"),
     ],
     "prompt": [
         *(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpexp.data.annotations import AnnotatedImage, ByteStrings, ImageTable, PackedImages, count_objects, list_paths
+from vpexp.data.annotations import AnnotatedImage, ByteStrings, ImageTable, PackedImages, count_objects, list_places
 from vpexp.data.masks import compute_box, encode_mask
 
 
@@ -68,10 +68,10 @@ def test_packed_images__a_change_of_an_image_stays_in_it():
 
 
 @pytest.mark.parametrize("images", [IMAGES, PackedImages(ImageTable.pack(IMAGES))])
-def test_count_objects__and_list_paths(images):
+def test_count_objects__and_list_places(images):
     assert count_objects(images).tolist() == [2, 0, 3, 1, 0]
     assert count_objects(images[:0]).tolist() == []
-    assert list_paths(images[1:]) == [image.path for image in IMAGES[1:]]
+    assert list_places(images[1:]) == [image.place for image in IMAGES[1:]]
 
 
 def test_image_table__survives_arrays():

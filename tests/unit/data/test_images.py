@@ -1,4 +1,5 @@
 import contextlib
+import io
 import os
 import socket
 import zlib
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from vpexp.data import images
+from vpexp.data.annotations import Region
 from vpexp.data.image_files import IMAGE_SUFFIXES, ImageFileError
 from vpexp.data.images import ImageHeader, choose_orientation, open_image, read_image, read_image_header, read_thumbnail
 from vpexp.errors import DataError
@@ -178,6 +181,26 @@ def test_read_image_header__too_large(tmp_path, monkeypatch, colors_HW3):
     for read in (read_image, read_image_header):
         with pytest.raises(ImageFileError, match=r"a\.png: image is larger than 0 megapixels"):
             read(path)
+
+
+def test_read_image_header__of_20000_pixels_a_side(tmp_path):
+    width, height = b"\0\0\x4e\x20", b"\0\0\x4e\x20"
+    whole = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(whole, "png")
+    header = b"IHDR" + width + height + whole.getvalue()[24:29]
+    content = whole.getvalue()[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole.getvalue()[33:]
+    (tmp_path / "large.png").write_bytes(content)
+    assert read_image_header(tmp_path / "large.png").transposed_size == (20_000, 20_000)
+
+
+def test_read_image__a_window_in_strips_too(tmp_path, monkeypatch, colors_HW3):
+    path = save(tmp_path / "a.png", colors_HW3)
+    whole_HW3, window = read_image(path), Region(1, 2, 3, 5)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", colors_HW3.shape[1])
+    np.testing.assert_array_equal(read_image(path), whole_HW3)
+    part_HW3 = read_image(path, window=window)
+    np.testing.assert_array_equal(part_HW3, whole_HW3[1:3, 2:5])
+    assert part_HW3.base is None, "the whole image is let go"
 
 
 def test_read_image__from_bytes_that_were_read_already(tmp_path):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from vpexp.data.masks import NOWHERE, Region, encode_mask, encode_part, encode_region, find_region
+from vpexp.data.annotations import Region
+from vpexp.data.masks import NOWHERE, encode_mask, encode_part, encode_region, find_region
 
 SIDES = st.integers(1, 30)
 

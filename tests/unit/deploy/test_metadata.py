@@ -29,6 +29,12 @@ def test_build_model_info__every_key_is_text(part, model_type):
     assert (info["source_hash"], info["vpexp_version"]) == ("abc", version("vpexp"))
 
 
+def test_build_model_info__tiles_where_there_are_some():
+    info = build_model_info(ExportInfo("sam_micro", 256, (), "abc", "auto", 512, 0.5), "decoder", "FP32")
+    assert (info["tile"], info["tile_overlap"]) == ("512", "0.5")
+    assert not build().keys() & {"tile", "tile_overlap"}
+
+
 @pytest.mark.parametrize(
     "labels",
     [

@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.unit.data.test_batch import save_scene
+from vpexp.data.annotations import Region
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
 from vpexp.embeddings import fill as fill_module
 from vpexp.embeddings.fill import ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import plan_embeddings
-from vpexp.embeddings.store import EmbeddingStore, compute_image_key, release
+from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_image_key, release
 from vpexp.errors import ConfigError
 
 SIZE, SHAPE = 32, (3, 2, 2)
@@ -46,6 +48,26 @@ def fill(store, images, *, workers=0, batch_size=1, encode=encode, max_bytes=PLE
     plan = plan_embeddings(store, images, max_bytes=max_bytes)
     encoder = ImageEncoder("torch", encode, batch_size)
     return fill_embeddings(store, plan, encoder, image_size=SIZE, num_workers=workers)
+
+
+def test_fill__windows_of_an_image_are_encoded_each_and_decoded_once(tmp_path, monkeypatch):
+    store, (first, second) = open_store(tmp_path), save_images(tmp_path, 2)
+    windows = [Region(0, 0, 20, 20), Region(10, 30, 30, 50)]
+    places = [image.place._replace(window=window) for image in (first, second) for window in windows]
+    decoded = []
+    monkeypatch.setattr(
+        fill_module, "read_image", lambda *args, **more: decoded.append(args) or read_image(*args, **more)
+    )
+    report = fill(store, [*places, first])
+    assert (report.encoded, len(decoded)) == (5, 3)
+    plan = plan_embeddings(store, places, max_bytes=3 * store.entry_bytes)
+    assert (plan.found, plan.not_kept, plan.missing) == (3, 1, [])
+    stored = StoredEmbeddings(store, plan.keys, plan.left_out)
+    for place, window in zip(places[:3], windows * 2, strict=False):
+        view = replace(first if place.path == first.path else second, window=window)
+        pixels = read_image(place.path, window=window)
+        assert np.array_equal(stored.read(view), encode(normalize_and_pad(resize_image(pixels, SIZE), SIZE)[None])[0])
+    assert stored.find_key(replace(second, window=windows[1])) is None
 
 
 def read_all(store, images):

@@ -13,7 +13,8 @@ from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.batch import EvaluationSample, UnreadableImage
 from vpexp.data.masks import compute_box, decode_rle, encode_mask
-from vpexp.data.prompts import build_evaluation_prompts
+from vpexp.data.prompts import build_evaluation_prompts, prompts_from_boxes
+from vpexp.data.tiles import TiledImages, Tiling
 from vpexp.evaluation import evaluator as evaluator_module
 from vpexp.evaluation.evaluator import Evaluator, Metric, evaluate
 from vpexp.inference.predictor import ImageEmbedding, Prediction, build_prompts
@@ -101,6 +102,42 @@ def test_evaluate__pixel_metrics_by_hand():
     assert result.baselines == {}
     assert result.kept == []
     assert math.isnan(result.wrong_image_drop)
+
+
+def cut(sample, tiling):
+    """Cut a sample's image into tiles, as a data set gives them."""
+    image = sample.annotations
+    _, tiles = TiledImages.cut([image], tiling).cut_image(0)
+    samples = []
+    for tile, objects_N in tiles:
+        prompts = build_evaluation_prompts(tile, PromptConfig())
+        pixels = sample.image_HW3[tile.window.slices]
+        samples.append(EvaluationSample(pixels, tile, prompts, image=image, image_objects_N=objects_N))
+    return EvaluationSample(None, image, prompts_from_boxes(np.zeros((0, 4), np.float32)), tiles=samples)
+
+
+def test_evaluate__tiles_are_measured_as_the_whole_image():
+    samples = [build_sample([area(10, 12, 14, 20), corner(0, 0, 8), area(15, 25, 20, 30)], labels=[0, 1, 0]), HALF]
+    whole = run(samples, baselines=True, keep=[0])
+    tiles = [cut(sample, Tiling(14, 0.5)) for sample in samples]
+    assert [len(sample.tiles) for sample in tiles] == [3, 1]
+    predictor = BrightPixels()
+    tiled = run(tiles, predictor, baselines=True, keep=[0])
+    assert predictor.embedded == 4
+    for name, value in whole.metrics.items():
+        assert "time" in name or tiled.metrics[name] == pytest.approx(value, nan_ok=True), name
+    assert (tiled.per_class, tiled.image_sums) == (whole.per_class, whole.image_sums)
+    assert (tiled.images, tiled.objects) == (2, 4)
+    assert tiled.baselines["box_filled"] == whole.baselines["box_filled"]
+    (kept,) = tiled.kept
+    assert kept.sample is tiles[0].tiles[0]
+    assert [decode_rle(rle).shape for rle in kept.predicted] == [(14, 14)]
+
+
+def test_evaluate__what_a_tile_cuts_off_counts_as_missed():
+    long = build_sample([area(4, 0, 8, 30)])
+    tiled = run([cut(long, Tiling(20, 0.0))])
+    assert tiled.metrics["mean_iou"] == pytest.approx(20 / 30)
 
 
 def test_evaluate__names_all_metrics():

@@ -7,7 +7,7 @@ from vpexp.data.image_files import DAMAGED_IMAGE
 from vpexp.data.skipped import BOX_ONLY, CROWD, MISSING_IMAGE, NO_ANNOTATIONS
 from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, Member, Pair
 from vpexp.survey.findings import find_findings
-from vpexp.survey.measure import SplitMeasures
+from vpexp.survey.measure import SplitMeasures, compute_sides
 from vpexp.survey.survey import DamagedFile, Finding
 
 WIDE, HIGH = ((20, 20, 60, 40), 0), ((70, 10, 90, 60), 1)
@@ -97,6 +97,19 @@ def test_find_findings__small_objects_and_what_a_larger_model_leaves():
     assert finding.level == "warning"
     assert finding.text.endswith("(sam_small), and SAM hardly sees them: 50 % of train")
     assert finding.advice.startswith("at 1024 px (model=sam_tiny_vit) 0 % of all objects are so small")
+
+
+def test_find_findings__tiles_in_which_small_objects_are_seen():
+    size, specks = (1200, 1600), [((x, 40, x + 40, 80), 0) for x in range(0, 1000, 100)]
+    images = [build_image(Path(f"{i}.png"), specks, size) for i in range(12)]
+    survey = build_survey(build_split("train", images), categories=("cat",))
+    advice = "data.tile=192 cuts the images into tiles in which the typical object measures 21 px"  # 40 * 100 / 192
+    assert next(finding.advice for finding in find_findings(survey) if "hardly sees" in finding.text).count(advice) == 1
+    tiled = build_survey(build_split("train", images), categories=("cat",), tile=192)
+    assert compute_sides(tiled.splits[0], 100, 192).tolist() == pytest.approx([40 * 100 / 192] * 120)
+    assert tiled.shown == "tile of 192 px"
+    small = build_survey(build_split("train", [build_image(Path("a.png"), [((0, 0, 5, 5), 0)], (50, 50))]))
+    assert not any("data.tile=" in finding.advice for finding in find_findings(small)), "nothing to gain"
 
 
 def test_find_findings__classes_that_are_missing_and_a_strong_imbalance():

@@ -7,8 +7,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from vpexp.config.schema import PromptConfig
+from vpexp.data.annotations import with_objects
 from vpexp.data.batch import EvaluationSample
-from vpexp.data.loaders import with_objects
 
 
 class Seen(Callback):

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from vpexp.data.annotations import AnnotatedImage, Rle
+from vpexp.data.annotations import AnnotatedImage, Region, Rle
 from vpexp.data.folder import Folder
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import choose_orientation, read_image_header, settles_orientation
-from vpexp.data.masks import Region, compute_area, compute_box, encode_region
+from vpexp.data.masks import compute_area, compute_box, encode_region
 from vpexp.data.skipped import EMPTY_MASK, NO_ANNOTATIONS, NOTHING_USABLE, SIZE_DIFFERS, SkipCounts
 
 Box = tuple[float, float, float, float]

@@ -7,22 +7,30 @@ from typing import Any
 from rich.table import Table
 
 from vpexp.config.saved import name_data
+from vpexp.config.schema import DataConfig
 from vpexp.console import PlainTable, console, log_line
-from vpexp.data.annotations import AnnotatedDataset, Split
+from vpexp.data.annotations import AnnotatedDataset, Split, with_objects
 from vpexp.data.dataset import load_dataset
 from vpexp.data.skipped import order_by_count
+from vpexp.data.tiles import TiledImages, Tiling
 from vpexp.stages.shared.context import RunContext
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
 
 def load_configured_dataset(
-    context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False, keep_empty: bool = False
+    context: RunContext,
+    splits: tuple[str, ...],
+    *,
+    whole: bool = False,
+    keep_boxes: bool = False,
+    keep_empty: bool = False,
 ) -> AnnotatedDataset:
     """Read the splits that a stage needs; report what was found and skipped, on the terminal and in ``run.json``.
 
     Args:
         context: the run.
         splits: their names.
+        whole: leave the images whole; otherwise they are cut into tiles where ``data.tile`` says so.
         keep_boxes: take objects that are annotated by a box alone too.
         keep_empty: take a split without objects as it is, instead of raising an error.
     """
@@ -34,13 +42,36 @@ def load_configured_dataset(
     for name, description in record.items():
         profile = description | {"categories": data["categories"]}
         context.tracker.log_dataset(name_data(context.cfg), str(dataset.root), name, profile)
+    tiling = build_tiling(context.settings.data)
+    if whole or tiling is None:
+        return dataset
+    dataset = tile_dataset(dataset, tiling)
+    for split in dataset.splits.values():
+        assert isinstance(split.images, TiledImages)
+        line = f"  {split.name}: {len(split.images)} tiles of {tiling.side} px with objects"
+        cut = split.images.cut_objects
+        log_line(f"{line}; {cut} of {split.object_count} objects are cut: no tile holds all of them" if cut else line)
     return dataset
+
+
+def build_tiling(settings: DataConfig) -> Tiling | None:
+    """Build how images are cut; None where they are not."""
+    return None if settings.tile is None else Tiling(settings.tile, settings.tile_overlap)
+
+
+def tile_dataset(dataset: AnnotatedDataset, tiling: Tiling) -> AnnotatedDataset:
+    """Cut the images of all splits; those without objects are left out."""
+    splits = {
+        name: replace(split, images=TiledImages.cut(with_objects(split.images), tiling))
+        for name, split in dataset.splits.items()
+    }
+    return replace(dataset, splits=splits)
 
 
 def read_configured_dataset(
     context: RunContext, splits: tuple[str, ...], *, keep_boxes: bool = False, keep_empty: bool = False
 ) -> AnnotatedDataset:
-    """Read splits without a word; see ``load_configured_dataset``."""
+    """Read splits without a word, images whole; see ``load_configured_dataset``."""
     settings = context.settings.data
     if settings.format == "synthetic":
         assert settings.synthetic is not None

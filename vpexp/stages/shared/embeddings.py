@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from vpexp.console import log_line
-from vpexp.data.annotations import AnnotatedDataset
-from vpexp.data.loaders import with_objects
+from vpexp.data.annotations import AnnotatedDataset, list_places, with_objects
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
 from vpexp.embeddings.fill import FillReport, ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import EmbeddingPlan, plan_embeddings
@@ -91,13 +90,15 @@ def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset,
     started = time.perf_counter()
     key = compute_encoder_key(compute_state_hash(sam.image_encoder), sam.image_size, precision)
     store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, shape, precision)
-    images = [image for split in dict.fromkeys(splits) for image in with_objects(dataset.splits[split].images)]
-    plan = plan_embeddings(store, images, max_bytes=int(cfg.cache.max_gb * GB))
+    places = [
+        place for split in dict.fromkeys(splits) for place in list_places(with_objects(dataset.splits[split].images))
+    ]
+    plan = plan_embeddings(store, places, max_bytes=int(cfg.cache.max_gb * GB))
     sam.to(choose_device(cfg))
     encoder = _choose_encoder(cfg, sam, passes, len(plan.missing))
     report = fill_embeddings(store, plan, encoder, image_size=sam.image_size, num_workers=cfg.data.num_workers)
     seconds = time.perf_counter() - started
-    stored = StoredEmbeddings(store, plan.keys)
+    stored = StoredEmbeddings(store, plan.keys, plan.left_out)
     _print_report(stored, plan, report, seconds, cfg.cache.max_gb)
     _record(context, stored, plan, report, seconds)
     return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before)
@@ -153,10 +154,11 @@ def _print_report(
     if plan.evicted:
         parts.append(f"{_count(plan.evicted, 'entry', 'entries')} not used for longest removed")
     log_line(f"embeddings: {', '.join(parts)}, {_format_size(kept * store.entry_bytes)} in {store.root}")
+    wanted = plan.needed_bytes // store.entry_bytes
     if plan.not_kept:
         log_line(
-            f"embeddings: cache.max_gb={max_gb:g} holds {len(set(plan.keys.values()))} of the "
-            f"{_count(plan.needed_bytes // store.entry_bytes, 'image')} ({_format_size(plan.needed_bytes)}); the other "
+            f"embeddings: cache.max_gb={max_gb:g} holds {wanted - plan.not_kept} of the "
+            f"{_count(wanted, 'image')} ({_format_size(plan.needed_bytes)}); the other "
             f"{plan.not_kept} are encoded whenever they are used",
             style="yellow",
         )

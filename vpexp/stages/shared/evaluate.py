@@ -12,11 +12,11 @@ from rich.table import Table
 
 from vpexp import visuals
 from vpexp.console import PlainTable, console, log_line
-from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import EvaluationSet
 from vpexp.data.image_files import IMAGE_SUFFIXES
 from vpexp.data.images import read_image
-from vpexp.data.loaders import build_evaluation_loader, with_objects
+from vpexp.data.loaders import build_evaluation_loader
 from vpexp.data.masks import decode_rle
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
@@ -204,7 +204,8 @@ def _draw(kept: KeptPrediction) -> Any:
     captions = (f"annotated: {len(annotated)} objects", f"predicted from the prompts: F1 {f1:.3f}")
     image_HW3 = sample.image_HW3
     if image_HW3 is None:
-        image_HW3 = read_image(sample.annotations.path, sample.annotations.exif_transpose)
+        place = sample.annotations.place
+        image_HW3 = read_image(place.path, place.exif_transpose, window=place.window)
     return visuals.draw_comparison(image_HW3, annotated, predicted, kept.prompts, captions)
 
 

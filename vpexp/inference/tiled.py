@@ -1,0 +1,203 @@
+"""Segmenting an image tile by tile: each window is encoded once, and what it gives is put back as run lengths.
+
+So memory is that of the image, of one tile and of the compressed masks, however large the image is.
+
+Legend: N prompts, K masks, W windows.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from vpexp.data.annotations import Region, Rle
+from vpexp.data.masks import compute_area, compute_box, compute_overlap, merge_rles
+from vpexp.data.prompts import Prompts
+from vpexp.data.tiles import Tiling, move_prompts, place_prompts, put_back, see_mask, touches_seam
+from vpexp.inference.predictor import Predictor
+from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, build_grid, segment, segment_grid
+
+COVERED = 0.7
+"""Share of a mask cut by a seam from which it is a part of a whole mask that a neighbouring tile has."""
+SAME_OBJECT = 0.5
+"""IoU, where two tiles overlap, from which two masks that seams cut are one object."""
+
+
+def segment_tiles(
+    predictor: Predictor, image_HW3: NDArray[np.uint8], prompts: Prompts, tiling: Tiling, *, min_score: float
+) -> Segmentation:
+    """Decode each prompt in the window that holds it; see ``place_prompts`` and ``segment``.
+
+    Args:
+        predictor: any backend.
+        image_HW3: RGB uint8.
+        prompts: pixels of the image.
+        tiling: how it is cut.
+        min_score: lowest predicted IoU.
+    """
+    height, width, _ = image_HW3.shape
+    parts = []
+    for window, chosen_N in place_prompts(prompts, tiling, height, width).group():
+        embedding = predictor.embed(image_HW3[window.slices])
+        own = move_prompts(prompts.select(chosen_N), window)
+        found = segment(predictor, embedding, own, min_score=min_score)
+        masks = [
+            FoundMask(put_back(mask.rle, window, height, width), mask.score, int(chosen_N[mask.prompt]))
+            for mask in found.masks
+        ]
+        parts.append(replace(found, masks=masks))
+    return _add_up(parts, sorted((mask for part in parts for mask in part.masks), key=lambda mask: mask.prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class TiledGrid:
+    """A grid of points on every tile of an image.
+
+    Attributes:
+        windows: the tiles.
+        grids: the points of each, in its frame.
+        height: of the image.
+        width: of the image.
+    """
+
+    windows: Sequence[Region]
+    grids: Sequence[Prompts]
+    height: int
+    width: int
+
+    @classmethod
+    def plan(cls, height: int, width: int, points_per_side: int, tiling: Tiling | None) -> "TiledGrid":
+        """Lay grids over the tiles of an image; without a tiling over the image."""
+        windows = [Region(0, 0, height, width)] if tiling is None else tiling.plan(height, width)
+        grids = [build_grid(one.bottom - one.top, one.right - one.left, points_per_side) for one in windows]
+        return cls(windows, grids, height, width)
+
+    @property
+    def prompts(self) -> Prompts:
+        """All points, pixels of the image."""
+        pairs = zip(self.windows, self.grids, strict=True)
+        moved = [move_prompts(grid, Region(-one.top, -one.left, 0, 0)) for one, grid in pairs]
+        coords = np.concatenate([grid.coords_NP2 for grid in moved])
+        return Prompts(coords, np.concatenate([grid.labels_NP for grid in moved]))
+
+    def segment(
+        self,
+        predictor: Predictor,
+        image_HW3: NDArray[np.uint8],
+        filters: GridFilter,
+        advance: Callable[[int], None],
+    ) -> Segmentation:
+        """Decode the points tile by tile, and keep each object once; see ``segment_grid`` and ``join_tiles``."""
+        parts, found, before = [], [], 0
+        for window, grid in zip(self.windows, self.grids, strict=True):
+            part = segment_grid(predictor, predictor.embed(image_HW3[window.slices]), grid, filters, advance)
+            parts.append(part)
+            found += [self._put_back(mask, window, before) for mask in part.masks]
+            before += len(grid)
+        if len(parts) == 1:
+            return parts[0]
+        kept = join_tiles(found, filters)
+        return _add_up(parts, kept, overlapping=len(found) - len(kept))
+
+    def _put_back(self, mask: FoundMask, window: Region, before: int) -> "TileMask":
+        is_cut = touches_seam(mask.rle, window, self.height, self.width)
+        rle = put_back(mask.rle, window, self.height, self.width)
+        return TileMask(FoundMask(rle, mask.score, before + mask.prompt), window, is_cut)
+
+
+@dataclass(frozen=True, slots=True)
+class TileMask:
+    """A mask that a tile gave.
+
+    Attributes:
+        mask: in the frame of the image.
+        window: the tile.
+        is_cut: it reaches an edge of the tile behind which the image goes on, so that more of the object may be there.
+    """
+
+    mask: FoundMask
+    window: Region
+    is_cut: bool
+
+    def look(self, window: Region) -> Rle:
+        """Take what lies in a tile."""
+        return put_back(see_mask(self.mask.rle, window), window, *self.mask.rle["size"])
+
+
+def join_tiles(found: Sequence[TileMask], filters: GridFilter) -> list[FoundMask]:
+    """Keep each object of several tiles once: whole masks before those that a seam cuts, and of either the best first.
+
+    A mask is left out for a better one where ``filters`` have them overlap too much, or where a seam cuts it and a whole one
+    covers it. Those that seams cut and that agree where their tiles overlap are parts of one object: their union is kept,
+    with the score of the best.
+
+    Returns:
+        What is kept, the best score first.
+    """
+    boxes_K4 = np.array([compute_box(one.mask.rle) for one in found], dtype=np.float64).reshape(-1, 4)
+    order = sorted(range(len(found)), key=lambda place: (found[place].is_cut, -found[place].mask.score))
+    kept: list[TileMask] = []
+    groups: list[int] = []  # of the masks that are kept: the first of the object
+    kept_boxes_K4 = np.zeros((len(found), 4))
+    for place in order:
+        one, box_4, near_K4 = found[place], boxes_K4[place], kept_boxes_K4[: len(kept)]
+        near_K = (near_K4[:, :2] < box_4[2:]).all(axis=1) & (near_K4[:, 2:] > box_4[:2]).all(axis=1)
+        near = np.flatnonzero(near_K).tolist()
+        if any(_is_left_out(kept[index], one, filters) for index in near):
+            continue
+        parts = {groups[index] for index in near if _is_continued(kept[index], one)}
+        group = min(parts, default=len(kept))
+        groups = [group if own in parts else own for own in groups] if len(parts) > 1 else groups
+        kept_boxes_K4[len(kept)] = box_4
+        kept.append(one)
+        groups.append(group)
+    return _unite(kept, groups)
+
+
+def _is_left_out(kept: TileMask, one: TileMask, filters: GridFilter) -> bool:
+    """Return whether a mask is left out for one that is kept."""
+    shared = compute_overlap(kept.mask.rle, one.mask.rle)
+    area = compute_area(one.mask.rle)
+    if not shared:
+        return False
+    if shared > filters.max_overlap * (area + compute_area(kept.mask.rle) - shared):
+        return True
+    boxes = [coco_mask.toBbox(mask.rle)[None] for mask in (kept.mask, one.mask)]
+    if coco_mask.iou(*boxes, [0])[0, 0] > filters.max_box_overlap:
+        return True
+    return one.is_cut and not kept.is_cut and shared > COVERED * area
+
+
+def _is_continued(kept: TileMask, one: TileMask) -> bool:
+    """Return whether a mask is a part of the same object as one that is kept: both are cut, and agree where both tiles look."""
+    if not (kept.is_cut and one.is_cut) or kept.window == one.window:
+        return False
+    shared = compute_overlap(kept.mask.rle, one.mask.rle)
+    union = compute_area(kept.look(one.window)) + compute_area(one.look(kept.window)) - shared
+    return shared > SAME_OBJECT * union
+
+
+def _unite(masks: Sequence[TileMask], groups: Sequence[int]) -> list[FoundMask]:
+    """Unite the masks of each group under the prompt and score of its best; best score first."""
+    members: dict[int, list[FoundMask]] = defaultdict(list)
+    for one, group in zip(masks, groups, strict=True):
+        members[group].append(one.mask)
+    united = []
+    for parts in members.values():
+        best = max(parts, key=lambda mask: mask.score)
+        united.append(replace(best, rle=merge_rles([mask.rle for mask in parts])))
+    return sorted(united, key=lambda mask: -mask.score)
+
+
+def _add_up(parts: Sequence[Segmentation], masks: list[FoundMask], overlapping: int = 0) -> Segmentation:
+    """Add up what was left out of the windows of an image."""
+    return Segmentation(
+        masks,
+        empty=sum(part.empty for part in parts),
+        weak=sum(part.weak for part in parts),
+        unstable=sum(part.unstable for part in parts),
+        overlapping=overlapping + sum(part.overlapping for part in parts),
+    )
