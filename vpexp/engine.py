@@ -1,23 +1,32 @@
 """The notebook's door: the same configuration, the same ``run``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from vpexp.config import compose_config, load_config
 from vpexp.config.compose import quote_value
 from vpexp.config.explain import explain, format_suggestion, list_keys
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
+from vpexp.data.images import read_image
 from vpexp.errors import ConfigError
+from vpexp.inference.predictor import Prediction, Predictor
+from vpexp.resolve import complete
 from vpexp.run import run
+from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import StageResult
+from vpexp.stages.shared.model import load_stage_model
 
 CheckpointLike = str | PathLike[str] | StageResult | EllipsisType | None
+ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
 class Engine:
@@ -26,6 +35,8 @@ class Engine:
         engine = Engine(model="sam_tiny_vit", data_root="data/wgisd", work_dir="outputs")
         engine.train(max_epochs=10)
         engine.test()
+
+    Every stage takes further settings as ``overrides={"data.batch_size": 1}`` or ``**{"data.batch_size": 1}``.
 
     Args:
         model: an option of the group ``model``.
@@ -61,6 +72,7 @@ class Engine:
         self.config_dir = None if config_dir is None else Path(config_dir)
         self.saved: DictConfig | None = None
         self.source = Path()
+        self._predictor: tuple[str, Predictor] | None = None
         self._compose({})
 
     @classmethod
@@ -74,26 +86,39 @@ class Engine:
         engine.source = Path(path)
         engine.settings = {}
         engine.config_dir = None
+        engine._predictor = None  # noqa: SLF001 (an engine of this class)
         return engine
 
-    def data(self, *, overrides: Mapping[str, Any] | None = None) -> StageResult:
+    def data(self, *, overrides: Mapping[str, Any] | None = None, **settings: Any) -> StageResult:
         """Survey the data set: ``result.metrics["data/leaks"]``, ``result.artifacts["report"]``."""
-        return self._run({"stage": "data"} | dict(overrides or {}))
+        return self._run({"stage": "data"} | dict(overrides or {}) | settings)
 
-    def train(self, *, max_epochs: int | None = None, overrides: Mapping[str, Any] | None = None) -> StageResult:
-        """Fine-tune; ``result.metrics["val/f1-score"]``, ``result.artifacts["best_checkpoint"]``."""
-        settings: dict[str, Any] = {"stage": "train"}
-        if max_epochs is not None:
-            settings["trainer.max_epochs"] = max_epochs
-        return self._run(settings | dict(overrides or {}))
+    def train(
+        self,
+        *,
+        max_epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> StageResult:
+        """Fine-tune; ``result.metrics["val/f1-score"]``, ``result.artifacts["best_checkpoint"]``, ``result.plot()``.
 
-    def test(self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None) -> StageResult:
+        ``lr`` is ``optimizer.lr``, ``batch_size`` is ``data.batch_size``.
+        """
+        named = {"trainer.max_epochs": max_epochs, "optimizer.lr": lr, "data.batch_size": batch_size}
+        chosen = {name: value for name, value in named.items() if value is not None}
+        return self._run({"stage": "train"} | chosen | dict(overrides or {}) | settings)
+
+    def test(
+        self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None, **settings: Any
+    ) -> StageResult:
         """Test a checkpoint or an exported model; ``checkpoint=None`` tests the model as it came.
 
         Left out, it is what was trained last; after ``from_config`` of a test, what that one tested. What ``train``,
         ``export`` and ``ptq`` return will do as well.
         """
-        return self._run(_start_settings("test", checkpoint) | dict(overrides or {}))
+        return self._run(_start_settings("test", checkpoint) | dict(overrides or {}) | settings)
 
     def export(
         self,
@@ -101,39 +126,92 @@ class Engine:
         checkpoint: CheckpointLike = ...,
         format: str | None = None,  # noqa: A002 (the configuration's own word)
         overrides: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> StageResult:
         """Export what was trained last: ``result.artifacts["image_encoder"]`` and ``["decoder"]``.
 
         ``format`` is openvino (the default), onnx or sam; ``checkpoint`` as for ``test``.
         """
-        settings = _start_settings("export", checkpoint)
-        if format is not None:
-            settings["export.format"] = format
-        return self._run(settings | dict(overrides or {}))
+        start = _start_settings("export", checkpoint) | ({} if format is None else {"export.format": format})
+        return self._run(start | dict(overrides or {}) | settings)
 
-    def ptq(self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None) -> StageResult:
+    def ptq(
+        self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None, **settings: Any
+    ) -> StageResult:
         """Quantize what was exported last to INT8; artifacts as of ``export``."""
-        return self._run(_start_settings("ptq", checkpoint) | dict(overrides or {}))
+        return self._run(_start_settings("ptq", checkpoint) | dict(overrides or {}) | settings)
 
+    @overload
     def predict(
         self,
-        source: str | PathLike[str] | None = None,
+        source: Sequence[ImageLike],
+        *,
+        boxes: Any = ...,
+        points: Any = ...,
+        point_labels: Any = ...,
+        **settings: Any,
+    ) -> list[Prediction]: ...
+    @overload
+    def predict(
+        self, source: ImageLike, *, boxes: Any, points: Any = ..., point_labels: Any = ..., **settings: Any
+    ) -> Prediction: ...
+    @overload
+    def predict(self, source: ImageLike, *, points: Any, point_labels: Any = ..., **settings: Any) -> Prediction: ...
+    @overload
+    def predict(
+        self, source: str | PathLike[str] | None = ..., prompts: str | PathLike[str] = ..., **settings: Any
+    ) -> StageResult: ...
+    def predict(
+        self,
+        source: ImageLike | Sequence[ImageLike] | None = None,
         prompts: str | PathLike[str] = "grid",
         *,
+        boxes: Any = None,
+        points: Any = None,
+        point_labels: Any = None,
         checkpoint: CheckpointLike = ...,
         overrides: Mapping[str, Any] | None = None,
-    ) -> StageResult:
-        """Segment images without annotation: ``result.artifacts["predictions"]``.
+        **settings: Any,
+    ) -> Prediction | list[Prediction] | StageResult:
+        """Segment images without annotation: in memory where boxes or points are given, else as ``stage=predict`` does.
+
+            engine.predict("a.jpg", boxes=[[10, 20, 90, 80]]).masks
+            engine.predict("photos/").artifacts["predictions"]
 
         Args:
-            source: an image, a folder, or a pattern as ``photos/*.jpg``; None for ``prompts="dataset"``.
+            source: with boxes or points, an image: a path, a PIL image, or an RGB array uint8 [H, W, 3]; or a list of images.
+                Otherwise an image, a folder, or a pattern as ``photos/*.jpg``; None for ``prompts="dataset"``.
             prompts: a JSON file of boxes and points by image, ``grid``, or ``dataset``: the boxes of the data set.
+            boxes: [N, 4], (x1, y1, x2, y2) in pixels of the image; for a list of images, one such array for each.
+            points: [N, P, 2], (x, y), with or without boxes; N objects of P points each. For a list as ``boxes``.
+            point_labels: [N, P], 1 inside the object, 0 outside; left out, all 1.
             checkpoint: as for ``test``.
             overrides: further settings, as ``{"output.format": "coco"}``, which makes a data set of the masks.
+            **settings: the same, as ``**{"output.format": "coco"}``.
+
+        Returns:
+            With boxes or points the masks of the image, or a list with those of each; otherwise what the stage found.
+
+        Raises:
+            ValueError: the image, boxes or points are no such thing; the message names them.
         """
-        images = None if source is None else str(source)
-        settings = _start_settings("predict", checkpoint) | {"source": images, "prompts": str(prompts)}
-        return self._run(settings | dict(overrides or {}))
+        changed = dict(overrides or {}) | settings
+        if boxes is None and points is None and (source is None or isinstance(source, str | PathLike)):
+            asked = {"source": None if source is None else str(source), "prompts": str(prompts)}
+            return self._run(_start_settings("predict", checkpoint) | asked | changed)
+        if source is None:
+            raise ValueError("boxes and points need an image, or a list of images")
+        predictor = self._load_predictor(checkpoint, changed)
+        given = (boxes, points, point_labels)
+        if isinstance(source, str | PathLike | np.ndarray | Image.Image):
+            return _predict(predictor, source, *given)
+        lists = [[None] * len(source) if values is None else list(values) for values in given]
+        for name, values in zip(("boxes", "points", "point_labels"), lists, strict=True):
+            if len(values) != len(source):
+                raise ValueError(
+                    f"{name} of {len(values)} images are given for {len(source)} images: one array for each"
+                )
+        return [_predict(predictor, image, *own) for image, *own in zip(source, *lists, strict=True)]
 
     def demo(
         self,
@@ -141,6 +219,7 @@ class Engine:
         *,
         checkpoint: CheckpointLike = ...,
         overrides: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> StageResult:
         """Serve the labelling page until it is interrupted: ``result.artifacts["annotations"]``.
 
@@ -148,12 +227,24 @@ class Engine:
             source: an image, a folder, or a pattern as ``photos/*.jpg``.
             checkpoint: as for ``test``.
             overrides: further settings, ``{"demo.labels": ["berry"]}``.
+            **settings: the same, as ``**{"demo.labels": ["berry"]}``.
         """
-        return self._run(_start_settings("demo", checkpoint) | {"source": str(source)} | dict(overrides or {}))
+        start = _start_settings("demo", checkpoint) | {"source": str(source)}
+        return self._run(start | dict(overrides or {}) | settings)
 
-    def pipeline(self, *, overrides: Mapping[str, Any] | None = None) -> StageResult:
+    def pipeline(self, *, overrides: Mapping[str, Any] | None = None, **settings: Any) -> StageResult:
         """Train, test, export, quantize and test again; ``result.artifacts["report"]`` compares them."""
-        return self._run({"stage": "pipeline"} | dict(overrides or {}))
+        return self._run({"stage": "pipeline"} | dict(overrides or {}) | settings)
+
+    def _load_predictor(self, checkpoint: CheckpointLike, settings: Mapping[str, Any]) -> Predictor:
+        """Load what predicts, unless it is the one of the call before."""
+        quiet_libraries()
+        cfg, _ = complete(*self._compose(_start_settings("test", checkpoint) | dict(settings)))
+        files = [] if cfg.checkpoint is None else [cfg.checkpoint, Path(cfg.checkpoint).stat().st_mtime_ns]
+        key = str([*files, cfg.model, cfg.prompt.multimask, cfg.trainer])
+        if self._predictor is None or self._predictor[0] != key:
+            self._predictor = key, load_stage_model(cfg).predictor
+        return self._predictor[1]
 
     def _run(self, settings: Mapping[str, Any]) -> StageResult:
         cfg, overrides = self._compose(settings)
@@ -198,3 +289,12 @@ def _start_settings(stage: str, checkpoint: CheckpointLike) -> dict[str, Any]:
     if isinstance(checkpoint, StageResult):
         checkpoint = checkpoint.folder
     return {"stage": stage, "checkpoint": None if checkpoint is None else str(checkpoint)}
+
+
+def _predict(predictor: Predictor, image: ImageLike, boxes: Any, points: Any, point_labels: Any) -> Prediction:
+    """Decode the prompts of one image."""
+    if isinstance(image, str | PathLike):
+        image = read_image(image)
+    elif isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    return predictor.decode(predictor.embed(image), boxes=boxes, points=points, point_labels=point_labels)

@@ -1,11 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
-from vpexp import Engine
+import vpexp
+from vpexp import Engine, load_predictor
 from vpexp.config import compose_config, save_config
-from vpexp.errors import ConfigError
+from vpexp.errors import CheckpointError, ConfigError
+from vpexp.stages.shared.context import StageResult
 
 
 @pytest.fixture
@@ -157,3 +161,99 @@ def test_engine__data_looks_at_the_data_set(runs):
     ((cfg, _),) = runs
     assert (cfg.stage.name, cfg.stage.overlays, cfg.stage.duplicates) == ("data", 3, True)
     assert (cfg.data.format, cfg.data.root) == ("auto", "grapes")
+
+
+def test_engine__settings_by_their_usual_names(runs):
+    engine = Engine(model="sam_debug")
+    engine.train(lr=1e-4, batch_size=4, max_epochs=5, prompt="point")
+    engine.test(checkpoint=None, **{"data.limit_images": 3})
+
+    (train, _), (test, _) = runs
+    assert (train.optimizer.lr, train.data.batch_size, train.trainer.max_epochs) == (1e-4, 4, 5)
+    assert train.prompt.type == "point"
+    assert test.data.limit_images == 3
+    with pytest.raises(ConfigError, match=r"unknown key 'data.batch_sise'; did you mean 'data.batch_size'"):
+        engine.train(**{"data.batch_sise": 2})
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return Engine(model="sam_debug", work_dir=tmp_path_factory.mktemp("work"))
+
+
+def test_predict__paths_arrays_and_pictures_give_the_same_masks(engine, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    boxes = [[10, 5, 60, 40], [0, 0, 20, 20]]
+    found = [
+        engine.predict(image, boxes=boxes, checkpoint=None)
+        for image in (pixels, Image.fromarray(pixels), tmp_path / "a.png", str(tmp_path / "a.png"))
+    ]
+    assert found[0].masks.shape == (2, 48, 80)
+    assert all(np.array_equal(found[0].masks, other.masks) for other in found)
+    expected = load_predictor("sam_debug").decode(load_predictor("sam_debug").embed(pixels), boxes=boxes)
+    assert np.array_equal(found[0].masks, expected.masks)
+    assert repr(found[0]).startswith("Prediction(2 masks of 80 x 48 pixels, predicted IoU ")
+    table = found[0].to_dataframe()
+    assert list(table.columns) == ["predicted_iou", "area", "x1", "y1", "x2", "y2"]
+    assert table["area"].tolist() == [int(mask.sum()) for mask in found[0].masks]
+    assert found[0].plot(pixels).width >= 80
+
+
+def test_predict__a_list_has_prompts_for_each_image(engine):
+    images = [np.zeros((40, 60, 3), np.uint8), np.full((30, 30, 3), 90, np.uint8)]
+    first, second = engine.predict(
+        images,
+        points=[[[[5, 5]], [[9, 9]]], [[[3, 3]]]],
+        boxes=[[[1, 1, 9, 9], [2, 2, 8, 8]], [[1, 1, 9, 9]]],
+        checkpoint=None,
+    )
+    assert (first.masks.shape, second.masks.shape) == ((2, 40, 60), (1, 30, 30))
+    with pytest.raises(ValueError, match="boxes of 1 images are given for 2 images"):
+        engine.predict(images, boxes=[[[1, 1, 9, 9]]], checkpoint=None)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ({"boxes": [[30, 5, 10, 40]]}, "boxes[0] is [30, 5, 10, 40]: a box is [x1, y1, x2, y2] with x1 < x2"),
+        ({"boxes": [[90, 5, 95, 40]]}, "outside of the image, which is 80 wide and 48 high"),
+        ({"points": [[[10, 70]]]}, "points[0]: (10, 70) lies outside of the image, which is 80 wide and 48 high"),
+        ({"points": [[10, 20]]}, "points must have shape [N, P, 2], not [1, 2]"),
+    ],
+)
+def test_predict__impossible_prompts_are_one_line(engine, prompts, words):
+    with pytest.raises(ValueError) as caught:
+        engine.predict(np.zeros((48, 80, 3), np.uint8), checkpoint=None, **prompts)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_embed__a_path_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"not a str: Engine.predict takes paths"):
+        load_predictor("sam_debug").embed("a.jpg")
+
+
+def test_predict__without_anything_trained_says_so(engine):
+    with pytest.raises(CheckpointError, match="nothing was trained yet"):
+        engine.predict(np.zeros((48, 80, 3), np.uint8), boxes=[[1, 1, 9, 9]])
+
+
+def test_vpexp__shows_its_names():
+    assert {"Engine", "list_models", "load_model", "load_predictor"} <= set(dir(vpexp))
+
+
+def test_result__tables_by_metric_class_and_image(tmp_path):
+    (tmp_path / "images_test.csv").write_text("split,image,f1-score,iou\ntest,a.jpg,0.8,0.7\n")
+    metrics = {"test/f1-score": 0.8, "test/map": 0.5, "test/box_filled/f1-score": 0.6, "test/map_per_class/a/b": 0.4}
+    result = StageResult(metrics, {"images_of_test": tmp_path / "images_test.csv"}, tmp_path)
+    table = result.to_dataframe()
+    assert table.loc["f1-score"].tolist() == [0.8, 0.6]
+    assert list(table.columns) == ["test", "test/box_filled"]
+    assert result.to_dataframe("class").to_dict("records") == [{"split": "test", "class": "a/b", "map": 0.4}]
+    assert result.to_dataframe("image")["iou"].tolist() == [0.7]
+    assert repr(result).startswith("StageResult(test/f1-score 0.8; test/map 0.5;")
+    assert "<table" in result._repr_html_()
+    assert result.plot().axes[0].get_xlabel() == "IoU of an image"
+    with pytest.raises(ValueError, match="must be metric, class or image"):
+        result.to_dataframe("epoch")

@@ -4,20 +4,26 @@ Legend: N prompts, P points a prompt, H W original size, S model size. Prompt co
 image, boxes xyxy.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vpexp.data.annotations import Region, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
-from vpexp.data.masks import encode_mask
-from vpexp.data.prompts import Prompts, find_ambiguous, prompts_from_boxes
+from vpexp.data.masks import encode_mask, find_region
+from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts, find_ambiguous, prompts_from_boxes
 from vpexp.inference.upscaling import plan_upscaling
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SHOWN = 5
 # What one decoder call may hold, in pixels of the model's input; keeps peak memory flat for any number of prompts.
 CHUNK_PIXELS = 32 * 1024 * 1024
 
@@ -37,7 +43,7 @@ class ImageEmbedding:
     resized_hw: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Prediction:
     """The masks of N prompts; where three a prompt were asked for, N is followed by an axis of 3.
 
@@ -52,6 +58,30 @@ class Prediction:
     iou: NDArray[np.float32]
     low_res: NDArray[np.float32]
     regions: Sequence[Region] | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.masks.shape[-2:]
+        count = math.prod(self.masks.shape[:-2])
+        ious = ", ".join(f"{iou:.2f}" for iou in self.iou.ravel()[:SHOWN].tolist()) + ", ..." * (count > SHOWN)
+        return f"Prediction({count} mask{'s' * (count != 1)} of {width} x {height} pixels, predicted IoU {ious or '-'})"
+
+    def to_dataframe(self) -> "DataFrame":
+        """List the masks: predicted IoU, area in pixels and bounds (x1, y1, x2, y2), one row each in the order of the prompts."""
+        import pandas as pd
+
+        found = [find_region(mask_HW) for mask_HW in self.masks.reshape(-1, *self.masks.shape[-2:])]
+        rows = [(region.left, region.top, region.right, region.bottom) for region in found]
+        table = pd.DataFrame(rows, columns=["x1", "y1", "x2", "y2"])
+        table.insert(0, "predicted_iou", self.iou.ravel())
+        table.insert(1, "area", self.masks.reshape(len(rows), -1).sum(axis=1))
+        return table
+
+    def plot(self, image_HW3: NDArray[np.uint8]) -> Image.Image:
+        """Draw the masks over the image that they are of; a notebook shows the picture."""
+        from vpexp.visuals import draw_prediction
+
+        masks = list(self.masks.reshape(-1, *self.masks.shape[-2:]))
+        return draw_prediction(image_HW3, masks, [], f"{len(masks)} mask{'s' * (len(masks) != 1)}")
 
     def encode_masks(self) -> Iterator[Rle]:
         """Compress the masks one after another."""
@@ -155,6 +185,7 @@ class Predictor(ABC):
         as in ``decode_prompts``.
         """
         prompts = build_prompts(boxes, points, point_labels, mask_input)
+        check_places(prompts, embedding.original_hw)
         return self.decode_prompts(embedding, prompts, multimask=multimask)
 
 
@@ -170,8 +201,13 @@ def check_image(image_HW3: NDArray[np.uint8]) -> None:
     """Check what a caller gave as an image.
 
     Raises:
-        ValueError: not uint8 [H, W, 3] with at least one pixel.
+        ValueError: not a uint8 array [H, W, 3] with at least one pixel.
     """
+    if not isinstance(image_HW3, np.ndarray):
+        kind = type(image_HW3).__name__
+        raise ValueError(  # noqa: TRY004 (one kind of error for all that is wrong with an image)
+            f"an image must be a uint8 array [H, W, 3] in RGB, not a {kind}: Engine.predict takes paths and PIL images"
+        )
     shape = list(image_HW3.shape)
     if image_HW3.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(f"an image must be uint8 [H, W, 3] in RGB, not {image_HW3.dtype} {shape}")
@@ -192,7 +228,7 @@ def build_prompts(
         mask_input: [N, S/4, S/4], logits of earlier masks; None: there are none.
 
     Raises:
-        ValueError: neither is given, labels without points are, or shapes do not fit.
+        ValueError: neither is given, labels without points are, shapes do not fit, or a box has no area.
     """
     parts: list[Prompts] = []
     if points is None and point_labels is not None:
@@ -209,6 +245,7 @@ def build_prompts(
         boxes_N4 = np.asarray(boxes, dtype=np.float32)
         if boxes_N4.ndim != 2 or boxes_N4.shape[1] != 4:
             raise ValueError(f"boxes must have shape [N, 4], not {list(boxes_N4.shape)}")
+        _check_boxes(boxes_N4)
         parts.append(prompts_from_boxes(boxes_N4))
     if not parts:
         raise ValueError("give boxes, points, or both")
@@ -219,6 +256,34 @@ def build_prompts(
         np.concatenate([part.labels_NP for part in parts], axis=1),
         None if mask_input is None else np.asarray(mask_input, dtype=np.float32),
     )
+
+
+def _check_boxes(boxes_N4: NDArray[np.float32]) -> None:
+    for place, (left, top, right, bottom) in enumerate(boxes_N4.tolist()):
+        if not (left < right and top < bottom):
+            raise ValueError(
+                f"boxes[{place}] is [{left:g}, {top:g}, {right:g}, {bottom:g}]: a box is [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
+            )
+
+
+def check_places(prompts: Prompts, original_hw: tuple[int, int]) -> None:
+    """Check that points lie in the image, and that boxes do in part.
+
+    Raises:
+        ValueError: one does not; most likely x and y are exchanged, or belong to another size of the image.
+    """
+    height, width = original_hw
+    for place, (coords_P2, labels_P) in enumerate(zip(prompts.coords_NP2, prompts.labels_NP, strict=True)):
+        for (x, y), label in zip(coords_P2.tolist(), labels_P.tolist(), strict=True):
+            if label in (POINT_IN, POINT_OUT) and not (0 <= x <= width and 0 <= y <= height):
+                raise ValueError(
+                    f"points[{place}]: ({x:g}, {y:g}) lies outside of the image, which is {width} wide and {height} high"
+                )
+        box_4 = prompts.find_box(place)
+        if box_4 is not None and not (box_4[0] < width and box_4[1] < height and (box_4[2:] > 0).all()):
+            raise ValueError(
+                f"boxes[{place}] is {box_4.tolist()}: outside of the image, which is {width} wide and {height} high"
+            )
 
 
 def check_mask_input(prompts: Prompts, low_res_size: int) -> None:

@@ -33,7 +33,7 @@ def run(context: RunContext) -> StageResult:
     with open_socket(cfg.demo.host, cfg.demo.port) as opened, hold_folder(folder):
         store = LabelStore(folder)
         store.check_images(images)
-        predictor = load_stage_model(context, "labelling with").predictor
+        predictor = load_stage_model(context.cfg, "labelling with").predictor
         session = LabelSession(predictor, images, kept=cfg.demo.embeddings, refine=cfg.demo.refine)
         title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
         labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels]))

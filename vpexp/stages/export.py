@@ -38,7 +38,7 @@ def run(context: RunContext) -> StageResult:
     """Export what was trained, and check that it still answers the same."""
     cfg = context.cfg
     started = time.perf_counter()
-    model = load_stage_model(context, "exporting")
+    model = load_stage_model(context.cfg, "exporting")
     assert isinstance(model.predictor, TorchPredictor), "exported models were refused before"
     sam = model.predictor.sam.cpu()
     # What is written lies aside until it has passed the check.

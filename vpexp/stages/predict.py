@@ -121,7 +121,7 @@ def run(context: RunContext) -> StageResult:
     plan = _plan(context, skips)
     output = context.settings.output
     labels = LabelCollector(output, context.folder.path / DATASET, plan) if output.format else None
-    predictor = load_stage_model(context, "predicting with").predictor
+    predictor = load_stage_model(context.cfg, "predicting with").predictor
     writer = CocoResultWriter(context.folder.path, plan.categories)
     job = _Job(context, plan, writer, labels, skips, _Totals())
     try:

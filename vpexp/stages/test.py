@@ -8,7 +8,14 @@ from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
 from vpexp.stages.shared.embeddings import prepare_embeddings
-from vpexp.stages.shared.evaluate import assess, print_result, record_unreadable, save_overlays, summarize
+from vpexp.stages.shared.evaluate import (
+    assess,
+    print_result,
+    record_unreadable,
+    save_image_table,
+    save_overlays,
+    summarize,
+)
 from vpexp.stages.shared.model import load_stage_model
 
 TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is a number of this test
@@ -19,7 +26,7 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     split = cfg.stage.split
     started = time.perf_counter()
-    model = load_stage_model(context, "testing")
+    model = load_stage_model(context.cfg, "testing")
     load_time = time.perf_counter() - started
     dataset = load_configured_dataset(context, (split,))
     predictor, encoder = model.predictor, None
@@ -44,5 +51,7 @@ def run(context: RunContext) -> StageResult:
     metrics, details = summarize(result, split)
     metrics |= {f"{split}/load_time": load_time, f"{split}/size_mb": model.size_mb}
     record_unreadable(context, details)
-    artifacts = {"overlays": context.folder.overlays} if result.kept else {}
+    artifacts = save_image_table(context, result, split)
+    if result.kept:
+        artifacts["overlays"] = context.folder.overlays
     return StageResult(metrics, artifacts, context.folder.path, details)

@@ -29,6 +29,7 @@ from vpexp.stages.shared.evaluate import (
     print_result,
     print_unreadable,
     record_unreadable,
+    save_image_table,
     save_overlays,
     summarize,
 )
@@ -267,6 +268,7 @@ def _conclude(
     print_unreadable("train", unreadable)
     metrics = verdict.to_metrics()
     details: dict[str, Any] = {"train": {"unreadable": unreadable}, "kept": verdict.kept}
+    tables: dict[str, Path] = {}
     for split, result in after.items():
         print_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "after", result, start.metrics.get(split))
         numbers, about = summarize(result, split)
@@ -274,10 +276,11 @@ def _conclude(
         details |= about
         metrics |= {f"before/{split}/{name}": value for name, value in start.metrics.get(split, {}).items()}
         save_overlays(context, result, split)
+        tables |= save_image_table(context, result, split)
         if split != "val" and verdict.helped:
             log_line(f"f1-score on {split}, which chose nothing: difference {start.compare(split, result)}")
     record_unreadable(context, details)
     record_verdict(context, verdict)
     log_checkpoint(context, verdict.checkpoint)
     artifacts = {"best_checkpoint": verdict.checkpoint, "last_checkpoint": context.folder.last_checkpoint}
-    return StageResult(metrics, artifacts, context.folder.path, details)
+    return StageResult(metrics, artifacts | tables, context.folder.path, details)

@@ -1,19 +1,30 @@
 """What every stage is given, and what it gives back."""
 
+import html
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from vpexp.config.schema import Config
-from vpexp.runfolder import RunFolder
+from vpexp.runfolder import METRICS_CSV, RunFolder
 from vpexp.tracking.mlflow_run import MlflowRun
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
-@dataclass(frozen=True, slots=True)
+SHOWN, MOST_SHOWN = ("f1-score", "mean_iou", "map"), 6
+OF_CLASS = "_per_class"
+IMAGES_OF = "images_of_"
+"""Name of the artifact that has a row for each image of a split."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class StageResult:
     """What a stage found.
 
@@ -28,6 +39,76 @@ class StageResult:
     artifacts: dict[str, Path] = field(default_factory=dict)
     folder: Path | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        first = [name for name in self.metrics if name.partition("/")[2] in SHOWN] or list(self.metrics)
+        numbers = [f"{name} {self.metrics[name]:.4g}" for name in first[:MOST_SHOWN]]
+        files = [f"artifacts: {', '.join(self.artifacts)}"] if self.artifacts else []
+        return f"StageResult({'; '.join([*numbers, *files, str(self.folder)])})"
+
+    def _repr_html_(self) -> str:
+        table: str = self.to_dataframe().to_html(float_format="{:.4f}".format, na_rep="")
+        return f"<p>{html.escape(str(self.folder))}</p>{table}"
+
+    def to_dataframe(self, by: str = "metric") -> "DataFrame":
+        """Tabulate the numbers.
+
+        Args:
+            by: ``metric``: a row for each, a column for each split and baseline (``test``, ``before/test``, ``test/box_filled``);
+                ``class``: a row for each class and split; ``image``: a row for each image evaluated, with the pixels of
+                its annotated and predicted masks and of what they share, F1 and IoU.
+
+        Raises:
+            ValueError: ``by`` is none of these.
+        """
+        import pandas as pd
+
+        if by == "metric":
+            plain = {name: value for name, value in self.metrics.items() if not _is_of_class(name)}
+            pairs = {tuple(name.rpartition("/")[::2]): value for name, value in plain.items()}
+            columns = dict.fromkeys(column for column, _ in pairs)
+            rows = dict.fromkeys(metric for _, metric in pairs)
+            values = [[pairs.get((column, metric), math.nan) for column in columns] for metric in rows]
+            return pd.DataFrame(values, index=list(rows), columns=[column or "value" for column in columns])
+        if by == "class":
+            found: dict[tuple[str, str], dict[str, float]] = {}
+            for name, value in self.metrics.items():
+                if _is_of_class(name):
+                    split, metric, label = name.split("/", 2)
+                    found.setdefault((split, label), {})[metric.removesuffix(OF_CLASS)] = value
+            return pd.DataFrame([{"split": split, "class": label} | row for (split, label), row in found.items()])
+        if by == "image":
+            files = [path for name, path in self.artifacts.items() if name.startswith(IMAGES_OF)]
+            return pd.concat([pd.read_csv(path) for path in files], ignore_index=True) if files else pd.DataFrame()
+        raise ValueError(f"by={by!r}: must be metric, class or image")
+
+    def plot(self) -> "Figure":
+        """Plot the epochs of a training (loss, and F1 on val), or how the images of a test are spread over IoU.
+
+        Raises:
+            ValueError: this stage has measured neither.
+        """
+        import pandas as pd
+        from matplotlib.figure import Figure
+
+        epochs = self.folder / METRICS_CSV if self.folder else None
+        if epochs is not None and epochs.is_file():
+            table = pd.read_csv(epochs).set_index("epoch")
+            figure = Figure(figsize=(9, 3), layout="constrained")
+            for axes, name in zip(figure.subplots(1, 2), ("train/loss", "val/f1-score"), strict=True):
+                table[name].dropna().plot(ax=axes, marker=".", xlabel="epoch", ylabel=name, grid=True)
+            return figure
+        images = self.to_dataframe("image")
+        if images.empty:
+            raise ValueError(f"nothing to plot: {self.folder} holds no epochs and no images that were evaluated")
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        images["iou"].plot.hist(ax=figure.subplots(), bins=20, range=(0, 1), xlabel="IoU of an image", ylabel="images")
+        return figure
+
+
+def _is_of_class(name: str) -> bool:
+    """Return whether a metric is that of one class: ``test/map_per_class/berry``."""
+    return f"{OF_CLASS}/" in name
 
 
 @dataclass(frozen=True)
@@ -66,4 +147,9 @@ class RunContext:
     @property
     def weights_dir(self) -> Path:
         """Where downloaded weights lie."""
-        return self.cache_dir / "weights"
+        return find_weights_dir(self.cfg)
+
+
+def find_weights_dir(cfg: DictConfig) -> Path:
+    """Find where downloaded weights lie."""
+    return Path(cfg.paths.cache_dir).expanduser() / "weights"

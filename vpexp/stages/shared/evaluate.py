@@ -1,8 +1,9 @@
 """Evaluate a model on a split of a data set, and report it: tables of metrics side by side, overlays, records."""
 
+import csv
 import math
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from vpexp.errors import DataError
 from vpexp.evaluation.average_precision import SUMMARY_NAMES
 from vpexp.evaluation.click_protocol import build_interaction
 from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, Metric, evaluate
+from vpexp.files import replacing
 from vpexp.inference.predictor import Predictor
 from vpexp.registry import build_target
-from vpexp.stages.shared.context import RunContext
+from vpexp.stages.shared.context import IMAGES_OF, RunContext
 
 BLIND_DROP = 0.05  # an F1 drop below it means that another image's embedding does nearly as well
 ROWS = ("f1-score", "dice", "iou", "mean_iou", *SUMMARY_NAMES, "iter_time", "encoder_time", "decoder_time", "data_time")
@@ -173,6 +175,20 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
         visuals.save_picture(picture, context.folder.overlays / f"{split}_{visuals.name_picture(name, taken)}.png")
     if result.kept:
         context.tracker.log_artifact(context.folder.overlays)
+
+
+def save_image_table(context: RunContext, result: EvaluationResult, split: str) -> dict[str, Path]:
+    """Write F1 and IoU of each image of a split, pixels summed over its objects; the file by its artifact's name."""
+    path = context.folder.images_of(split)
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("split", "image", "f1-score", "iou", "overlap", "predicted", "annotated"))
+        for image, (overlap, predicted, annotated) in result.image_sums.items():
+            both = predicted + annotated
+            scores = (f"{2 * overlap / both:.4f}", f"{overlap / (both - overlap):.4f}")
+            writer.writerow((split, image, *scores, overlap, predicted, annotated))
+    context.tracker.log_artifact(path)
+    return {f"{IMAGES_OF}{split}": path}
 
 
 def summarize(result: EvaluationResult, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:

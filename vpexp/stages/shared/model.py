@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from vpexp.console import log_line
 from vpexp.inference.exported import FORMATS, find_exported
 from vpexp.inference.load import load_predictor
 from vpexp.inference.predictor import Predictor
-from vpexp.stages.shared.context import RunContext
+from vpexp.stages.shared.context import find_weights_dir
 
 FLOAT_BYTES = 4
 
@@ -27,31 +30,36 @@ class StageModel:
     categories: tuple[str, ...] = ()
 
 
-def load_stage_model(context: RunContext, doing: str) -> StageModel:
-    """Load the model of a stage, and print what it is; torch is imported only for torch's own models.
+def load_stage_model(cfg: DictConfig, doing: str | None = None) -> StageModel:
+    """Load the model of a stage; torch is imported only for torch's own models.
 
     Args:
-        context: the run; its ``checkpoint`` is a .ckpt file, a file of an exported model, or null.
-        doing: the first words of the line printed: ``predicting with``.
+        cfg: the complete configuration; its ``checkpoint`` is a .ckpt file, a file of an exported model, or null.
+        doing: the first words of a line that is printed with what the model is: ``predicting with``; None: no line.
     """
-    cfg = context.cfg
     if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in FORMATS:
         model = find_exported(Path(cfg.checkpoint))
-        log_line(f"{doing} {cfg.checkpoint}")
+        _announce(doing, str(cfg.checkpoint))
         predictor = load_predictor(model, threads=cfg.trainer.threads, multimask=cfg.prompt.multimask)
         return StageModel(predictor, model.size_mb)
     from vpexp.inference.torch_model import load_checkpoint_model, load_sam, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.stages.shared.evaluate import choose_device
 
-    settings, weights_dir = context.settings.model, context.weights_dir
+    settings: Any = OmegaConf.to_object(cfg.model)
+    weights_dir = find_weights_dir(cfg)
     checkpoint = read_checkpoint(Path(cfg.checkpoint)) if cfg.checkpoint is not None else None
     if checkpoint is None:
-        log_line(f"{doing} {settings.name} as it came (model.weights={settings.weights})")
+        _announce(doing, f"{settings.name} as it came (model.weights={settings.weights})")
         sam = load_sam(settings, seed=cfg.seed, weights_dir=weights_dir)
     else:
-        log_line(f"{doing} {checkpoint.path}")
+        _announce(doing, str(checkpoint.path))
         sam = load_checkpoint_model(checkpoint, settings, weights_dir=weights_dir)
     size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
     predictor = TorchPredictor(sam.to(choose_device(cfg)), cfg.prompt.multimask)
     return StageModel(predictor, size_mb, checkpoint.categories if checkpoint else ())
+
+
+def _announce(doing: str | None, what: str) -> None:
+    if doing is not None:
+        log_line(f"{doing} {what}")
