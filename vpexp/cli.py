@@ -59,6 +59,11 @@ def _answer(asked: list[str]) -> None:
 
         sys.stdout.write(f"vpexp {version('vpexp')}\n")
         return
+    if not asked:
+        from vpexp.config.groups import START
+
+        sys.stdout.write(f"{START}\nAll groups and flags: python -m vpexp --help\n")
+        return
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vpexp.config import INHERITED, save_config, validate
-from vpexp.config.compose import format_resume
+from vpexp.config.compose import format_resume, quote_value, quote_word
 from vpexp.config.saved import name_data
 from vpexp.console import log_line
 from vpexp.errors import OutputError, VpexpError, make_printable
@@ -29,6 +29,28 @@ from vpexp.tracking.mlflow_run import MlflowRun, open_mlflow_run
 from vpexp.tracking.store import normalize_uri
 
 log = logging.getLogger("vpexp")
+
+Command = tuple[str, str]
+"""What follows ``python -m vpexp``, and what that does."""
+
+NEXT: dict[str, tuple[Command, ...]] = {
+    "train": (
+        ("stage=test", "test it on its own data"),
+        ("stage=export", "write it as OpenVINO IR, for CPUs"),
+        ("stage=demo source=photos/", "label more photos with it"),
+    ),
+    "test": (("stage=test prompt=clicks", "test it by simulated clicks"),),
+    "export": (
+        ("stage=ptq", "quantize it to INT8"),
+        ("stage=predict source=photos/ {checkpoint}", "masks for photos"),
+    ),
+    "ptq": (
+        ("stage=test {checkpoint}", "test it"),
+        ("stage=predict source=photos/ {checkpoint}", "masks for photos"),
+    ),
+    "pipeline": (("stage=predict source=photos/ {checkpoint}", "masks for photos, by the INT8 model"),),
+}
+"""Commands to go on with after a stage; demo and predict write what to do with their own masks themselves."""
 
 
 def run(
@@ -64,11 +86,32 @@ def run(
             result = _run_recorded(cfg, overrides, run_folder, parent)
         if parent is None or parent.marks_latest:
             mark_latest(output_dir, cfg.stage.name, run_folder)
+        if parent is None:
+            _print_next(cfg, overrides, run_folder.path)
     except Exception as error:
         if explained := _explain(error, cfg, run_folder):
             raise explained from error
         raise
     return result
+
+
+def _print_next(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+    """Print what a stage leads to, as commands to type."""
+    stage = cfg.stage.name
+    commands = NEXT.get(stage, ()) if cfg.export.target == "vpexp" or stage != "export" else ()
+    if stage == "data":
+        data = [quote_word(word) for word in overrides if word.startswith(("data=", "data."))]
+        commands = ((" ".join(["stage=train", *data]), "fine-tune on it"),)
+    here = Path.cwd()
+    deployed = folder / "ptq" if stage == "pipeline" else folder
+    shown = deployed.relative_to(here) if deployed.is_relative_to(here) else deployed
+    checkpoint = quote_word(f"checkpoint={quote_value(shown)}")
+    usual = Path(cfg.paths.output_dir).resolve() == (here / "outputs").resolve()
+    elsewhere = "" if usual else f" {quote_word(f'paths.output_dir={quote_value(cfg.paths.output_dir)}')}"
+    lines = [(f"python -m vpexp {words.format(checkpoint=checkpoint)}{elsewhere}", what) for words, what in commands]
+    width = max((len(command) for command, _ in lines), default=0)
+    for place, (command, what) in enumerate(lines):
+        log_line(f"{'next:' if not place else '':6}{command:{width}}  {what}")
 
 
 def record_refused(cfg: DictConfig, folder: Path, parent: Parent, error: Exception) -> None:

@@ -233,7 +233,7 @@ def test_main__error_of_a_run_is_one_line(monkeypatch, capsys):
 
     set_run(monkeypatch, run)
 
-    assert get_complaint([], capsys) == "vpexp: my/coco: no images\n"
+    assert get_complaint(["seed=1"], capsys) == "vpexp: my/coco: no images\n"
 
 
 def test_main__defect_of_a_run_is_raised_as_it_is(monkeypatch, capsys):
@@ -243,7 +243,7 @@ def test_main__defect_of_a_run_is_raised_as_it_is(monkeypatch, capsys):
     set_run(monkeypatch, run)
 
     with pytest.raises(ValueError, match="a defect"):
-        main([])
+        main(["seed=1"])
     assert capsys.readouterr().err == ""
 
 
@@ -253,7 +253,7 @@ def test_main__ctrl_c_exits_with_130(monkeypatch, capsys):
 
     set_run(monkeypatch, run)
 
-    assert get_complaint([], capsys, code=130) == "vpexp: interrupted\n"
+    assert get_complaint(["seed=1"], capsys, code=130) == "vpexp: interrupted\n"
 
 
 @pytest.mark.parametrize("value", [None, "0"])
@@ -301,3 +301,12 @@ def test_conf__is_packed_into_the_wheel():
 
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"conf": "vpexp/conf"}
     assert find_conf_folder().name == "conf"
+
+
+def test_main__nothing_typed_shows_what_to_type_and_runs_nothing(monkeypatch, capsys):
+    set_run(monkeypatch, lambda *_: pytest.fail("it ran"))
+    main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  python -m vpexp ") for line in lines) == 11
+    assert len(lines) <= 28
+    assert max(map(len, lines)) < 80

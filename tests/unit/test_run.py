@@ -1,5 +1,6 @@
 import json
 import logging
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -332,3 +333,14 @@ def test_run_child__says_nothing_of_the_store_that_its_parent_has_not_said(stage
     create = json.loads((parent.path / "step" / "tracking.jsonl").read_text().splitlines()[0])
     assert create["content"]["parent"] == ".."
     assert not RunFolder(parent.path / "step").is_held()
+
+
+def test_run__ends_with_commands_that_can_be_typed(stage, tmp_path, capsys):
+    stage(lambda _: StageResult())
+    start(tmp_path, "stage=ptq", "checkpoint=null")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "python -m vpexp stage" in line]
+    assert [line[:6] for line in lines] == ["next: ", "      "]
+    words = shlex.split(lines[0].removeprefix("next:").split("  ")[0])
+    cfg = compose_config(words[3:])
+    assert (cfg.stage.name, cfg.paths.output_dir) == ("test", f"{tmp_path}/out")
+    assert Path(cfg.checkpoint).parent == tmp_path / "out" / "ptq"

@@ -7,19 +7,36 @@ from pathlib import Path
 from vpexp.config.schema import Config
 from vpexp.errors import ConfigError
 
-TEMPLATE = """\
+START = """\
 vpexp fine-tunes and tests Segment Anything models on your own images.
 
   python -m vpexp [group=option ...] [key=value ...] [flags]
 
 Examples
-  python -m vpexp experiment=quickstart                             the whole chain on drawn images, in minutes
-  python -m vpexp data=auto data.root=my/dataset                    fine-tune on your images, in any of four formats
-  python -m vpexp model=sam_vit_b data=wgisd trainer.max_epochs=20  another model, another data set, shorter
-  python -m vpexp stage=test                                        test what was trained last, on its own data
-  python -m vpexp stage=pipeline data=auto data.root=my/dataset     train, test, export, quantize, test: one table
-  python -m vpexp -m optimizer.lr=1e-5,3e-5 data.batch_size=1,2     try all combinations
+  python -m vpexp experiment=quickstart
+        the whole chain on drawn images, in minutes
+  python -m vpexp stage=data data=auto data.root=my/dataset
+        what is in a data set, and what is wrong with it
+  python -m vpexp model=sam_tiny_vit data=auto data.root=my/dataset
+        fine-tune on it; the format is found by looking
+  python -m vpexp stage=test
+        test what was trained last, on its own data
+  python -m vpexp stage=export
+        write it as OpenVINO IR
+  python -m vpexp stage=ptq
+        quantize the last export to INT8
+  python -m vpexp stage=predict source=photos/
+        masks for photos
+  python -m vpexp stage=demo source=photos/
+        label photos by clicks, on a local page
+  python -m vpexp stage=pipeline data=auto data.root=my/dataset
+        train, test, export, quantize, test: one table
+  python -m vpexp -m optimizer.lr=1e-5,3e-5 data.batch_size=1,2
+        a sweep: every combination
+"""
 
+TEMPLATE = """\
+{start}
 Groups (group=option; the first line of its file says what an option is)
 {groups}
 
@@ -69,7 +86,7 @@ def format_help(folders: Sequence[Path]) -> str:
     for group in sorted(groups, key=lambda group: order.index(group) if group in order else len(order)):
         lines.append(f"  {group}")
         lines += [f"    {option:<29} {_read_first_words(file)}" for option, file in groups[group].items()]
-    return TEMPLATE.format(groups="\n".join(lines))
+    return TEMPLATE.format(start=START, groups="\n".join(lines))
 
 
 def _read_first_words(file: Path) -> str:
