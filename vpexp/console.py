@@ -78,7 +78,7 @@ def build_progress() -> Progress:
     """Build the progress bar that every long loop shows."""
     return Progress(
         DescriptionColumn(),
-        BarColumn(),
+        BarColumn(bar_width=24),  # leaves room for words on a terminal of 80 columns
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,

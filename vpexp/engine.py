@@ -113,7 +113,7 @@ class Engine:
     def test(
         self, *, checkpoint: CheckpointLike = ..., overrides: Mapping[str, Any] | None = None, **settings: Any
     ) -> StageResult:
-        """Test a checkpoint or an exported model; ``checkpoint=None`` tests the model as it came.
+        """Test a checkpoint or an exported model; ``checkpoint=None`` tests the pretrained model.
 
         Left out, it is what was trained last; after ``from_config`` of a test, what that one tested. What ``train``,
         ``export`` and ``ptq`` return will do as well.

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vpexp.config import inherit, load_config, validate
 from vpexp.config.saved import inherit_tiles, lay_over_saved
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
+from vpexp.data.dataset import check_root
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
 from vpexp.registry import get_stage
 from vpexp.runfolder import LATEST, RunFolder, find_latest, read_metrics
 
+READ_DATA = ("data", "train", "test", "ptq", "pipeline")
+USE_WEIGHTS = ("train", "test", "export", "predict", "demo", "pipeline")
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 
 USED = {  # sections that the steps of a pipeline use, beside those that no run changes
@@ -49,6 +53,35 @@ def complete(cfg: DictConfig, overrides: Sequence[str], *, whole: bool = False) 
         refuse_foreign(cfg, own, cfg.checkpoint)
     validate(cfg)
     return cfg, None
+
+
+def check_inputs(cfg: DictConfig) -> None:
+    """Look whether what a stage begins with is there: data set, weights, device. Weights that are missing are downloaded.
+
+    Raises:
+        DataError: no data set of that format lies at ``data.root``.
+        WeightsError: the weights are not there, and cannot be had.
+        ConfigError: there is no such device here.
+    """
+    stage = cfg.stage.name
+    if stage in READ_DATA or (stage == "predict" and cfg.prompts == "dataset"):
+        settings: Any = OmegaConf.to_object(cfg.data)
+        check_root(settings)
+    if str(cfg.trainer.accelerator) in ("gpu", "cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is found here; trainer=default takes one where "
+                "there is one"
+            )
+    is_exported = cfg.checkpoint is not None and is_exported_reference(Path(cfg.checkpoint))
+    if stage in USE_WEIGHTS and not is_exported:
+        from vpexp.models.registry import list_models
+        from vpexp.models.weights import resolve_weights
+
+        if cfg.model.name in list_models():
+            resolve_weights(cfg.model.name, str(cfg.model.weights), Path(cfg.paths.cache_dir) / "weights")
 
 
 def _complete_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -18,7 +18,7 @@ from vpexp.console import log_line
 from vpexp.errors import OutputError, VpexpError, make_printable
 from vpexp.files import RunLog, find_full_disk, quiet_full_disk, write_json
 from vpexp.registry import get_stage
-from vpexp.resolve import complete
+from vpexp.resolve import check_inputs, complete
 from vpexp.runfolder import TIME_FORMAT, RunFolder, append_metrics, create_run_folder, mark_latest, read_metrics
 from vpexp.runtime import keep_freed_memory, quiet_libraries
 from vpexp.signals import describe_stop, ignore_stops, repeat_lost_stops, stop_on_sigterm
@@ -77,6 +77,8 @@ def run(
     cfg, resumed = complete(cfg, overrides, whole=folder is not None)
     if cfg.tracking.enabled:
         normalize_uri(cfg.tracking.uri)  # a path that no database can have is refused before anything is made
+    if resumed is None:
+        check_inputs(cfg)
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
     try:

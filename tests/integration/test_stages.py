@@ -21,7 +21,7 @@ from vpexp.cli import main
 from vpexp.config import load_config
 from vpexp.data.masks import encode_mask
 from vpexp.engine import Engine
-from vpexp.errors import CheckpointError, ConfigError, DataError, VpexpError, WeightsError
+from vpexp.errors import CheckpointError, ConfigError, DataError, VpexpError
 from vpexp.runfolder import read_metrics
 from vpexp.stages.shared.context import StageResult
 
@@ -425,9 +425,7 @@ def write_boxes_only(root: Path) -> Path:
 
 
 FAILURES = [
-    (["data=coco", "data.root=nowhere"], DataError, "nowhere"),
     (["data=coco", "data.root={boxes}"], DataError, "box"),
-    (["model.weights=nowhere/sam.pth"], WeightsError, "nowhere/sam.pth"),
     (["+optimizer.foo=1"], ConfigError, "optimizer: .*'foo'"),
     (["+callbacks.early_stopping.foo=1"], ConfigError, "callbacks.early_stopping: .*'foo'"),
     (["optimizer._target_=torch.optim.Adem"], ConfigError, "optimizer: .*Adem"),
@@ -458,6 +456,36 @@ def test_train__failure_is_one_line_and_recorded(
     assert not (failed / "metrics.csv").exists(), "found before the first evaluation"
     assert "Traceback" in (failed / "vpexp.log").read_text()
     assert (output_dir / ".latest" / "train").readlink() == latest
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["data=coco", "data.root=nowhere"], "nowhere: no such folder"),
+        (
+            ["data=auto", "data.root={boxes}/images"],
+            "no known format.*; the folder above it is COCO: data.root=.*boxes$",
+        ),
+        (["data=voc", "data.root={boxes}"], "no Pascal VOC.*; it looks like COCO: data=auto finds the format"),
+        (
+            ["data=wgisd"],
+            "data/wgisd: no such folder; scripts/prepare_wgisd lays out a clone of https://github.com/thsant",
+        ),
+        (["model.weights=nowhere/sam.pth"], "nowhere/sam.pth does not exist"),
+        (["trainer=gpu"], "no GPU is found here; trainer=default takes one"),
+    ],
+)
+def test_train__what_is_not_there_is_found_before_a_run_is_recorded(
+    tmp_path: Path, run_debug: RunDebug, monkeypatch: pytest.MonkeyPatch, asked: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    boxes = write_boxes_only(tmp_path / "boxes")
+
+    with pytest.raises(VpexpError, match=words) as caught:
+        run_debug(tmp_path / "outputs", *(word.format(boxes=boxes) for word in asked))
+
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from tests.conftest import DEBUG, RunDebug
 from vpexp.config import compose_config
-from vpexp.errors import DataError
+from vpexp.errors import ConfigError
 from vpexp.runfolder import read_metrics
 from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import StageResult
@@ -153,13 +153,13 @@ def test_run__test_names_the_checkpoint_and_the_run_it_comes_from(
 def test_run__failure_leaves_a_failed_run_with_its_error(
     client: MlflowClient, trained: StageResult, output_dir: Path, run_debug: RunDebug
 ) -> None:
-    with pytest.raises(DataError, match="nowhere") as caught:
-        run_debug(output_dir, "data=coco", "data.root=nowhere")
+    with pytest.raises(ConfigError, match="optimizer: ") as caught:
+        run_debug(output_dir, "+optimizer.foo=1")
 
     run = find_newest(client)
     assert run.info.status == "FAILED"
-    assert run.data.tags["error"] == f"DataError: {caught.value}"
-    assert run.data.params["data.root"] == "nowhere"
+    assert run.data.tags["error"] == f"ConfigError: {caught.value}"
+    assert run.data.params["optimizer.foo"] == "1"
     assert list_artifacts(client, run.info.run_id) == {"config.yaml", "run.json", "vpexp.log"}
 
 

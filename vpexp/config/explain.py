@@ -219,6 +219,23 @@ _EXPLAINERS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
 )
 
 
+SYNONYMS = {
+    "learning_rate": "lr",
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "workers": "num_workers",
+    "path": "root",
+    "dir": "root",
+    "wd": "weight_decay",
+    "imgsz": "image_size",
+    "img_size": "image_size",
+    "device": "accelerator",
+}
+"""How other libraries call a key of ours: the last part of its name."""
+
+
 def list_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
     """List all dotted keys of a configuration, sections included, in their order."""
     if not isinstance(cfg, DictConfig) or cfg._is_none() or cfg._is_missing() or cfg._is_interpolation():  # noqa: SLF001
@@ -252,5 +269,10 @@ def _compute_likeness(wrong: str, name: str) -> float:
 
 def format_suggestion(wrong: str, right: Iterable[str]) -> str:
     """Format the end of an error line: ``; did you mean 'data.root'?``, or nothing."""
-    closest = find_closest(wrong, right)
+    names = list(right)
+    usual = SYNONYMS.get(wrong.rpartition(".")[2], "")
+    same = [name for name in names if name.rpartition(".")[2] == usual]
+    closest = find_closest(wrong, same or names)
+    if same and closest is None:
+        closest = same[0]
     return f"; did you mean '{closest}'?" if closest else ""

@@ -1,5 +1,6 @@
 """Loading a data set of any format: detect the format, read the splits, note what is unusual."""
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -37,7 +38,13 @@ from vpexp.errors import ConfigError, DataError
 from vpexp.registry import FORMATS, load_target
 
 AUTO = "auto"
+PREPARED = {
+    "wgisd": "scripts/prepare_wgisd lays out a clone of https://github.com/thsant/wgisd",
+    "trashcan": "scripts/prepare_trashcan lays out https://conservancy.umn.edu/handle/11299/214865, unpacked",
+}
+"""What makes the data sets that have a group of their own."""
 _SHOWN = 4
+MOST_BESIDE = 30
 
 
 def load_dataset(
@@ -144,6 +151,33 @@ def get_reader(name: str) -> type[Reader]:
     """Import the reader of a format."""
     reader: type[Reader] = load_target("data.format", FORMATS[name].reader)
     return reader
+
+
+def check_root(settings: DataConfig) -> None:
+    """Look whether there is a data set of the right format, without reading annotations.
+
+    Raises:
+        DataError: there is no such folder, or another format in it; the message names what is there.
+    """
+    if settings._target_ is not None or settings.root is None or settings.format not in (*FORMATS, AUTO):
+        return  # a reader of the user's own has its own rules; load_dataset reports the others
+    root = Path(settings.root).expanduser()
+    if not root.exists() and settings.name in PREPARED:
+        raise DataError(
+            f"{settings.root}: no such folder; {PREPARED[settings.name]}, or set data.root to where it lies"
+        )
+    folder = Folder(root, allow_outside=settings.allow_outside)
+    if settings.format == AUTO:
+        detect_format(folder)
+        return
+    try:
+        _build_reader(folder, settings, settings.format)
+    except DataError as error:
+        fitting = [format_ for format_ in FORMATS if get_reader(format_).find_signs(folder)]
+        if not fitting or settings.format in fitting:
+            raise
+        titles = " or ".join(get_reader(format_).title for format_ in fitting)
+        raise DataError(f"{error}; it looks like {titles}: data={AUTO} finds the format") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +337,7 @@ def detect_format(folder: Folder) -> Detection:
     fitting = [name for name in ranked if signs[name]]
     if not fitting:
         *most, last = (f"{readers[name].title} ({readers[name].layout})" for name in ranked)
-        unreadable = describe_unreadable(find_unreadable(folder, every=True))
+        unreadable = describe_unreadable(find_unreadable(folder, every=True)) or _look_above(folder)
         raise DataError(
             f"{folder.root}: no known format; looked for {', '.join(most)} and {last}{unreadable and f'; {unreadable}'}"
         )
@@ -313,6 +347,20 @@ def detect_format(folder: Folder) -> Detection:
         titles = " or ".join(readers[name].title for name in others)
         note += f"; it could also be {titles}: data.format={others[0]} reads it so"
     return Detection(chosen, note)
+
+
+def _look_above(folder: Folder) -> str:
+    """Describe the data set that a folder is a part of (its images, a split); nothing where it is none."""
+    above = folder.root.resolve().parent
+    beside = sum(1 for _ in above.iterdir()) if folder.only_file is None else MOST_BESIDE
+    if beside >= MOST_BESIDE:  # no data set's folder, but a place where many things lie
+        return ""
+    with contextlib.suppress(DataError):
+        whole = Folder(above, allow_outside=folder.allow_outside)
+        for reader in map(get_reader, FORMATS):
+            if reader.find_signs(whole):
+                return f"the folder above it is {reader.title}: data.root={above}"
+    return ""
 
 
 def _describe(signs: list[str]) -> str:

@@ -84,7 +84,7 @@ def find_checkpoint(reference: str, output_dir: Path) -> Path:
         if folder is None:
             raise CheckpointError(
                 f"nothing was trained yet under {output_dir}: run stage=train first, or give checkpoint=<file>, "
-                "or checkpoint=null to take the model as it came"
+                "or checkpoint=null to take the pretrained model"
             )
         return _find_best(folder)
     path = Path(reference).expanduser()

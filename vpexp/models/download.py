@@ -45,7 +45,7 @@ def download_file(url: str, path: Path, sha256: str) -> Path:
     except (OSError, http.client.HTTPException, NotImplementedError) as error:
         raise WeightsError(
             f"could not download {path.name} ({_describe(error)}): fetch {url} and put it at {path}, "
-            "or give model.weights=<path> or model.weights=random"
+            "or give model.weights=<path>; model=sam_micro comes with vpexp, and is weaker on photographs"
         ) from error
     return path
 

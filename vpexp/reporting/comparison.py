@@ -41,7 +41,6 @@ class Row:
 
 
 ROWS = (
-    Row("dice", "dice"),
     Row("f1-score", "f1-score"),
     Row("iou", "iou"),
     Row("mean_iou", "mean_iou"),

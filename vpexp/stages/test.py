@@ -22,7 +22,7 @@ TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is 
 
 
 def run(context: RunContext) -> StageResult:
-    """Test a checkpoint, an exported model, or the model as it came."""
+    """Test a checkpoint, an exported model, or the pretrained model."""
     cfg = context.cfg
     split = cfg.stage.split
     started = time.perf_counter()

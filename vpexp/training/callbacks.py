@@ -9,8 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar
+from rich.progress import Progress, TaskID
 
+from vpexp.console import build_progress
 from vpexp.errors import ConfigError
 from vpexp.training.module import SamFineTuner
 from vpexp.training.stops import LastCheckpoint, RelocatableCheckpoint, check_state
@@ -104,6 +106,11 @@ class EpochRecorder(Callback):
 
     def __init__(self, record: Callable[[dict[str, float], int], None]) -> None:
         self.record = record
+        self._started = time.perf_counter()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Note when an epoch begins."""
+        self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect what was logged in this epoch, training and validation; of several processes the first records."""
@@ -117,6 +124,7 @@ class EpochRecorder(Callback):
             if name.startswith(("train/", "val/")) and name != "train/loss_step" and math.isfinite(float(value))
         }
         optimizer = trainer.optimizers[0]
+        metrics["train/epoch_time"] = time.perf_counter() - self._started
         metrics["lr"] = float(optimizer.param_groups[0]["lr"])
         if isinstance(pl_module, SamFineTuner):
             metrics |= pl_module.compute_epoch_losses()
@@ -166,24 +174,81 @@ class IterationTimer(Callback):
         pl_module.log_dict(times, on_step=True, on_epoch=False, batch_size=1)
 
 
-class TrainingProgress(RichProgressBar):
-    """A progress bar with the loss, and the seconds a step takes and waits for data."""
+class TrainingProgress(ProgressBar):
+    """One bar at a time: of the steps of an epoch, with their loss, then of the validation. It leaves nothing behind."""
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        """Count epochs from 1, as people do."""
-        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_wanted = True
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Choose what the bar shows."""
-        items = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        shown = {
-            "train/loss_step": ("loss", 3),
-            "train/data_time": ("data s", 2),
-            "train/iter_time": ("iter s", 2),
-            "val/f1-score": ("val F1", 4),
-        }
-        for name, (label, digits) in shown.items():
-            if name in trainer.callback_metrics:
-                items[label] = f"{float(trainer.callback_metrics[name]):.{digits}f}"
-        return items
+    def enable(self) -> None:
+        """Show the bar."""
+        self._is_wanted = True
+
+    def disable(self) -> None:
+        """Show no bar."""
+        self._is_wanted = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave it to the first of several processes."""
+        super().setup(trainer, pl_module, stage)
+        self._is_wanted = self._is_wanted and trainer.is_global_zero
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Begin an epoch."""
+        self._begin(trainer, "", trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, _: pl.LightningModule, __: Any, ___: Any, batch_idx: int) -> None:
+        """Show how far it is."""
+        loss = trainer.callback_metrics.get("train/loss_step")
+        words = "" if loss is None else f"  loss {float(loss):.3f}"
+        self._update(batch_idx + 1, f"{self._name_epoch(trainer)}{words}")
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Begin a validation."""
+        self._begin(trainer, "  val", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """Show how far it is."""
+        batch_idx = int(arguments[3])
+        self._update(batch_idx + 1, f"{self._name_epoch(trainer)}  val")
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        """End a validation."""
+        self._end()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """End an epoch."""
+        self._end()
+
+    def on_exception(self, *_: Any) -> None:
+        """End what was under way."""
+        self._end()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """End what was under way."""
+        super().teardown(trainer, pl_module, stage)
+        self._end()
+
+    def _begin(self, trainer: pl.Trainer, words: str, total: float) -> None:
+        self._end()
+        if self._is_wanted:
+            self._bar = build_progress()
+            self._bar.start()
+            self._task = self._bar.add_task(
+                f"{self._name_epoch(trainer)}{words}", total=total if math.isfinite(total) else None
+            )
+
+    def _update(self, completed: int, description: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, description=description)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _name_epoch(self, trainer: pl.Trainer) -> str:
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -56,7 +56,7 @@ def build_trainer(
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # vpexp's samplers know their process
         "enable_model_summary": False,
-        "enable_progress_bar": any("Progress" in type(callback).__name__ for callback in callbacks),
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "logger": settings.logger and TensorBoardLogger(save_dir=str(tensorboard), name="", version=""),
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO()],

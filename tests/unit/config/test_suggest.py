@@ -43,3 +43,20 @@ def test_find_closest__hydras_own_keys_only_for_hydras_keys():
 def test_format_suggestion__ends_a_line():
     assert format_suggestion("cocoo", ["coco", "voc"]) == "; did you mean 'coco'?"
     assert format_suggestion("xyzzy", ["coco", "voc"]) == ""
+
+
+def test_suggestion__a_name_of_other_libraries():
+    keys = ["optimizer.lr", "trainer.max_epochs", "data.batch_size", "data.root", "trainer.accelerator"]
+    found = {
+        wrong: find_closest_of(wrong, keys) for wrong in ("optimizer.learning_rate", "epochs", "data.path", "device")
+    }
+    assert found == {
+        "optimizer.learning_rate": "optimizer.lr",
+        "epochs": "trainer.max_epochs",
+        "data.path": "data.root",
+        "device": "trainer.accelerator",
+    }
+
+
+def find_closest_of(wrong, keys):
+    return format_suggestion(wrong, keys).removeprefix("; did you mean '").removesuffix("'?")

@@ -215,5 +215,8 @@ def test_resolve_weights__offline_says_what_to_put_where(tmp_path, monkeypatch):
     assert "\n" not in message
     assert "not reachable" in message
     assert "fetch https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt" in message
-    assert f"put it at {tmp_path / 'mobile_sam.pt'}, or give model.weights=<path> or model.weights=random" in message
+    assert (
+        f"put it at {tmp_path / 'mobile_sam.pt'}, or give model.weights=<path>; model=sam_micro comes with vpexp"
+        in message
+    )
     assert not (tmp_path / "mobile_sam.pt").exists()

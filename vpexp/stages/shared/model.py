@@ -50,7 +50,7 @@ def load_stage_model(cfg: DictConfig, doing: str | None = None) -> StageModel:
     weights_dir = find_weights_dir(cfg)
     checkpoint = read_checkpoint(Path(cfg.checkpoint)) if cfg.checkpoint is not None else None
     if checkpoint is None:
-        _announce(doing, f"{settings.name} as it came (model.weights={settings.weights})")
+        _announce(doing, f"{settings.name}, not fine-tuned (model.weights={settings.weights})")
         sam = load_sam(settings, seed=cfg.seed, weights_dir=weights_dir)
     else:
         _announce(doing, str(checkpoint.path))

@@ -1,5 +1,6 @@
 """What trains: model, data and Lightning's Trainer as the configuration describes them, the same in every process."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from vpexp.errors import DataError
 from vpexp.evaluation.click_protocol import build_interaction
 from vpexp.inference.torch_model import apply_checkpoint, build_identity, load_sam, read_checkpoint
 from vpexp.models.sam import Sam
-from vpexp.runfolder import append_metrics
+from vpexp.runfolder import append_metrics, read_metrics
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import build_metrics
 from vpexp.training.build import (
+    MONITOR,
     build_callbacks,
     build_loss,
     build_optimizer_factory,
@@ -121,5 +123,17 @@ def _record_epoch(
             f"none of the {len(data.training_set)} images of the train split can be read: "
             f"{min(module.unreadable.values())}"
         )
+    log_line(_describe_epoch(context, metrics, epoch))
     append_metrics(context.folder.metrics_csv, epoch, metrics)
     context.tracker.log_metrics(metrics, step=epoch)
+
+
+def _describe_epoch(context: RunContext, metrics: dict[str, float], epoch: int) -> str:
+    """Describe an epoch in one line; ``best`` where no earlier one, nor the start, scored as high on val."""
+    most = context.cfg.trainer.max_epochs
+    words = [f"epoch {epoch:{len(str(most))}}/{most}", f"{metrics['train/epoch_time']:.0f} s"]
+    words += [f"loss {metrics['train/loss']:.4f}"] if "train/loss" in metrics else []
+    words += [f"val {name} {metrics[f'val/{name}']:.4f}" for name in ("f1-score", "map") if f"val/{name}" in metrics]
+    earlier = [float(row[MONITOR]) for row in read_metrics(context.folder.metrics_csv) if row.get(MONITOR)]
+    is_best = MONITOR in metrics and metrics[MONITOR] > max(earlier, default=-math.inf)
+    return "  ".join([*words, *(["best"] if is_best else [])])
