@@ -82,7 +82,7 @@ def test_train__run_folder_holds_what_the_design_lists(folder: Path, trained: St
     assert folder.parent.name == "train"
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "checkpoints", "metrics.csv", "metrics.json", "tensorboard", "overlays", "vpexp.log"),
-        *("run.json", "images_before.json"),
+        *("run.json", "images_before.json", "images_val.csv", "images_test.csv"),
     }
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert len(names) == 2
@@ -260,12 +260,16 @@ def test_test__leaves_a_run_folder(tested: StageResult, output_dir: Path) -> Non
     folder = get_folder(tested)
 
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "metrics.csv", "metrics.json", "overlays", "run.json", "vpexp.log")
+        *("config.yaml", "images_test.csv", "metrics.csv", "metrics.json", "overlays", "run.json", "vpexp.log")
     }
     assert list(read_json(folder / "run.json")["splits"]) == ["test"]
     (row,) = read_metrics(folder / "metrics.csv")
     assert float(row["test/f1-score"]) == tested.metrics["test/f1-score"]
     assert (output_dir / ".latest" / "test").resolve() == folder
+    by_image = tested.to_dataframe("image").set_index("image")
+    overlap, areas = by_image["overlap"].sum(), by_image["predicted"].sum() + by_image["annotated"].sum()
+    assert 2 * overlap / areas == pytest.approx(tested.metrics["test/f1-score"])
+    assert "f1-score" in tested.to_dataframe().index
 
 
 def test_test__other_data_by_override(trained: StageResult, output_dir: Path, run_debug: RunDebug) -> None:
@@ -516,12 +520,12 @@ def test_command__failed_run_exits_with_2(tmp_path, monkeypatch, capsys, whole: 
     if whole:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(SystemExit) as caught:
-        main(["experiment=debug", "tracking=none", "data=coco", "data.root=no where"])
+        main(["experiment=debug", "tracking=none", "+optimizer.foo=1"])
 
     assert caught.value.code == 2
     captured = capsys.readouterr()
     assert ("Traceback" in captured.err) is whole
-    assert "no where" in captured.err.splitlines()[-1]
+    assert "'foo'" in captured.err.splitlines()[-1]
     if not whole:
         assert captured.err.count("\n") == 1
     (failed,) = (tmp_path / "outputs" / "train").iterdir()
