@@ -82,7 +82,7 @@ def test_train__run_folder_holds_what_the_design_lists(folder: Path, trained: St
     assert folder.parent.name == "train"
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "checkpoints", "metrics.csv", "metrics.json", "tensorboard", "overlays", "vpexp.log"),
-        *("run.json", "images_before.json", "images_val.csv", "images_test.csv"),
+        *("run.json", "images_before.json", "images_val.csv", "images_test.csv", "report.html", "images"),
     }
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert len(names) == 2
@@ -91,6 +91,19 @@ def test_train__run_folder_holds_what_the_design_lists(folder: Path, trained: St
     assert trained.artifacts["best_checkpoint"] == folder / "checkpoints" / names[0]
     assert [path.name.startswith("events.") for path in (folder / "tensorboard").glob("events*")] == [True]
     assert Image.open(next((folder / "overlays").glob("test_*.png"))).size[0] > 64
+
+
+def test_train__report_shows_what_came_out(folder: Path, trained: StageResult) -> None:
+    page = trained.artifacts["report"].read_text(encoding="utf-8")
+    record = read_json(folder / "run.json")
+
+    assert f"<li>{record['verdict']}</li>" in page
+    assert "against the filled box: f1-score" in page
+    assert f"<td>{trained.metrics['test/f1-score']:.4f}</td>" in page
+    assert page.count("<svg") == 1
+    links = re.findall(r'href="(images/[^"]+)"', page)
+    assert len(links) == 2  # of two images one is the worst, the other the best
+    assert all(Image.open(folder / link).size[0] > 64 for link in links)
 
 
 def test_train__run_json_says_what_ran(folder: Path) -> None:
@@ -260,7 +273,8 @@ def test_test__leaves_a_run_folder(tested: StageResult, output_dir: Path) -> Non
     folder = get_folder(tested)
 
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "images_test.csv", "metrics.csv", "metrics.json", "overlays", "run.json", "vpexp.log")
+        *("config.yaml", "images_test.csv", "metrics.csv", "metrics.json", "overlays", "run.json", "vpexp.log"),
+        *("report.html", "images"),
     }
     assert list(read_json(folder / "run.json")["splits"]) == ["test"]
     (row,) = read_metrics(folder / "metrics.csv")

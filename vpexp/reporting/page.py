@@ -85,6 +85,55 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(content) + "\n"
 
 
+@dataclass(frozen=True, slots=True)
+class LinkedPicture:
+    """A small picture that leads to the large one.
+
+    Attributes:
+        picture: the small one.
+        link: to the large one, from the page's folder.
+        name: of the image.
+        words: what is said of it.
+    """
+
+    picture: Picture
+    link: str
+    name: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """The page of a training or a test.
+
+    Attributes:
+        split: what was evaluated.
+        findings: lines on what came out.
+        columns: of the table: what was measured.
+        rows: of the table: a metric and its numbers.
+        class_columns: the same by class.
+        classes: the same by class.
+        curves: a plot of the epochs as SVG; none of a test.
+        galleries: pictures below a title.
+        image_table: name of the file with a row for each image.
+    """
+
+    split: str
+    findings: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    class_columns: Sequence[str]
+    classes: Sequence[tuple[str, Sequence[str]]]
+    curves: str | None
+    galleries: Sequence[tuple[str, Sequence[LinkedPicture]]]
+    image_table: str
+
+
+def build_run_page(title: str, page: RunPage) -> str:
+    """Build the page of a training or a test as HTML; small pictures are inside it."""
+    return render("run.html", title=title, page=page)
+
+
 def build_page(comparison: Comparison, rows: Sequence[PictureRow] = ()) -> str:
     """Build the page as HTML; pictures are inside it."""
     return render(

@@ -17,6 +17,7 @@ from vpexp.stages.shared.evaluate import (
     summarize,
 )
 from vpexp.stages.shared.model import load_stage_model
+from vpexp.stages.shared.run_report import predict_extremes, write_run_report
 
 TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is a number of this test
 
@@ -46,12 +47,14 @@ def run(context: RunContext) -> StageResult:
     print_result(f"{cfg.model.name} on {name_data(cfg)}/{split}", "model", result)
     log_line(f"{model.size_mb:.1f} MB, loaded in {load_time:.2f} s")
     save_overlays(context, result, split)
-    if encoder:
-        encoder.record(context)
-    metrics, details = summarize(result, split)
-    metrics |= {f"{split}/load_time": load_time, f"{split}/size_mb": model.size_mb}
-    record_unreadable(context, details)
     artifacts = save_image_table(context, result, split)
     if result.kept:
         artifacts["overlays"] = context.folder.overlays
+    if encoder:
+        encoder.record(context)
+    extremes = predict_extremes(context, predictor, dataset, split, result, cache=encoder.cache if encoder else None)
+    artifacts |= write_run_report(context, split, result, extremes)
+    metrics, details = summarize(result, split)
+    metrics |= {f"{split}/load_time": load_time, f"{split}/size_mb": model.size_mb}
+    record_unreadable(context, details)
     return StageResult(metrics, artifacts, context.folder.path, details)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from vpexp.stages.shared.evaluate import (
     summarize,
 )
 from vpexp.stages.shared.registry import log_checkpoint
+from vpexp.stages.shared.run_report import predict_extremes, write_run_report
 from vpexp.stages.shared.training_loop import TrainingLoop, build_loop, build_start_model
 from vpexp.training.callbacks import save_weights
 
@@ -170,9 +171,15 @@ def run(context: RunContext) -> StageResult:
         start = _read_start(context) if cfg.resume else _measure_start(context, loop, assess_split)
         fit_on_devices(context, loop, dataset, encoder)
         verdict, after = _keep_better(context, loop, start, assess_split)
+        split = _list_splits(cfg)[-1]
+        predictor = TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask)
+        extremes = predict_extremes(context, predictor, dataset, split, after[split], cache=encoder.cache)
     finally:
         encoder.record(context)
-    return _conclude(context, start, after, verdict, loop.module.unreadable)
+    result = _conclude(context, start, after, verdict, loop.module.unreadable)
+    before = start.metrics.get(split)
+    report = write_run_report(context, split, after[split], extremes, findings=[str(verdict)], before=before)
+    return replace(result, artifacts=result.artifacts | report)
 
 
 def _list_splits(cfg: DictConfig) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from rich.table import Table
 
 from vpexp import visuals
@@ -142,31 +143,33 @@ def print_result(title: str, column: str, result: EvaluationResult, before: Mapp
     if len(result.per_class.get("map_per_class", {})) > 1:
         console.print(build_class_table(result.per_class, "by class"))
     if result.baselines:
-        _tell_control(result)
+        first, *warnings = judge_baselines(result)
+        log_line(first)
+        for warning in warnings:
+            log_line(warning, style="yellow")
 
 
-def _tell_control(result: EvaluationResult) -> None:
+def judge_baselines(result: EvaluationResult) -> list[str]:
+    """Describe how a model compares with its baselines, F1 and mean IoU alike; what is wrong comes last."""
     drop, filled = result.wrong_image_drop, result.baselines["box_filled"]
     if not np.isfinite(drop):
-        log_line("wrong image: needs at least two images")
-        return
+        return ["wrong image: needs at least two images"]
     gains = {name: result.metrics[name] - filled[name] for name in ("f1-score", "mean_iou")}
     against = ", ".join(f"{name} {gain:+.4f}" for name, gain in gains.items())
-    log_line(f"against the filled box: {against}; with another image's embedding: f1-score {-drop:+.4f}")
+    lines = [f"against the filled box: {against}; with another image's embedding: f1-score {-drop:+.4f}"]
     if gains["mean_iou"] < 0:
-        log_line(
+        lines.append(
             "the typical object is masked worse than by its filled box (mean_iou counts each object alike, f1-score by "
             "its area): small ones are; a larger model.image_size or more epochs help them"
             if gains["f1-score"] > 0
-            else "the masks are worse than filled boxes",
-            style="yellow",
+            else "the masks are worse than filled boxes"
         )
     if drop < BLIND_DROP:
-        log_line(
+        lines.append(
             "the masks hardly depend on the image: the model answers from the prompt alone (looser boxes, points or an "
-            "unfrozen encoder make it look)",
-            style="yellow",
+            "unfrozen encoder make it look)"
         )
+    return lines
 
 
 def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> None:
@@ -174,7 +177,7 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
     taken: set[str] = set()
     for kept in result.kept:
         try:
-            picture = _draw(kept)
+            picture = draw_kept(kept)
         except DataError as error:  # its embedding was stored, and its file is gone by now
             log_line(f"no picture: {error}", style="yellow")
             continue
@@ -219,7 +222,12 @@ def _list_unreadable(result: EvaluationResult) -> dict[str, str]:
     return {image.image_id: image.reason for image in result.unreadable}
 
 
-def _draw(kept: KeptPrediction) -> Any:
+def draw_kept(kept: KeptPrediction) -> Image.Image:
+    """Draw the annotated and the predicted masks of an image side by side.
+
+    Raises:
+        DataError: its embedding was stored, and its pixels cannot be read.
+    """
     sample = kept.sample
     annotated = [decode_rle(rle) for rle in sample.annotations.masks]
     predicted = [decode_rle(rle) for rle in kept.predicted]
