@@ -254,6 +254,6 @@ def test_result__tables_by_metric_class_and_image(tmp_path):
     assert result.to_dataframe("image")["iou"].tolist() == [0.7]
     assert repr(result).startswith("StageResult(test/f1-score 0.8; test/map 0.5;")
     assert "<table" in result._repr_html_()
-    assert result.plot().axes[0].get_xlabel() == "IoU of an image"
+    assert result.plot().size[0] > 400
     with pytest.raises(ValueError, match="must be metric, class or image"):
         result.to_dataframe("epoch")

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vpexp.reporting.comparison import COLUMNS, FIRST_COST, Comparison, describe_columns, list_cells
 from vpexp.visuals import split_comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ANNOTATED = "annotated"
 LONGEST_SIDE = 400
@@ -60,6 +63,30 @@ def read_pictures(overlays: Mapping[str, Path], prefix: str = "") -> list[Pictur
             pictures[column] = shrink(*predicted)
         rows.append(PictureRow(name.removesuffix(".png").removeprefix(prefix), pictures))
     return rows
+
+
+def plot_epochs(metrics_csv: Path) -> "Figure | None":
+    """Plot loss and metrics on val by epoch; None where the table holds no epochs of a training."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    if not metrics_csv.is_file():
+        return None
+    table = pd.read_csv(metrics_csv)
+    if "train/loss" not in table:
+        return None
+    table = table.set_index("epoch")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    groups = (("train/loss",), ("val/f1-score", "val/mean_iou", "val/map"))
+    for axes, names in zip(figure.subplots(1, 2), groups, strict=True):
+        for name in names:
+            if name in table:
+                axes.plot(table[name].dropna(), marker=".", label=name)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
 
 
 def shrink(picture: Image.Image, caption: str) -> Picture:

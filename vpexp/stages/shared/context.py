@@ -5,17 +5,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from vpexp.config.schema import Config
+from vpexp.reporting.page import plot_epochs
 from vpexp.runfolder import METRICS_CSV, RunFolder
 from vpexp.tracking.mlflow_run import MlflowRun
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 SHOWN, MOST_SHOWN = ("f1-score", "mean_iou", "map"), 6
@@ -82,28 +84,25 @@ class StageResult:
             return pd.concat([pd.read_csv(path) for path in files], ignore_index=True) if files else pd.DataFrame()
         raise ValueError(f"by={by!r}: must be metric, class or image")
 
-    def plot(self) -> "Figure":
-        """Plot the epochs of a training (loss, and F1 on val), or how the images of a test are spread over IoU.
+    def plot(self) -> Image.Image:
+        """Plot the epochs of a training (loss, and metrics on val), or how the images of a test are spread over IoU.
 
         Raises:
             ValueError: this stage has measured neither.
         """
-        import pandas as pd
         from matplotlib.figure import Figure
 
-        epochs = self.folder / METRICS_CSV if self.folder else None
-        if epochs is not None and epochs.is_file():
-            table = pd.read_csv(epochs).set_index("epoch")
-            figure = Figure(figsize=(9, 3), layout="constrained")
-            for axes, name in zip(figure.subplots(1, 2), ("train/loss", "val/f1-score"), strict=True):
-                table[name].dropna().plot(ax=axes, marker=".", xlabel="epoch", ylabel=name, grid=True)
-            return figure
-        images = self.to_dataframe("image")
-        if images.empty:
-            raise ValueError(f"nothing to plot: {self.folder} holds no epochs and no images that were evaluated")
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        images["iou"].plot.hist(ax=figure.subplots(), bins=20, range=(0, 1), xlabel="IoU of an image", ylabel="images")
-        return figure
+        figure = plot_epochs(self.folder / METRICS_CSV) if self.folder else None
+        if figure is None:
+            images = self.to_dataframe("image")
+            if images.empty:
+                raise ValueError(f"nothing to plot: {self.folder} holds no epochs and no images that were evaluated")
+            figure = Figure(figsize=(5, 3), layout="constrained")
+            axes = figure.subplots()
+            images["iou"].plot.hist(ax=axes, bins=20, range=(0, 1), xlabel="IoU of an image", ylabel="images")
+        content = BytesIO()
+        figure.savefig(content, format="png", dpi=110)
+        return Image.open(content, formats=("PNG",))
 
 
 def _is_of_class(name: str) -> bool:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from vpexp.config.saved import name_data
 from vpexp.console import log_line
 from vpexp.data.annotations import AnnotatedDataset
@@ -21,7 +19,7 @@ from vpexp.evaluation.click_protocol import build_interaction
 from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, evaluate
 from vpexp.files import write_text
 from vpexp.inference.predictor import Predictor
-from vpexp.reporting.page import LinkedPicture, RunPage, build_run_page, shrink
+from vpexp.reporting.page import LinkedPicture, RunPage, build_run_page, plot_epochs, shrink
 from vpexp.runfolder import METRICS_CSV
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import ROWS, draw_kept, format_metric, judge_baselines
@@ -160,25 +158,10 @@ def _save(context: RunContext, title: str, scored: Sequence[Scored]) -> list[Lin
 
 
 def draw_curves(metrics_csv: Path) -> str | None:
-    """Draw loss and metrics on val by epoch as SVG; None where there are no epochs."""
-    from matplotlib.figure import Figure
-
-    if not metrics_csv.is_file():
+    """Draw the epochs as SVG; None where there are none."""
+    figure = plot_epochs(metrics_csv)
+    if figure is None:
         return None
-    table = pd.read_csv(metrics_csv)
-    if "train/loss" not in table or not len(table):
-        return None
-    table = table.set_index("epoch")
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    groups = (("train/loss",), ("val/f1-score", "val/mean_iou", "val/map"))
-    for axes, names in zip(figure.subplots(1, 2), groups, strict=True):
-        for name in names:
-            if name in table:
-                axes.plot(table[name].dropna(), marker=".", label=name)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
     content = io.StringIO()
     figure.savefig(content, format="svg")
     return re.sub(r"^.*?(?=<svg)", "", content.getvalue(), flags=re.DOTALL)
