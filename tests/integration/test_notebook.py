@@ -24,6 +24,6 @@ def test_quickstart__runs_and_shows_tables_curves_and_masks(tmp_path):
         for output in cell.get("outputs", [])
         if "data" in output
     ]
-    assert sum("f1-score" in text and "mean_iou" in text for text in texts) == 3
+    assert sum("test/box_filled" in text and "mean_iou" in text for text in texts) == 3
     assert any("predicted_iou" in text for text in texts)
     assert (tmp_path / "outputs" / ".latest" / "export").exists()

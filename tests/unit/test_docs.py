@@ -41,7 +41,8 @@ def test_links__lead_somewhere(page: Path) -> None:
 
 def test_docs__are_all_in_their_index() -> None:
     linked = set(re.findall(r"\]\(([\w.]+)\)", (ROOT / "docs/README.md").read_text()))
-    assert linked == {page.name for page in PAGES[1:]} - {"README.md"}
+    notebooks = {path.name for path in (ROOT / "docs").glob("*.ipynb")}
+    assert linked == ({page.name for page in PAGES[1:]} | notebooks) - {"README.md"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
