@@ -294,7 +294,7 @@ def _start_settings(stage: str, checkpoint: CheckpointLike) -> dict[str, Any]:
 def _predict(predictor: Predictor, image: ImageLike, boxes: Any, points: Any, point_labels: Any) -> Prediction:
     """Decode the prompts of one image."""
     if isinstance(image, str | PathLike):
-        image = read_image(image)
+        image = read_image(Path(image))
     elif isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     return predictor.decode(predictor.embed(image), boxes=boxes, points=points, point_labels=point_labels)

@@ -197,7 +197,7 @@ def _choose_tokens(iou_n4: NDArray[Any], ambiguous_n: NDArray[np.bool_], multima
     return np.where(ambiguous_n & (multimask is None), best_n, 0)[:, None]
 
 
-def check_image(image_HW3: NDArray[np.uint8]) -> None:
+def check_image(image_HW3: Any) -> None:
     """Check what a caller gave as an image.
 
     Raises:
