@@ -6,13 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpexp.config.saved import name_data
 from vpexp.console import log_line
-from vpexp.data.annotations import AnnotatedDataset
+from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import EvaluationSet
-from vpexp.data.loaders import with_objects
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
 from vpexp.evaluation.click_protocol import build_interaction
@@ -64,26 +62,25 @@ def predict_extremes(
     count = min(EXTREMES, max(1, len(ranked) // 8), len(ranked) // 2)  # a quarter of the work at most
     chosen = {"Worst images": ranked[:count], "Best images": ranked[: -count - 1 : -1]}
     wanted = {image for images in chosen.values() for image in images}
-    images = [image for image in with_objects(dataset.splits[split].images) if image.image_id in wanted]
     recipe = context.settings.prompt
+    samples = EvaluationSet(
+        with_objects(dataset.splits[split].images), recipe, embeddings=cache.stored if cache else None
+    )
+    places = [place for place, image in enumerate(samples.images) if image.image_id in wanted]
     found = evaluate(
         predictor,
-        _read(EvaluationSet(images, recipe, embeddings=cache.stored if cache else None)),
+        (samples[place] for place in places),
         dataset.categories,
-        total=len(images),
+        total=len(places),
         description="worst and best images",
-        keep=range(len(images)),
+        keep=range(len(places)),
         interaction=build_interaction(recipe),
     )
-    by_name = {kept.sample.annotations.image_id: kept for kept in found.kept}
+    by_name = {(kept.sample.image or kept.sample.annotations).image_id: kept for kept in found.kept}
     return {
         title: [Scored(by_name[image], ious[image]) for image in names if image in by_name]
         for title, names in chosen.items()
     }
-
-
-def _read(images: EvaluationSet) -> Any:
-    return (images[index] for index in range(len(images)))
 
 
 def write_run_report(
@@ -144,7 +141,8 @@ def _save(context: RunContext, title: str, scored: Sequence[Scored]) -> list[Lin
     taken: set[str] = set()
     pictures = []
     for entry in scored:
-        name = entry.kept.sample.annotations.image_id
+        sample = entry.kept.sample
+        name = (sample.image or sample.annotations).image_id
         try:
             sheet = draw_kept(entry.kept)
         except DataError as error:  # its embedding was stored, and its file is gone by now
