@@ -160,7 +160,7 @@ def judge_baselines(result: EvaluationResult) -> list[str]:
     if gains["mean_iou"] < 0:
         lines.append(
             "the typical object is masked worse than by its filled box (mean_iou counts each object alike, f1-score by "
-            "its area): small ones are; a larger model.image_size or more epochs help them"
+            "its area): small ones are; data.tile, a larger model.image_size or more epochs help them"
             if gains["f1-score"] > 0
             else "the masks are worse than filled boxes"
         )
