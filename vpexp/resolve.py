@@ -15,7 +15,7 @@ from vpexp.inference.exported import ExportedModel, find_exported, is_exported_r
 from vpexp.registry import get_stage
 from vpexp.runfolder import LATEST, RunFolder, find_latest, read_metrics
 
-READ_DATA = ("data", "train", "test", "ptq", "pipeline")
+READ_DATA = ("train", "test", "ptq", "pipeline")
 USE_WEIGHTS = ("train", "test", "export", "predict", "demo", "pipeline")
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 

@@ -124,7 +124,8 @@ def test_run__artifacts(client: MlflowClient, trained: StageResult, tmp_path: Pa
     run_id = get_run_id(trained)
 
     assert list_artifacts(client, run_id) == {
-        *("config.yaml", "metrics.csv", "metrics.json", "run.json", "vpexp.log", "checkpoints", "overlays")
+        *("config.yaml", "metrics.csv", "metrics.json", "run.json", "vpexp.log", "checkpoints", "overlays"),
+        *("report.html", "images_val.csv", "images_test.csv"),
     }
     best = trained.artifacts["best_checkpoint"]
     assert list_artifacts(client, run_id, "checkpoints") == {f"checkpoints/{best.name}"}

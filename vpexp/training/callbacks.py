@@ -102,9 +102,9 @@ def build_checkpoint_callbacks(folder: Path) -> list[Callback]:
 
 
 class EpochRecorder(Callback):
-    """Hands the metrics of every epoch to ``record(metrics, epoch)``, epochs counted from 1."""
+    """Hands the metrics of every epoch to ``record(metrics, epoch, seconds=...)``, epochs counted from 1."""
 
-    def __init__(self, record: Callable[[dict[str, float], int], None]) -> None:
+    def __init__(self, record: Callable[..., None]) -> None:
         self.record = record
         self._started = time.perf_counter()
 
@@ -124,7 +124,6 @@ class EpochRecorder(Callback):
             if name.startswith(("train/", "val/")) and name != "train/loss_step" and math.isfinite(float(value))
         }
         optimizer = trainer.optimizers[0]
-        metrics["train/epoch_time"] = time.perf_counter() - self._started
         metrics["lr"] = float(optimizer.param_groups[0]["lr"])
         if isinstance(pl_module, SamFineTuner):
             metrics |= pl_module.compute_epoch_losses()
@@ -137,7 +136,7 @@ class EpochRecorder(Callback):
             logger.log_metrics(
                 {name: value for name, value in metrics.items() if "val/" not in name}, trainer.global_step
             )
-        self.record(metrics, trainer.current_epoch + 1)
+        self.record(metrics, trainer.current_epoch + 1, seconds=time.perf_counter() - self._started)
 
 
 class IterationTimer(Callback):

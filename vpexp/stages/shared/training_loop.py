@@ -116,22 +116,28 @@ def build_loop(
 
 
 def _record_epoch(
-    context: RunContext, module: SamFineTuner, data: FineTuningData, metrics: dict[str, float], epoch: int
+    context: RunContext,
+    module: SamFineTuner,
+    data: FineTuningData,
+    metrics: dict[str, float],
+    epoch: int,
+    *,
+    seconds: float,
 ) -> None:
     if len(module.unreadable) == len(data.training_set):
         raise DataError(
             f"none of the {len(data.training_set)} images of the train split can be read: "
             f"{min(module.unreadable.values())}"
         )
-    log_line(_describe_epoch(context, metrics, epoch))
+    log_line(_describe_epoch(context, metrics, epoch, seconds))
     append_metrics(context.folder.metrics_csv, epoch, metrics)
     context.tracker.log_metrics(metrics, step=epoch)
 
 
-def _describe_epoch(context: RunContext, metrics: dict[str, float], epoch: int) -> str:
+def _describe_epoch(context: RunContext, metrics: dict[str, float], epoch: int, seconds: float) -> str:
     """Describe an epoch in one line; ``best`` where no earlier one, nor the start, scored as high on val."""
     most = context.cfg.trainer.max_epochs
-    words = [f"epoch {epoch:{len(str(most))}}/{most}", f"{metrics['train/epoch_time']:.0f} s"]
+    words = [f"epoch {epoch:{len(str(most))}}/{most}", f"{seconds:.0f} s"]
     words += [f"loss {metrics['train/loss']:.4f}"] if "train/loss" in metrics else []
     words += [f"val {name} {metrics[f'val/{name}']:.4f}" for name in ("f1-score", "map") if f"val/{name}" in metrics]
     earlier = [float(row[MONITOR]) for row in read_metrics(context.folder.metrics_csv) if row.get(MONITOR)]
