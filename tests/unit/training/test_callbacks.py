@@ -122,7 +122,7 @@ class Losses(Callback):
 
 def test_epoch_recorder__hands_over_each_epochs_own_metrics(build_module, build_data, build_plain_trainer):
     records, losses = {}, Losses()
-    recorder = EpochRecorder(lambda metrics, epoch, seconds: records.update({epoch: metrics}))
+    recorder = EpochRecorder(lambda metrics, epoch, **_: records.update({epoch: metrics}))
     module = build_module(lr=1e-2)
     build_plain_trainer(IterationTimer(), recorder, losses, max_epochs=3).fit(module, datamodule=build_data())
     assert sorted(records) == [1, 2, 3]
