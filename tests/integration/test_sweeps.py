@@ -123,7 +123,7 @@ def test_sweep__a_failed_job_and_its_record(command: Command, tmp_path: Path) ->
 
 def test_sweep__killed_and_resumed_gives_what_it_would_have_given(command: Command, tmp_path: Path) -> None:
     process = command(RATES)
-    wait_for(lambda: (tmp_path / "sweeps").is_dir() and find_sweep(tmp_path).find_jobs())
+    wait_for(lambda: any((tmp_path / "sweeps").glob("*")) and find_sweep(tmp_path).find_jobs())
     sweep = find_sweep(tmp_path)
     job = sweep.find_jobs()[0]
     wait_for(lambda: count_epochs(job) >= 2)
@@ -214,7 +214,7 @@ def test_sweep__ctrl_c_of_a_terminal_lets_the_jobs_of_all_workers_finish(command
 def test_sweep__sigterm_to_all_of_its_processes_ends_it_as_killed(command: Command, tmp_path: Path) -> None:
     """As ``timeout`` and cluster managers send it: the processes that read images go down first."""
     process = command(RATES, "data.num_workers=2", "trainer.max_epochs=200")
-    wait_for(lambda: (tmp_path / "sweeps").is_dir() and find_sweep(tmp_path).find_jobs())
+    wait_for(lambda: any((tmp_path / "sweeps").glob("*")) and find_sweep(tmp_path).find_jobs())
     job = find_sweep(tmp_path).find_jobs()[0]
     wait_for(lambda: count_epochs(job) >= 2)
 
