@@ -165,7 +165,7 @@ def test_sweep__killed_and_resumed_gives_what_it_would_have_given(command: Comma
 def test_sweep__a_worker_that_is_killed_twice_takes_only_its_own_job_with_it(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = command("optimizer.lr=1e-6,1e-5,1e-4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    wait_for(lambda: (tmp_path / "sweeps").is_dir() and len(find_sweep(tmp_path).find_jobs()) >= 2)
+    wait_for(lambda: any((tmp_path / "sweeps").glob("*")) and len(find_sweep(tmp_path).find_jobs()) >= 2)
     sweep = find_sweep(tmp_path)
     victim = RunFolder(sweep.path / "1")
     wait_for(lambda: victim.read_run_json().get("status") == "RUNNING")
@@ -196,7 +196,7 @@ def test_sweep__a_worker_that_is_killed_twice_takes_only_its_own_job_with_it(com
 def test_sweep__ctrl_c_of_a_terminal_lets_the_jobs_of_all_workers_finish(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = command("optimizer.lr=1e-6,1e-5,1e-4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    wait_for(lambda: (tmp_path / "sweeps").is_dir() and len(find_sweep(tmp_path).find_jobs()) >= 2)
+    wait_for(lambda: any((tmp_path / "sweeps").glob("*")) and len(find_sweep(tmp_path).find_jobs()) >= 2)
     sweep = find_sweep(tmp_path)
     wait_for(lambda: all(count_epochs(job) >= 1 for job in sweep.find_jobs()[:2]))
     workers = {job.read_run_json()["process"] for job in sweep.find_jobs()}
@@ -230,7 +230,7 @@ def test_sweep__sigterm_to_all_of_its_processes_ends_it_as_killed(command: Comma
 def test_sweep__workers_of_a_killed_process_end_and_their_jobs_go_on_in_place(command: Command, tmp_path: Path) -> None:
     long = ("trainer.max_epochs=15", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     process = command("optimizer.lr=1e-6,1e-5,1e-4", *long)
-    wait_for(lambda: (tmp_path / "sweeps").is_dir() and len(find_sweep(tmp_path).find_jobs()) == 2)
+    wait_for(lambda: any((tmp_path / "sweeps").glob("*")) and len(find_sweep(tmp_path).find_jobs()) == 2)
     sweep = find_sweep(tmp_path)
     wait_for(lambda: all(count_epochs(job) >= 1 for job in sweep.find_jobs()))
     process.kill()
