@@ -248,8 +248,14 @@ def list_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
 
 
 def find_closest(wrong: str, right: Iterable[str]) -> str | None:
-    """Find the dotted name that is most like ``wrong``, as a whole or in its last part; None where none is like it."""
+    """Find the dotted name that is most like ``wrong``, as a whole or in its last part; None where none is like it.
+
+    A name that other libraries have for one of ours is taken for that, if there is one.
+    """
     candidates = [name for name in right if not wrong.startswith(f"{name}.")]
+    usual = SYNONYMS.get(wrong.rpartition(".")[2])
+    if same := [name for name in candidates if name.rpartition(".")[2] == usual]:
+        return max(same, key=lambda name: _compute_likeness(wrong, name))
     if not wrong.startswith("hydra"):
         candidates = [name for name in candidates if not name.startswith("hydra")]
     # Of equals, the one that lies less deep.
@@ -269,10 +275,5 @@ def _compute_likeness(wrong: str, name: str) -> float:
 
 def format_suggestion(wrong: str, right: Iterable[str]) -> str:
     """Format the end of an error line: ``; did you mean 'data.root'?``, or nothing."""
-    names = list(right)
-    usual = SYNONYMS.get(wrong.rpartition(".")[2], "")
-    same = [name for name in names if name.rpartition(".")[2] == usual]
-    closest = find_closest(wrong, same or names)
-    if same and closest is None:
-        closest = same[0]
+    closest = find_closest(wrong, right)
     return f"; did you mean '{closest}'?" if closest else ""

@@ -19,6 +19,10 @@ from vpexp.errors import ConfigError
             "unknown key 'prompt.xyzzy' (there are: type, jitter, test_jitter, max_per_image, clicks, first, box_share, ",
         ),
         ("xyzzy=1", "(there are: stage, model, data, prompt,"),
+        (
+            "optimizer.learning_rate=1e-3",
+            "unknown key 'optimizer.learning_rate'; did you mean 'optimizer.lr'? (to add a new key:",
+        ),
         ("optimizer.beta=3", "did you mean 'optimizer.betas'? (to add a new key: +optimizer.beta=3)"),
         ("optimizer.amsgrad=true", "unknown key 'optimizer.amsgrad' (to add a new key: +optimizer.amsgrad=true)"),
         ("~callbacks.progres", "unknown key 'callbacks.progres', nothing to delete"),
