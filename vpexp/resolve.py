@@ -14,6 +14,7 @@ from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import ExportedModel, find_exported, is_exported_reference, read_metadata
 from vpexp.registry import get_stage
 from vpexp.runfolder import LATEST, RunFolder, find_latest, read_metrics
+from vpexp.stages.shared.context import find_weights_dir
 
 READ_DATA = ("train", "test", "ptq", "pipeline")
 USE_WEIGHTS = ("train", "test", "export", "predict", "demo", "pipeline")
@@ -81,7 +82,7 @@ def check_inputs(cfg: DictConfig) -> None:
         from vpexp.models.weights import resolve_weights
 
         if cfg.model.name in list_models():
-            resolve_weights(cfg.model.name, str(cfg.model.weights), Path(cfg.paths.cache_dir) / "weights")
+            resolve_weights(cfg.model.name, str(cfg.model.weights), find_weights_dir(cfg))
 
 
 def _complete_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -17,7 +17,7 @@ from vpexp.config.saved import name_data
 from vpexp.console import log_line
 from vpexp.errors import OutputError, VpexpError, make_printable
 from vpexp.files import RunLog, find_full_disk, quiet_full_disk, write_json
-from vpexp.registry import get_stage
+from vpexp.registry import VPEXP, get_stage
 from vpexp.resolve import check_inputs, complete
 from vpexp.runfolder import TIME_FORMAT, RunFolder, append_metrics, create_run_folder, mark_latest, read_metrics
 from vpexp.runtime import keep_freed_memory, quiet_libraries
@@ -100,7 +100,7 @@ def run(
 def _print_next(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
     """Print what a stage leads to, as commands to type."""
     stage = cfg.stage.name
-    commands = NEXT.get(stage, ()) if cfg.export.target == "vpexp" or stage != "export" else ()
+    commands = NEXT.get(stage, ()) if cfg.export.target == VPEXP or stage != "export" else ()
     if stage == "data":
         data = [quote_word(word) for word in overrides if word.startswith(("data=", "data."))]
         commands = ((" ".join(["stage=train", *data]), "fine-tune on it"),)

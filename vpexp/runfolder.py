@@ -25,7 +25,6 @@ from vpexp.files import is_below, read_json, replacing, write_json
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of started and ended in run.json
 CHECKPOINTS = "checkpoints"
-METRICS_CSV = "metrics.csv"
 LATEST = "latest"  # what checkpoint= and resume= call the last run
 # struct flock of fcntl(2): on Linux, and on macOS.
 FLOCK, FLOCK_FIELDS = ("hhlli", ("l_type", "l_whence", "l_start", "l_len", "l_pid"))
@@ -80,7 +79,7 @@ class RunFolder:
     @property
     def metrics_csv(self) -> Path:
         """One row an epoch."""
-        return self.path / METRICS_CSV
+        return self.path / "metrics.csv"
 
     def images_of(self, split: str) -> Path:
         """One row an image that was evaluated."""

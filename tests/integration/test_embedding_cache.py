@@ -23,8 +23,8 @@ DEBUG = ("experiment=debug", "callbacks.progress=null", "tracking=none", "traine
 IMAGES = 8  # 4 train, 2 val, 2 test
 
 
-def run_stage(root: Path, *asked: str) -> StageResult:
-    overrides = [*DEBUG, f"paths.output_dir={root}/outputs", f"paths.cache_dir={root}/cache", *asked]
+def run_stage(root: Path, *asked: str, defaults: tuple[str, ...] = DEBUG) -> StageResult:
+    overrides = [*defaults, f"paths.output_dir={root}/outputs", f"paths.cache_dir={root}/cache", *asked]
     return run(compose_config(overrides), overrides)
 
 

@@ -1,13 +1,15 @@
 """``data.tile`` from training to prediction: tiles are encoded once, masks are measured whole, models bring their tiles along."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.integration import test_embedding_cache as embedding_cache
+from tests.integration.test_embedding_cache import read_record
 from tests.integration.test_resume import assert_same_training
-from vpexp.config import compose_config
 from vpexp.config.schema import DataConfig
 from vpexp.data.annotations import Region
 from vpexp.data.dataset import load_dataset
@@ -16,7 +18,6 @@ from vpexp.data.masks import decode_rle, encode_mask
 from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.tiles import TiledImages, Tiling, put_back
 from vpexp.inference.load import load_predictor
-from vpexp.run import run
 from vpexp.stages.shared.context import StageResult
 
 SIDE, TILE = 128, 64
@@ -25,14 +26,7 @@ DRAWN = ("experiment=debug", f"data.synthetic.image_size={SIDE}", "data.syntheti
 TRAIN = (*DRAWN, f"data.tile={TILE}", "prompt.jitter=0.3", "optimizer.lr=1e-3", "callbacks.early_stopping=null")
 
 
-def run_stage(root: Path, *asked: str) -> StageResult:
-    overrides = [*DEBUG, f"paths.output_dir={root}/outputs", f"paths.cache_dir={root}/cache", *asked]
-    return run(compose_config(overrides), overrides)
-
-
-def read_record(result: StageResult) -> dict:
-    assert result.folder is not None
-    return json.loads((result.folder / "run.json").read_text())
+run_stage = partial(embedding_cache.run_stage, defaults=DEBUG)
 
 
 def count_tiles(root: Path) -> dict[str, int]:

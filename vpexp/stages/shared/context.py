@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from vpexp.config.schema import Config
-from vpexp.reporting.page import plot_epochs
-from vpexp.runfolder import METRICS_CSV, RunFolder
+from vpexp.runfolder import RunFolder
 from vpexp.tracking.mlflow_run import MlflowRun
 
 if TYPE_CHECKING:
@@ -92,7 +91,9 @@ class StageResult:
         """
         from matplotlib.figure import Figure
 
-        figure = plot_epochs(self.folder / METRICS_CSV) if self.folder else None
+        from vpexp.reporting.page import plot_epochs
+
+        figure = plot_epochs(RunFolder(self.folder).metrics_csv) if self.folder else None
         if figure is None:
             images = self.to_dataframe("image")
             if images.empty:

@@ -18,7 +18,6 @@ from vpexp.evaluation.evaluator import EvaluationResult, KeptPrediction, evaluat
 from vpexp.files import write_text
 from vpexp.inference.predictor import Predictor
 from vpexp.reporting.page import LinkedPicture, RunPage, build_run_page, plot_epochs, shrink
-from vpexp.runfolder import METRICS_CSV
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import ROWS, draw_kept, format_metric, judge_baselines
 from vpexp.visuals import name_picture, save_picture
@@ -115,7 +114,7 @@ def write_run_report(
         rows=_list_rows([name for name in ROWS if name in SHOWN], shown),
         class_columns=list(per_class),
         classes=_list_rows(labels, per_class) if len(labels) > 1 else [],
-        curves=draw_curves(folder.path / METRICS_CSV),
+        curves=draw_curves(folder.metrics_csv),
         galleries=[(title, _save(context, title, scored)) for title, scored in extremes.items() if scored],
         image_table=folder.images_of(split).name,
     )
