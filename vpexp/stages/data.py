@@ -108,7 +108,7 @@ def _write(context: RunContext, survey: Survey, findings: list[Finding]) -> dict
     folder = context.folder.path
     files = {"report": folder / "report.html", "data": folder / "data.json"}
     write_json(files["data"], describe_survey(survey, findings))
-    if survey.duplicates is not None and survey.duplicates.pairs:
+    if survey.duplicates is not None and (survey.duplicates.pairs or survey.duplicates.alike):
         files["duplicates"] = folder / "duplicates.csv"
         write_duplicates(files["duplicates"], survey.duplicates)
     plots = draw_plots(survey, folder / "plots")

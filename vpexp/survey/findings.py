@@ -1,6 +1,6 @@
 """What is worth looking at in a data set, in plain words, and what to do about each of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from vpexp.config.compose import quote_value, quote_word
 from vpexp.data.readers.label_images import is_background_name
 from vpexp.data.skipped import BOX_ONLY, CROWD, VOID_REGION, advise, order_by_count
-from vpexp.survey.duplicates import Pair
+from vpexp.survey.duplicates import ALIKE, Pair
 from vpexp.survey.measure import (
     FEWEST_PIXELS,
     SPECK_PIXELS,
@@ -31,12 +31,15 @@ IMBALANCE = 20
 UNEQUAL_SPLITS = 2.0
 """Factor between the typical objects of two splits before that is reported."""
 LISTED = 5
+CLASS_MASK_FORMATS = ("common_semantic_segmentation", "voc")
+"""Formats in which ``data.instances`` decides what an object is."""
 TYPICAL_PIXELS = 24.0
 """Side, in pixels of the model's input, that the typical object gets by tiles."""
 TILE_STEP = 32
 LARGE_MODEL_SIZE = 1024
 """Input of the original SAM models, in pixels."""
 LEVELS = ("error", "warning", "note")
+OWN_VAL = "give the data set a val split of whole scenes, beside its train split"
 
 
 def find_findings(survey: Survey) -> list[Finding]:
@@ -48,6 +51,7 @@ def find_findings(survey: Survey) -> list[Finding]:
         _find_boxes,
         _find_skipped,
         _find_repeated,
+        _find_alike,
         _find_unseen_objects,
         _find_odd_masks,
         _find_missing_classes,
@@ -63,11 +67,12 @@ def find_findings(survey: Survey) -> list[Finding]:
 
 
 def describe_pair(pair: Pair) -> str:
-    """Name two images that are the same picture."""
+    """Name two images that are the same picture, or nearly so."""
     first, second = pair.first, pair.second
     sizes = {(one.width, one.height) for one in (first, second)}
     sized = "" if len(sizes) == 1 else f", {first.width}x{first.height} and {second.width}x{second.height}"
-    return f"{first.split} {first.image_id} = {second.split} {second.image_id} ({pair.kind}{sized})"
+    sign = "~" if pair.kind == ALIKE else "="
+    return f"{first.split} {first.image_id} {sign} {second.split} {second.image_id} ({pair.kind}{sized})"
 
 
 def _find_leaks(survey: Survey) -> Iterator[Finding]:
@@ -79,12 +84,45 @@ def _find_leaks(survey: Survey) -> Iterator[Finding]:
         f"{count:,} of {totals[later]:,} images of {later} also in {earlier}"
         for (earlier, later), count in survey.duplicates.leaks.items()
     )
+    own = _describe_own_division(survey, pairs)
+    remedy = f"keep one of each, or {OWN_VAL}" if own else "take each of them out of one of its splits"
     yield Finding(
         "error",
-        f"the same picture in two splits: {counted}",
-        "what is measured on them is not to be trusted: take each of them out of one of its splits; duplicates.csv has all",
+        f"the same picture in two splits: {counted}{own}",
+        f"what is measured on them is not to be trusted: {remedy}; duplicates.csv has all",
         _name([describe_pair(pair) for pair in pairs]),
     )
+
+
+def _find_alike(survey: Survey) -> Iterator[Finding]:
+    if survey.duplicates is None or not survey.duplicates.alike:
+        return
+    pairs = survey.duplicates.alike
+    later: dict[tuple[str, str], set[str]] = {}
+    for pair in pairs:
+        later.setdefault((pair.first.split, pair.second.split), set()).add(pair.second.path)
+    totals = {split.name: split.image_count for split in survey.splits}
+    counted = ", ".join(
+        f"{len(paths):,} of {totals[name]:,} images of {name} nearly alike one of {earlier}"
+        for (earlier, name), paths in later.items()
+    )
+    own = _describe_own_division(survey, pairs)
+    remedy = OWN_VAL if own else "move all frames of a scene into one split"
+    yield Finding(
+        "warning",
+        f"this looks like frames of one video in two splits: {counted}{own}",
+        f"what is measured on them is better than it will be on new scenes: {remedy}; duplicates.csv has all",
+        _name([describe_pair(pair) for pair in pairs]),
+    )
+
+
+def _describe_own_division(survey: Survey, pairs: Sequence[Pair]) -> str:
+    """Describe that images came apart because vpexp set the val split aside; nothing where the data set has its own."""
+    sources = {split.name: split.source for split in survey.splits}
+    is_own = sources.get("train") == sources.get("val")
+    if not is_own or not any((pair.first.split, pair.second.split) == ("train", "val") for pair in pairs):
+        return ""
+    return f" (the data set has no val split: vpexp set it aside from '{sources['val']}' at random)"
 
 
 def _find_repeated(survey: Survey) -> Iterator[Finding]:
@@ -211,10 +249,12 @@ def _find_odd_masks(survey: Survey) -> Iterator[Finding]:
             _name(list(dict.fromkeys(whole))),
         )
     if specks:
+        are_parts = survey.format in CLASS_MASK_FORMATS and len(specks) >= MANY * survey.object_count
         yield Finding(
             "note",
             f"{_count(len(specks), 'object')} of fewer than {SPECK_PIXELS} pixels",
-            "often slips of the pen; they count as objects in training and test",
+            "often slips of the pen; they count as objects in training and test"
+            + ("; of class masks, data.instances=classes makes one object a class, not one a part" * are_parts),
             _name(list(dict.fromkeys(specks))),
         )
 

@@ -199,11 +199,11 @@ def _look_through(root: Path, good: Collection[Path]) -> dict[Path, str]:
 
 
 def write_duplicates(path: Path, duplicates: Duplicates) -> None:
-    """Write all pairs of images that are the same picture as CSV, those of two splits first."""
+    """Write all pairs of images that are the same picture as CSV, those of two splits first; then those nearly alike."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PAIR_COLUMNS)
-    for pair in duplicates.pairs:
+    for pair in (*duplicates.pairs, *duplicates.alike):
         one, other = pair.first, pair.second
         named = (one.split, one.image_id, other.split, other.image_id)
         sized = (one.width, one.height, other.width, other.height)
@@ -275,6 +275,7 @@ def describe_survey(survey: Survey, findings: Sequence[Finding]) -> dict[str, An
         else {
             "leaks": {f"{earlier} and {later}": count for (earlier, later), count in duplicates.leaks.items()},
             "repeated": duplicates.repeated,
+            "alike": len(duplicates.alike),
         },
         "damaged": {str(one.path): one.reason for one in survey.damaged},
         "findings": [asdict(finding) for finding in findings],

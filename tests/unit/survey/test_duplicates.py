@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from tests.references.surveys import build_image, build_split
 from vpexp.config.schema import SyntheticConfig
-from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, find_duplicates, read_signatures
+from vpexp.survey.duplicates import ALIKE, SAME_FILE, SAME_PICTURE, Duplicates, find_duplicates, read_signatures
 
 BOX = ((10, 10, 20, 20), 0)
 
@@ -49,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_find__photos_that_differ_are_no_copies(photos):
     found = find({"train": photos[:8], "val": photos[8:]})
 
-    assert found.pairs == ()
+    assert (found.pairs, found.alike) == ((), ())
     assert (found.leak_count, found.repeated_count) == (0, 0)
 
 
@@ -88,6 +88,18 @@ def test_find__a_picture_saved_again_or_in_another_size(photos, tmp_path, name, 
     assert pair.is_leak
 
 
+def test_find__a_picture_made_brighter_is_the_same_and_one_that_is_shifted_is_alike(photos, tmp_path):
+    with Image.open(photos[4]) as image:
+        image.point([round(30 + 0.85 * level) for level in range(256)] * 3).save(tmp_path / "bright.jpg")
+    with Image.open(photos[5]) as image:
+        image.crop((4, 0, 320, 240)).save(tmp_path / "shifted.jpg", quality=90)
+
+    found = find({"train": photos, "val": [tmp_path / "bright.jpg", tmp_path / "shifted.jpg"]})
+
+    assert [(pair.first.image_id, pair.second.image_id) for pair in found.pairs] == [("4.jpg", "bright.jpg")]
+    assert [(pair.first.image_id, pair.second.image_id) for pair in found.alike] == [("5.jpg", "shifted.jpg")]
+
+
 def test_find__copies_in_one_split_are_no_leak(photos, tmp_path):
     copies = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     for copy in copies:
@@ -111,7 +123,12 @@ def test_find__frames_in_which_something_moves_are_no_copies(tmp_path):
         paths.append(tmp_path / f"frame_{place}.jpg")
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(paths[-1], quality=90)
 
-    assert find({"train": paths[:4], "val": paths[4:]}).pairs == ()
+    found = find({"train": paths[:4], "val": paths[4:]})
+
+    assert found.pairs == ()
+    assert found.alike
+    assert {(pair.first.split, pair.second.split, pair.kind) for pair in found.alike} == {("train", "val", ALIKE)}
+    assert find({"train": paths}).alike == ()
 
 
 def test_find__images_without_contrast_are_compared_by_content_alone(tmp_path):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from tests.references.surveys import build_image, build_split, build_survey
 from vpexp.data.image_files import DAMAGED_IMAGE
 from vpexp.data.skipped import BOX_ONLY, CROWD, MISSING_IMAGE, NO_ANNOTATIONS
-from vpexp.survey.duplicates import SAME_FILE, SAME_PICTURE, Duplicates, Member, Pair
+from vpexp.survey.duplicates import ALIKE, SAME_FILE, SAME_PICTURE, Duplicates, Member, Pair
 from vpexp.survey.findings import find_findings
 from vpexp.survey.measure import SplitMeasures, compute_sides
 from vpexp.survey.survey import DamagedFile, Finding
@@ -53,6 +54,38 @@ def test_find_findings__leaks_come_first_and_name_each_pair():
     assert repeated.level == "warning"
     assert repeated.text.endswith("of the copies 1 has another number of objects than that one")
     assert repeated.examples == ("train train.jpg = train again.jpg (same picture, saved again, 20x10 and 40x20)",)
+
+
+def test_find_findings__frames_of_one_video_and_a_val_split_that_vpexp_made():
+    members = [Member(split, f"{split}.jpg", f"/x/{split}.jpg", 20, 10, 3) for split in ("train", "val")]
+    alike = Duplicates((), {}, {}, (Pair(*members, ALIKE),))
+    copies = Duplicates((Pair(*members, SAME_FILE),), {("train", "val"): 1}, {})
+    train = build_good_split("train")
+    own = build_split("val", build_good_split("val").images, source="train")
+
+    (frames,) = find(train, build_good_split("val"), duplicates=alike)
+    (divided,) = find(train, own, duplicates=alike)
+    (leak,) = find(train, own, duplicates=copies)
+
+    text = "this looks like frames of one video in two splits: 1 of 12 images of val nearly alike one of train"
+    cause = " (the data set has no val split: vpexp set it aside from 'train' at random)"
+    assert get_texts([frames, divided]) == [f"warning: {text}", f"warning: {text}{cause}"]
+    assert frames.examples == ("train train.jpg ~ val val.jpg (nearly alike, as frames of one video are)",)
+    assert get_texts([leak]) == [f"error: the same picture in two splits: 1 of 12 images of val also in train{cause}"]
+    assert "give the data set a val split of whole scenes" in divided.advice
+    assert "give the data set a val split of whole scenes" in leak.advice
+
+
+def test_find_findings__specks_of_class_masks_lead_to_one_object_a_class():
+    specks = [((x, 40, x + 3, 43), 0) for x in range(0, 100, 10)]
+    split = build_split("train", [build_image(Path(f"{i}.png"), [*specks, HIGH]) for i in range(12)])
+    survey = build_survey(split, categories=("cat", "dog"))
+
+    def advise(format_: str) -> str:
+        return next(one.advice for one in find_findings(replace(survey, format=format_)) if "fewer than 16" in one.text)
+
+    assert "data.instances=classes" in advise("common_semantic_segmentation")
+    assert "data.instances" not in advise("coco")
 
 
 def test_find_findings__boxes_alone_are_an_error_with_the_way_out():
