@@ -248,9 +248,9 @@ def _compare_pictures(
     read = lru_cache(KEPT_IN_DETAIL)(_read_detail)
     for first, second in show_progress(candidates, "comparing pictures"):
         one, other = kept[first], kept[second]
-        details = read(signatures[one]), read(signatures[other])
-        if details[0] is not None and details[1] is not None:
-            yield one, other, _agree(*details, min(shortest[one], shortest[other]))
+        first_DD, second_DD = read(signatures[one]), read(signatures[other])
+        if first_DD is not None and second_DD is not None:
+            yield one, other, _agree(first_DD, second_DD, min(shortest[one], shortest[other]))
 
 
 def _normalize(thumbnail_TT: NDArray[np.uint8] | None) -> NDArray[np.float32]:
