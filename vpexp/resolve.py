@@ -17,6 +17,7 @@ from vpexp.runfolder import LATEST, RunFolder, find_latest, read_metrics
 from vpexp.stages.shared.context import find_weights_dir
 
 READ_DATA = ("train", "test", "ptq", "pipeline")
+NEEDED_SPLITS = {"train": ("train", "val"), "pipeline": ("train", "val"), "ptq": ("train",)}
 USE_WEIGHTS = ("train", "test", "export", "predict", "demo", "pipeline")
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 
@@ -67,7 +68,7 @@ def check_inputs(cfg: DictConfig) -> None:
     stage = cfg.stage.name
     if stage in READ_DATA or (stage == "predict" and cfg.prompts == "dataset"):
         settings: Any = OmegaConf.to_object(cfg.data)
-        check_root(settings)
+        check_root(settings, (cfg.stage.split,) if stage == "test" else NEEDED_SPLITS.get(stage, ()))
     if str(cfg.trainer.accelerator) in ("gpu", "cuda"):
         import torch
 

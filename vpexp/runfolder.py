@@ -35,7 +35,7 @@ RESERVED_BYTES = 64 * 1024
 RECORD_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stage", "status", "error", "host", "started", "ended", "mlflow_run_id"), (str,)),
     **dict.fromkeys(("best_checkpoint", "config_hash", "job_name"), (str,)),
-    **dict.fromkeys(("process", "job", "epochs", "encoder_passes"), (int,)),
+    **dict.fromkeys(("process", "job", "best_job", "epochs", "encoder_passes"), (int,)),
     **dict.fromkeys(("before", "steps", "splits", "cache", "values", "sweep", "versions"), (dict,)),
 }
 _held_here: dict[Path, tuple[TextIO, int]] = {}  # the open lock file, and how many hold it

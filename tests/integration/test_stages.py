@@ -484,6 +484,14 @@ def test_train__failure_is_one_line_and_recorded(
             ["data=auto", "data.root={boxes}/images"],
             "no known format.*; the folder above it is COCO: data.root=.*boxes$",
         ),
+        (
+            ["data=auto", "data.root={photos}"],
+            "no known format.*; it holds images alone: .*, or label them: stage=demo source=.*photos$",
+        ),
+        (
+            ["data=coco", "data.root={two}"],
+            r"'default' \(annotations.json\), 'old' \(annotations_old.json\); .* with data.train_split=<name>$",
+        ),
         (["data=voc", "data.root={boxes}"], "no Pascal VOC.*; it looks like COCO: data=auto finds the format"),
         (
             ["data=wgisd"],
@@ -497,10 +505,18 @@ def test_train__what_is_not_there_is_found_before_a_run_is_recorded(
     tmp_path: Path, run_debug: RunDebug, monkeypatch: pytest.MonkeyPatch, asked: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    boxes = write_boxes_only(tmp_path / "boxes")
+    folders = {
+        "boxes": write_boxes_only(tmp_path / "boxes"),
+        "photos": tmp_path / "apart" / "photos",
+        "two": tmp_path / "two",
+    }
+    shutil.copytree(folders["boxes"] / "images", folders["photos"])
+    shutil.copytree(folders["boxes"] / "images", folders["two"])
+    for name in ("annotations.json", "annotations_old.json"):
+        shutil.copy(next((folders["boxes"] / "annotations").glob("*train*.json")), folders["two"] / name)
 
     with pytest.raises(VpexpError, match=words) as caught:
-        run_debug(tmp_path / "outputs", *(word.format(boxes=boxes) for word in asked))
+        run_debug(tmp_path / "outputs", *(word.format(**folders) for word in asked))
 
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "outputs").exists()

@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from vpexp.inference.torch_model import find_checkpoint
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.record import SweepFolder
 
@@ -114,6 +115,8 @@ def test_sweep__a_failed_job_and_its_record(command: Command, tmp_path: Path) ->
         ("bs=1 weights=random", "bs=2 weights=random"), key=lambda n: children[n].data.metrics["final/val/f1-score"]
     )
     assert parent.data.tags["best_job"] == best
+    sweep = find_sweep(tmp_path)
+    assert find_checkpoint(str(sweep.path), tmp_path).is_relative_to(sweep.path / children[best].data.tags["job"])
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"sweep_results.csv", "heat_map.png", "parallel_coordinates.png"} <= artifacts

@@ -128,12 +128,13 @@ def _explain_missing_config(error: Any, _overrides: Sequence[str], folders: Sequ
     return _first_sentences(text)
 
 
-def _explain_syntax(error: Any, overrides: Sequence[str], _folders: Sequence[Path]) -> str:
+def _explain_syntax(error: Any, overrides: Sequence[str], folders: Sequence[Path]) -> str:
     found = re.match(r"Error parsing override '(.*)'\n", str(error))
     override = error.override or (found[1] if found else next(iter(overrides), ""))
     key, equals, value = override.partition("=")
     if not equals:
-        return f"cannot read '{override}': write key=value"
+        is_stage = override in list_groups(folders).get("stage", ())
+        return f"cannot read '{override}': write {f'stage={override}' if is_stage else 'key=value'}"
     if not re.fullmatch(r"[+~]{0,2}[\w@./:-]+", key):
         return f"cannot read '{override}': '{key}' is no key"
     return f"cannot read '{override}': a value with special characters needs quotes: {_quote(key, value)}"

@@ -1,6 +1,5 @@
 """Loading a data set of any format: detect the format, read the splits, note what is unusual."""
 
-import contextlib
 import inspect
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -24,11 +23,11 @@ from vpexp.data.annotations import (
     count_objects,
     list_places,
 )
+from vpexp.data.detect import AUTO, detect_format, get_reader
 from vpexp.data.folder import Folder
 from vpexp.data.readers.base import Reader
 from vpexp.data.readers.json_files import (
     describe_unreadable,
-    find_unreadable,
     is_main_annotation,
     name_subset,
 )
@@ -37,14 +36,11 @@ from vpexp.data.splits import ALIASES, SplitPlan, SplitSource, divide, plan_spli
 from vpexp.errors import ConfigError, DataError
 from vpexp.registry import FORMATS, load_target
 
-AUTO = "auto"
 PREPARED = {
     "wgisd": "scripts/prepare_wgisd lays out a clone of https://github.com/thsant/wgisd",
     "trashcan": "scripts/prepare_trashcan lays out https://conservancy.umn.edu/handle/11299/214865, unpacked",
 }
 """What makes the data sets that have a group of their own."""
-_SHOWN = 4
-MOST_BESIDE = 30
 
 
 def load_dataset(
@@ -147,17 +143,15 @@ def _build_reader(folder: Folder, settings: DataConfig, format_: str) -> Reader:
     return reader
 
 
-def get_reader(name: str) -> type[Reader]:
-    """Import the reader of a format."""
-    reader: type[Reader] = load_target("data.format", FORMATS[name].reader)
-    return reader
-
-
-def check_root(settings: DataConfig) -> None:
+def check_root(settings: DataConfig, splits: Collection[str] = ()) -> None:
     """Look whether there is a data set of the right format, without reading annotations.
 
+    Args:
+        settings: the section ``data``.
+        splits: the splits that are needed.
+
     Raises:
-        DataError: there is no such folder, or another format in it; the message names what is there.
+        DataError: there is no such folder, another format in it, or no such split; the message names what is there.
     """
     if settings._target_ is not None or settings.root is None or settings.format not in (*FORMATS, AUTO):
         return  # a reader of the user's own has its own rules; load_dataset reports the others
@@ -167,17 +161,20 @@ def check_root(settings: DataConfig) -> None:
             f"{settings.root}: no such folder; {PREPARED[settings.name]}, or set data.root to where it lies"
         )
     folder = Folder(root, allow_outside=settings.allow_outside)
-    if settings.format == AUTO:
-        detect_format(folder)
-        return
+    is_auto = settings.format == AUTO
     try:
-        _build_reader(folder, settings, settings.format)
+        reader = _build_reader(folder, settings, detect_format(folder).format if is_auto else settings.format)
     except DataError as error:
+        if is_auto:
+            raise
         fitting = [format_ for format_ in FORMATS if get_reader(format_).find_signs(folder)]
         if not fitting or settings.format in fitting:
             raise
         titles = " or ".join(get_reader(format_).title for format_ in fitting)
         raise DataError(f"{error}; it looks like {titles}: data={AUTO} finds the format") from error
+    requested = _list_requested(settings)
+    check_unreadable(reader, folder, requested, splits)
+    plan_splits(reader.list_subsets(), requested, splits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,60 +310,6 @@ def _note_shared(first: Split, second: Split, files: dict[str, set[Path]]) -> st
     if not shared:
         return None
     return f"in both {first.name} and {second.name}: {len(shared)} of the images (such as {min(shared).name})"
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """The format of a folder, and the one line to say about how it was found."""
-
-    format: str
-    note: str
-
-
-def detect_format(folder: Folder) -> Detection:
-    """Find the format of a data set by looking at its folder.
-
-    Where several fit, one whose files name single objects is taken before one of images, and the others are named.
-
-    Raises:
-        DataError: No format fits; the message lists what was looked for.
-    """
-    readers = {name: get_reader(name) for name in FORMATS}
-    ranked = sorted(readers, key=lambda name: not readers[name].names_objects)
-    signs = {name: _describe(readers[name].find_signs(folder)) for name in ranked}
-    fitting = [name for name in ranked if signs[name]]
-    if not fitting:
-        *most, last = (f"{readers[name].title} ({readers[name].layout})" for name in ranked)
-        unreadable = describe_unreadable(find_unreadable(folder, every=True)) or _look_above(folder)
-        raise DataError(
-            f"{folder.root}: no known format; looked for {', '.join(most)} and {last}{unreadable and f'; {unreadable}'}"
-        )
-    chosen, *others = fitting
-    note = f"format: {readers[chosen].title} (found {signs[chosen]})"
-    if others:
-        titles = " or ".join(readers[name].title for name in others)
-        note += f"; it could also be {titles}: data.format={others[0]} reads it so"
-    return Detection(chosen, note)
-
-
-def _look_above(folder: Folder) -> str:
-    """Describe the data set that a folder is a part of (its images, a split); nothing where it is none."""
-    above = folder.root.resolve().parent
-    beside = sum(1 for _ in above.iterdir()) if folder.only_file is None else MOST_BESIDE
-    if beside >= MOST_BESIDE:  # no data set's folder, but a place where many things lie
-        return ""
-    with contextlib.suppress(DataError):
-        whole = Folder(above, allow_outside=folder.allow_outside)
-        for reader in map(get_reader, FORMATS):
-            if reader.find_signs(whole):
-                return f"the folder above it is {reader.title}: data.root={above}"
-    return ""
-
-
-def _describe(signs: list[str]) -> str:
-    """Name the first signs of a format."""
-    more = f" and {len(signs) - _SHOWN} more" if len(signs) > _SHOWN else ""
-    return ", ".join(signs[:_SHOWN]) + more
 
 
 def check_unreadable(

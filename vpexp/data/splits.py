@@ -92,8 +92,9 @@ class _Planner:
             return self.find_source("val")
         train = self._find_subset("train")
         if train is None:
-            have = f"no {split} split: the data set has {self._list_names()}"
-            raise DataError(f"{have}; name the one to use with data.{split}_split=")
+            files = {name: f" ({list(others)[-1]})" for name, others in self._subsets.items() if others}
+            have = f"no {split} split: the data set has {_list(self._subsets, files) or 'no subset'}"
+            raise DataError(f"{have}; name the one to use with data.{split}_split=<name>")
         self._note(f"no val split: a seeded part of '{train}' is set aside")
         return SplitSource(train, "held out")
 
@@ -150,10 +151,10 @@ def says_split(name: str, split: str, requested: str) -> bool:
     return name.lower() == requested.lower() or (is_default and bool(set(_words(name)) & set(ALIASES[split])))
 
 
-def _list(names: Collection[str]) -> str:
-    """List names for people, the first ones of very many."""
+def _list(names: Collection[str], files: Mapping[str, str] | None = None) -> str:
+    """List names for people, the first ones of very many, each with what ``files`` has to add."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(f"'{name}'" for name in sorted(names)[:_LISTED]) + more
+    return ", ".join(f"'{name}'{(files or {}).get(name, '')}" for name in sorted(names)[:_LISTED]) + more
 
 
 def _words(name: str) -> list[str]:

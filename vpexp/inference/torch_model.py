@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vpexp.config.saved import read_yaml, refuse_interpolations
 from vpexp.config.schema import PARTS, ModelConfig
+from vpexp.console import log_line
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from vpexp.models.registry import list_models
@@ -74,7 +75,9 @@ def build_identity(sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], catego
 
 
 def find_checkpoint(reference: str, output_dir: Path) -> Path:
-    """Find the file that ``checkpoint=`` means: ``latest``, a run folder (its best epoch), or a file.
+    """Find the file that ``checkpoint=`` means: ``latest``, a file, or a folder.
+
+    Of a run's folder it is the best epoch, of a pipeline's that of its training, of a sweep's that of its best job.
 
     Raises:
         CheckpointError: there is none.
@@ -89,10 +92,25 @@ def find_checkpoint(reference: str, output_dir: Path) -> Path:
         return _find_best(folder)
     path = Path(reference).expanduser()
     if path.is_dir():
-        return _find_best(RunFolder(path.resolve()))
+        return _find_best(_find_training(RunFolder(path.resolve())))
     if not path.is_file():
         raise CheckpointError(f"checkpoint={reference} does not exist")
     return path.resolve()
+
+
+def _find_training(folder: RunFolder) -> RunFolder:
+    """Find the training that a folder stands for, which most folders are themselves."""
+    record = folder.read_run_json()
+    if record.get("sweep") is not None:
+        number = record.get("best_job")
+        if number is None:
+            raise CheckpointError(
+                f"{folder.path} is a sweep, and names no best job: give one of its jobs, checkpoint={folder.path}/0"
+            )
+        folder = RunFolder(folder.path / str(number))
+        record = folder.read_run_json()
+        log_line(f"of the sweep, its best job is taken: {folder.path} ({record.get('job_name')})")
+    return RunFolder(folder.path / "train") if record.get("stage") == "pipeline" else folder
 
 
 def _find_best(folder: RunFolder) -> Path:

@@ -270,7 +270,8 @@ def _conclude(
         command = f"python -m vpexp -m {quote_word(f'{RESUME}{quote_value(sweep.path)}')}"
         log_line(f"{unfinished} of {plan.jobs} jobs have not finished; go on with: {command}", style="yellow")
     status, line, code = _judge(error, unfinished, plan.jobs)
-    sweep.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT))
+    number = None if summary.best is None else summary.best.number
+    sweep.update_run_json(status=status, error=line, ended=time.strftime(TIME_FORMAT), best_job=number)
     log_sweep_end(tracker, sweep, summary, pictures)
     tracker.close(status, line)
     tracker.finish()

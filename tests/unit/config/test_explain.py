@@ -48,6 +48,7 @@ from vpexp.errors import ConfigError
         ("data.root=a=b", "a value with special characters needs quotes: 'data.root=\"a=b\"'"),
         ("data.root=[x", "cannot read 'data.root=[x'"),
         ("data.root", "cannot read 'data.root': write key=value"),
+        ("export", "cannot read 'export': write stage=export"),
         ("data.root=a,b", "add -m to try each of them, or quote it as one: 'data.root=\"a,b\"'"),
         ("optimizer.lr=range(1,3)", "names several values: add -m to try each of them"),
     ],

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vpexp.data.dataset import detect_format
+from vpexp.data.detect import detect_format
 from vpexp.data.folder import Folder
 from vpexp.errors import DataError
 

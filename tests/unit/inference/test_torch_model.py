@@ -165,6 +165,25 @@ def test_find__best_lies_in_the_run_folder(tmp_path, best):
     assert find_checkpoint(str(folder.path), tmp_path) == folder.last_checkpoint
 
 
+def test_find__best_job_of_a_sweep_and_the_training_of_a_pipeline(tmp_path, capsys):
+    sweep, jobs = RunFolder(tmp_path), [RunFolder(tmp_path / name) for name in "01"]
+    sweep.update_run_json(stage="sweep", sweep={"metric": ""})
+    for job in (jobs[0], RunFolder(jobs[1].path / "train")):
+        job.checkpoints.mkdir(parents=True)
+        job.last_checkpoint.touch()
+    jobs[1].update_run_json(stage="pipeline", job_name="lr=1e-4")
+
+    with pytest.raises(
+        CheckpointError, match=r"is a sweep, and names no best job: give one of its jobs, checkpoint=.*/0$"
+    ):
+        find_checkpoint(str(tmp_path), tmp_path)
+    sweep.update_run_json(best_job=0)
+    assert find_checkpoint(str(tmp_path), tmp_path) == jobs[0].last_checkpoint.resolve()
+    sweep.update_run_json(best_job=1)
+    assert find_checkpoint(str(tmp_path), tmp_path) == (jobs[1].path / "train" / "checkpoints" / "last.ckpt").resolve()
+    assert f"of the sweep, its best job is taken: {jobs[1].path.resolve()} (lr=1e-4)" in capsys.readouterr().out
+
+
 def test_find__latest_and_file(tmp_path):
     first, second = (make_run(tmp_path, f"epoch_00{i}.ckpt") for i in range(2))
     for folder in (second, first):
