@@ -87,6 +87,11 @@ def build_progress() -> Progress:
     )
 
 
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
+    """Format a count and what is counted: ``1 image``, ``2 images``; ``plural`` where it is no noun with an s."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def log_line(line: str, *, style: str | None = None) -> None:
     """Print one line, and keep it in the run's log."""
     line = make_printable(line)

@@ -61,11 +61,13 @@ def quiet_libraries() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Lightning warns of few workers and short epochs: choices that the configuration states.
+    # Lightning and torch warn of few or many workers and short epochs: choices that the configuration states.
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers")
+    warnings.filterwarnings("ignore", message=r"This DataLoader will create \d+ worker processes")
     warnings.filterwarnings("ignore", message=r".*(LeafSpec|TreeSpec).*deprecated.*")
     # What is wrong with image files is counted; a name in a script that a plot's font does not have is no fault.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
+    warnings.filterwarnings("ignore", module=r"PIL\..*")  # of large ones too: data/image_files.py sets a limit
     warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
 
 

@@ -280,6 +280,9 @@ def test_pipeline__report_has_all_columns(whole: StageResult) -> None:
     assert report["onnx"]["f1-score"] == pytest.approx(report["torch"]["f1-score"], abs=1e-3)
     assert report["int8"]["size_mb"] < report["ir"]["size_mb"]
     assert whole.metrics["int8/f1-score"] == report["int8"]["f1-score"]
+    in_turns = read_json(whole.folder / "ptq" / "metrics.json")["metrics"]
+    assert report["ir"]["encoder_time"] == pytest.approx(in_turns["fp32/encoder_ms"] / 1000)
+    assert report["int8"]["decoder_time"] == pytest.approx(in_turns["int8/decoder_ms"] / 1000)
     text = (whole.folder / "report.md").read_text()
     assert "int8 - ir: f1-score " in text
     assert "ir against torch on a trial image: of 10,000 mask pixels 0.00 flip" in text

@@ -296,7 +296,7 @@ def test_sync__twice_changes_nothing(
 
     main(["stage=sync", f"run='{folder.path}'"])
 
-    assert capsys.readouterr().out.splitlines()[-1] == "1 runs, 0 had something to upload"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 run, 0 had something to upload"
     assert describe(client, folder) == before
 
 

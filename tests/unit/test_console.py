@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from vpexp.cli import main
-from vpexp.console import DescriptionColumn, PlainTable, log_line
+from vpexp.console import DescriptionColumn, PlainTable, format_count, log_line
 from vpexp.errors import DataError, make_printable
 from vpexp.reporting.comparison import Comparison, build_table
 from vpexp.run import _log_to
@@ -41,6 +41,12 @@ def test_make_printable__what_acts_on_a_terminal_is_escaped(text):
 @pytest.mark.parametrize("text", PLAIN)
 def test_make_printable__what_people_write_stays(text):
     assert make_printable(text) == text
+
+
+def test_format_count__one_and_many():
+    counts = [format_count(number, "image") for number in (0, 1, 2, 1200)]
+    assert counts == ["0 images", "1 image", "2 images", "1200 images"]
+    assert [format_count(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
 
 
 def test_log_line_table_and_progress__names_are_text(monkeypatch, capsys, tmp_path):

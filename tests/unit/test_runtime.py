@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import pytest
+from PIL import Image
 
-from vpexp.runtime import find_thread_limit
+from vpexp.runtime import find_thread_limit, quiet_libraries
 
 TRIAL = """
 import sys
@@ -30,6 +32,17 @@ def test_quiet_libraries__openvino_sends_nothing():
     result = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
     assert "UserWarning" not in result.stderr  # Pillow's, of a palette with transparency
+
+
+def test_quiet_libraries__what_the_configuration_states_is_no_warning():
+    from torch.utils.data import DataLoader
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        quiet_libraries()
+        DataLoader([0], num_workers=999)
+        Image._decompression_bomb_check((20_000, 15_000))
+    assert caught == []
 
 
 @pytest.mark.parametrize(("said", "limit"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None)])

@@ -11,7 +11,7 @@ from functools import partial
 
 from rich.table import Table
 
-from vpexp.console import PlainTable
+from vpexp.console import PlainTable, format_count
 from vpexp.deploy.calibration import CalibrationImage
 from vpexp.inference.exported import ExportedModel
 from vpexp.inference.predictor import Predictor
@@ -86,7 +86,7 @@ def build_gain_table(before: Cost, after: Cost, names: tuple[str, str], prompts:
         ("decoder", "decoder_mb", "MB"),
         ("both", "total_mb", "MB"),
         ("image encoder", "encoder_ms", "ms"),
-        (f"decoder, {prompts} prompt{'' if prompts == 1 else 's'}", "decoder_ms", "ms"),
+        (f"decoder, {format_count(prompts, 'prompt')}", "decoder_ms", "ms"),
     )
     for title, field, unit in rows:
         first, second = getattr(before, field), getattr(after, field)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.console import format_count
 from vpexp.data.annotations import Rle
 from vpexp.data.masks import compute_area, compute_overlap
 
@@ -102,8 +103,8 @@ class Gain:
         return abs(self.difference) < NOISE * self.standard_error
 
     def __str__(self) -> str:
-        error = f" ± {self.standard_error:.4f} (standard error over {self.images} images)"
-        return f"{self.difference:+.4f}{error if math.isfinite(self.standard_error) else ''}"
+        error = f" ± {self.standard_error:.4f} (standard error over {format_count(self.images, 'image')})"
+        return f"{self.difference:+z.4f}{error if math.isfinite(self.standard_error) else ''}"
 
 
 def compute_gain(before: float, after: float, sums_before: ImageSums, sums_after: ImageSums) -> Gain:

@@ -79,11 +79,13 @@ class Comparison:
         title: one line on the model and the data.
         columns: metrics by column (of ``COLUMNS``, those that were measured), each by ``Row.name``.
         sections: what else there is to say, below the table.
+        in_turns: columns whose encoder and decoder were timed in turns, on one image.
     """
 
     title: str
     columns: Mapping[str, Mapping[str, float]]
     sections: tuple[Section, ...] = ()
+    in_turns: tuple[str, ...] = ()
 
 
 def read_column(metrics: Mapping[str, float | None], split: str) -> dict[str, float]:
@@ -94,7 +96,7 @@ def read_column(metrics: Mapping[str, float | None], split: str) -> dict[str, fl
 
 def format_cell(row: Row, value: float) -> str:
     """Format a number of the table."""
-    return f"{value * row.scale:.{row.digits}f}" if math.isfinite(value) else NO_NUMBER
+    return f"{value * row.scale:z.{row.digits}f}" if math.isfinite(value) else NO_NUMBER
 
 
 def list_cells(comparison: Comparison) -> list[tuple[Row, list[str]]]:
@@ -119,7 +121,8 @@ def build_table(comparison: Comparison) -> Table:
 def describe_columns(comparison: Comparison) -> str:
     """Describe in one line what the columns are, and how the times were taken."""
     named = "; ".join(f"{name}: {COLUMNS[name]}" for name in comparison.columns)
-    return f"{named}. Times were taken one column after another: other work on the machine shows in them."
+    turns = f"; those of {' and '.join(comparison.in_turns)} in turns, on one image" if comparison.in_turns else ""
+    return f"{named}. Times were taken one column after another: other work on the machine shows in them{turns}."
 
 
 def compute_changes(
@@ -145,7 +148,7 @@ def describe_changes(columns: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _format_change(value: float) -> str:
-    return f"{value:+.4f}" if math.isfinite(value) else NO_NUMBER
+    return f"{value:+z.4f}" if math.isfinite(value) else NO_NUMBER
 
 
 def format_markdown(comparison: Comparison) -> str:

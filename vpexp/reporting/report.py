@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpexp.config.schema import PARTS
+from vpexp.console import format_count
 from vpexp.files import write_json, write_text
 from vpexp.reporting.comparison import (
     COLUMNS,
@@ -93,8 +94,11 @@ def gather_report(
     control = read_control(measured["torch"]["metrics"], split) if "torch" in measured else {}
     records = {name: step.folder.read_run_json() for name, step in finished.items()}
     columns = {column: read_column(content["metrics"], split) for column, content in measured.items()}
+    timed = read_times_in_turns(quantization) if {"ir", "int8"} <= columns.keys() else {}
+    for column, times in timed.items():
+        columns[column] |= times
     counts = next(iter(measured.values()))["details"][split]
-    title = f"{cfg['model']['name']} on {data_name}/{split}: {counts['images']} images, {counts['objects']} objects"
+    title = f"{cfg['model']['name']} on {data_name}/{split}: {_describe_counts(counts)}"
     sections = (
         describe_verdict(records.get("train", {})),
         describe_differences(columns, exports, quantization),
@@ -114,7 +118,7 @@ def gather_report(
         "data": {name: {key: record.get(key) for key in ("data", "splits")} for name, record in records.items()},
         "config": {name: cfg[name] for name in REPORTED_SECTIONS},
     }
-    comparison = Comparison(title, columns, tuple(section for section in sections if section))
+    comparison = Comparison(title, columns, tuple(section for section in sections if section), tuple(timed))
     return Report(comparison, details, {column: folder.overlays for column, folder in tests.items()}, split)
 
 
@@ -177,10 +181,14 @@ def describe_verdict(train: Mapping[str, Any]) -> Section | None:
     return Section("Did fine-tuning help?", (train["verdict"],), finding=True) if "verdict" in train else None
 
 
+def _describe_counts(counted: Mapping[str, Any]) -> str:
+    return f"{format_count(counted['images'], 'image')}, {format_count(counted['objects'], 'object')}"
+
+
 def _describe_split(name: str, split: Mapping[str, Any]) -> str:
     skipped = sum(split["skipped"].values())
     source = split["source"]
-    words = f"{name if source == name else f'{name} ({source})'} {split['images']} images, {split['objects']} objects"
+    words = f"{name if source == name else f'{name} ({source})'} {_describe_counts(split)}"
     return f"{words}, {skipped} skipped" if skipped else words
 
 
@@ -217,6 +225,21 @@ def read_control(metrics: Metrics, split: str) -> dict[str, float]:
         if baseline in found:
             found[difference] = found["f1-score"] - found[baseline]
     return found if len(found) > 1 else {}
+
+
+def read_times_in_turns(quantization: Metrics) -> dict[str, dict[str, float]]:
+    """Take what the quantization measured of both models in turns, in seconds by column; empty where it lacks a number.
+
+    It stands for what their tests measured, one after the other, at other times.
+    """
+    found = {}
+    for column, model in (("ir", "fp32"), ("int8", "int8")):
+        encoder, decoder = quantization.get(f"{model}/encoder_ms"), quantization.get(f"{model}/decoder_ms")
+        if encoder is None or decoder is None:
+            return {}
+        times = {"encoder_time": encoder, "decoder_time": decoder, "iter_time": encoder + decoder}
+        found[column] = {name: milliseconds / 1000 for name, milliseconds in times.items()}
+    return found
 
 
 def describe_steps(steps: Mapping[str, Mapping[str, Any]]) -> Section:

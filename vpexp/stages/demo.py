@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from vpexp.config.compose import quote_value, quote_word
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.image_source import SourceImage, find_images, find_source_folder
 from vpexp.data.skipped import SkipCounts, order_by_count
 from vpexp.demo.store import LabelStore, hold_folder
@@ -46,7 +46,9 @@ def run(context: RunContext) -> StageResult:
         before = len(store.labels.masks)
         try:
             with contextlib.suppress(KeyboardInterrupt):  # from the moment on that the line says what it does
-                log_line(f"label {len(images)} images at {address} (Ctrl-C ends; every kept mask is saved at once)")
+                log_line(
+                    f"label {format_count(len(images), 'image')} at {address} (Ctrl-C ends; every kept mask is saved at once)"
+                )
                 serve(app, opened, address if cfg.demo.open_browser else None)
         except SystemExit:
             context.tracker.log_metrics(_record(context, store, before).metrics)
@@ -91,7 +93,7 @@ def _record(context: RunContext, store: LabelStore, before: int) -> StageResult:
     root = quote_word(f"data.root={quote_value(store.folder)}")
     then = f"; train on them: python -m vpexp stage=train data=auto {root}" if masks else ""
     log_line(
-        f"{len(store.labels.count_by_image())} images labelled, {masks} masks kept ({masks - before:+d} now), "
+        f"{format_count(len(store.labels.count_by_image()), 'image')} labelled, {format_count(masks, 'mask')} kept ({masks - before:+d} now), "
         f"in {store.folder}{then}"
     )
     context.folder.update_run_json(demo={"folder": str(store.folder), "masks": masks, "added": masks - before})

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from vpexp import visuals
 from vpexp.config.saved import name_data
 from vpexp.config.schema import Config
-from vpexp.console import PlainTable, build_progress, console, log_line
+from vpexp.console import PlainTable, build_progress, console, format_count, log_line
 from vpexp.data.annotations import SPLIT_NAMES
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import find_images
@@ -130,7 +130,7 @@ def run(context: RunContext) -> StageResult:
     except BaseException as error:
         if job.totals.images and isinstance(error, KeyboardInterrupt | SystemExit):
             log_line(
-                f"stopped after {job.totals.images} of {len(plan.tasks)} images; their masks are in {writer.predictions}"
+                f"stopped after {job.totals.images} of {format_count(len(plan.tasks), 'image')}; their masks are in {writer.predictions}"
             )
             if labels is not None:
                 labels.write()
@@ -254,7 +254,7 @@ def _draw(image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequence[FoundM
         image_HW3[::step, ::step],
         (decode_thinned(mask.rle, step) for mask in by_area),
         ((prompts.coords_NP2[index] / step, prompts.labels_NP[index]) for index in shown),
-        f"{len(masks)} masks from {len(prompts)} {'points' if is_grid else 'prompts'}{mean}",
+        f"{format_count(len(masks), 'mask')} from {format_count(len(prompts), 'point' if is_grid else 'prompt')}{mean}",
     )
 
 

@@ -116,7 +116,7 @@ def _measure(context: RunContext, dataset: AnnotatedDataset, model: ExportedMode
 
 def _print_trial(trial: Trial) -> None:
     log_line(
-        f"f1-score {trial.score:.4f} on val, {-trial.drop:+.4f} against before: {_describe_methods(trial.methods)}"
+        f"f1-score {trial.score:.4f} on val, {-trial.drop:+z.4f} against before: {_describe_methods(trial.methods)}"
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.errors import CheckpointError, TrackingError
 from vpexp.runfolder import RunFolder
 from vpexp.stages.shared.context import StageResult
@@ -33,12 +33,12 @@ def run(cfg: DictConfig, *, elsewhere: bool = False) -> StageResult:
                 log_line(f"  not taken: {kind}: {reason}", style="yellow")
     except TrackingError as error:
         raise TrackingError(
-            f"MLflow cannot be used ({error}): {uploaded} runs were uploaded, nothing is lost; try again when it is back"
+            f"MLflow cannot be used ({error}): uploaded until now: {format_count(uploaded, 'run')}, nothing is lost; try again when it is back"
         ) from error
     running = [path for path in folders if RunFolder(path).is_held()]
     for path in running:
         log_line(f"{path}: left to the process that works in it")
-    log_line(f"{len(folders)} runs, {uploaded} had something to upload")
+    log_line(f"{format_count(len(folders), 'run')}, {uploaded} had something to upload")
     return StageResult({"uploaded": float(uploaded)})
 
 

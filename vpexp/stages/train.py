@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vpexp.config.saved import name_data
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
@@ -257,7 +257,9 @@ def _find_best(context: RunContext, loop: TrainingLoop) -> tuple[Path, int]:
     """Find the checkpoint of the best epoch, and its number, counted from 1."""
     cfg, trainer = context.cfg, loop.trainer
     if trainer.current_epoch < cfg.trainer.max_epochs:
-        log_line(f"stopped early after {trainer.current_epoch} epochs: {cfg.trainer.max_epochs} were allowed")
+        log_line(
+            f"stopped early after {format_count(trainer.current_epoch, 'epoch')}: {cfg.trainer.max_epochs} were allowed"
+        )
     last = context.folder.last_checkpoint
     if not last.is_file():  # trainer.extra.fast_dev_run keeps nothing
         save_weights(loop.module, last)

@@ -11,7 +11,7 @@ from pathlib import Path
 from vpexp.command_line import CommandLine, explain_error, read_command_line, start_hydra
 from vpexp.config.compose import format_sync, quote_value, quote_word
 from vpexp.config.saved import name_data
-from vpexp.console import console, log_line
+from vpexp.console import console, format_count, log_line
 from vpexp.errors import CheckpointError, ConfigError, WorkerError
 from vpexp.runfolder import TIME_FORMAT, RunFolder, mark_latest
 from vpexp.runtime import quiet_libraries
@@ -63,7 +63,7 @@ def run_sweep(command_line: CommandLine) -> int:
         _write_record(plan, sweep, going_on=resumed is not None)
         _close_lost_jobs(sweep)
         tracker = open_sweep_run(plan, sweep)
-        log_line(f"sweep of {plan.jobs} jobs over {', '.join(plan.varying)}: {sweep.path}")
+        log_line(f"sweep of {format_count(plan.jobs, 'job')} over {', '.join(plan.varying)}: {sweep.path}")
         search = Search(plan, sweep) if plan.search else None
         error = _run_jobs(plan, sweep, search)
         return _conclude(plan, sweep, tracker, error, search)

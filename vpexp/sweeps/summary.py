@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vpexp.console import PlainTable
+from vpexp.console import PlainTable, format_count
 from vpexp.errors import make_drawable
 from vpexp.files import replacing
 from vpexp.runfolder import RunFolder
@@ -164,7 +164,7 @@ def write_results(summary: SweepSummary, folder: SweepFolder) -> None:
 
 
 def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:z.4f}"
 
 
 def draw_pictures(summary: SweepSummary, folder: Path) -> list[Path]:
@@ -200,7 +200,7 @@ def _draw_heat_map(summary: SweepSummary, jobs: Sequence[JobResult], path: Path)
     image = axes.imshow(grid, cmap=COLORS, aspect="auto")
     for row, column in np.ndindex(*grid.shape):
         value = grid[row, column]
-        text = "-" if np.isnan(value) else f"{value:.4f}"
+        text = "-" if np.isnan(value) else f"{value:z.4f}"
         dark = not np.isnan(value) and (value - low) > LIGHT * (high - low)
         axes.text(column, row, text, ha="center", va="center", color="black" if dark or text == "-" else "white")
     row_label, column_label = map(make_drawable, shorten([row_key, column_key]))
@@ -240,7 +240,7 @@ def _draw_coordinates(summary: SweepSummary, jobs: Sequence[JobResult], path: Pa
     axes.set_xlim(-0.3, len(keys) + 0.5)
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.set_title(f"{len(jobs)} jobs")
+    axes.set_title(format_count(len(jobs), "job"))
     figure.savefig(path, dpi=120)
     return path
 

@@ -87,7 +87,7 @@ def test_compute_changes__onnx_is_set_against_torch():
 def test_describe_changes__a_line_for_each_step(comparison):
     assert describe_changes(comparison.columns) == [
         "torch - before: f1-score +0.1000, map +0.0500",
-        "ir - torch: f1-score -0.0001, map -0.0000",
+        "ir - torch: f1-score -0.0001, map +0.0000",
         "int8 - ir: f1-score -0.0099, map -0.0050",
     ]
 

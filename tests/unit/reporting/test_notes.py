@@ -1,5 +1,7 @@
 import math
 
+import pytest
+
 from vpexp.config import compose_config
 from vpexp.reporting.report import (
     describe_control,
@@ -8,6 +10,7 @@ from vpexp.reporting.report import (
     describe_training,
     describe_verdict,
     read_control,
+    read_times_in_turns,
 )
 
 CONTROL = {"test/f1-score": 0.82, "test/wrong_image/f1-score": 0.5, "test/box_filled/f1-score": 0.66}
@@ -107,13 +110,13 @@ def test_describe_steps__times_are_readable():
 
 
 def test_describe_differences__flips_where_the_export_measured_them():
-    columns = {name: {"f1-score": 0.5, "map": 0.25} for name in ("torch", "ir")}
+    columns = {"torch": {"f1-score": 0.5, "map": 0.25}, "ir": {"f1-score": 0.49999, "map": 0.25}}
 
     section = describe_differences(columns, {"ir": {"export/flipped_per_10000": 0.25}, "onnx": {}})
 
     assert section is not None
     assert section.lines == (
-        "ir - torch: f1-score +0.0000, map +0.0000",
+        "ir - torch: f1-score +0.0000, map +0.0000",  # of a change of -0.00001 too
         "ir against torch on a trial image: of 10,000 mask pixels 0.25 flip",
     )
 
@@ -129,6 +132,16 @@ def test_describe_differences__gain_of_int8_is_what_was_timed_in_turns():
         "int8 - ir: f1-score +0.0000, map +0.0000",
         "int8 against ir, timed in turns: 0.25 of the size, encoder 1.50 times as fast (30.0 ms, 20.0 ms)",
     )
+
+
+def test_read_times_in_turns__in_seconds_of_both_models_or_not_at_all():
+    quantization = {"fp32/encoder_ms": 30.0, "int8/encoder_ms": 20.0, "fp32/decoder_ms": 4.0, "int8/decoder_ms": 3.0}
+
+    times = read_times_in_turns(quantization)
+
+    assert times["ir"] == pytest.approx({"encoder_time": 0.030, "decoder_time": 0.004, "iter_time": 0.034})
+    assert times["int8"] == pytest.approx({"encoder_time": 0.020, "decoder_time": 0.003, "iter_time": 0.023})
+    assert read_times_in_turns(quantization | {"int8/decoder_ms": None}) == {}
 
 
 def test_describe_differences__single_column_has_none():

@@ -48,7 +48,7 @@ class StageResult:
         return f"StageResult({'; '.join([*numbers, *files, str(self.folder)])})"
 
     def _repr_html_(self) -> str:
-        table: str = self.to_dataframe().to_html(float_format="{:.4f}".format, na_rep="")
+        table: str = self.to_dataframe().to_html(float_format="{:z.4f}".format, na_rep="")
         return f"<p>{html.escape(str(self.folder))}</p>{table}"
 
     def to_dataframe(self, by: str = "metric") -> "DataFrame":

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from vpexp.config.saved import name_data
 from vpexp.config.schema import DataConfig
-from vpexp.console import PlainTable, console, log_line
+from vpexp.console import PlainTable, console, format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset, Split, with_objects
 from vpexp.data.dataset import load_dataset
 from vpexp.data.skipped import order_by_count
@@ -48,7 +48,7 @@ def load_configured_dataset(
     dataset = tile_dataset(dataset, tiling)
     for split in dataset.splits.values():
         assert isinstance(split.images, TiledImages)
-        line = f"  {split.name}: {len(split.images)} tiles of {tiling.side} px with objects"
+        line = f"  {split.name}: {format_count(len(split.images), 'tile')} of {tiling.side} px with objects"
         cut = split.images.cut_objects
         log_line(f"{line}; {cut} of {split.object_count} objects are cut: no tile holds all of them" if cut else line)
     return dataset

@@ -27,7 +27,7 @@ from torch.distributed.distributed_c10d import Store
 
 from vpexp import errors
 from vpexp.config.compose import format_resume
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses
 from vpexp.embeddings.store import StoredEmbeddings
@@ -247,7 +247,8 @@ def fit_on_devices(context: RunContext, loop: TrainingLoop, dataset: AnnotatedDa
     if world_size == 1:
         fit(loop.trainer, loop.module, loop.data, _get_resumed(context.cfg))
         return
-    log_line(f"training in {world_size} processes: {world_size * context.cfg.data.batch_size} images a step")
+    images = format_count(world_size * context.cfg.data.batch_size, "image")
+    log_line(f"training in {world_size} processes: {images} a step")
     context.folder.update_run_json(processes=world_size)
     cache, splits = encoder.cache, {name: dataset.splits[name] for name in ("train", "val")}
     with open_followers(context.folder, world_size) as followers, _share_processor(world_size) as threads:

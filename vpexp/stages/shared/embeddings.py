@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset, list_places, with_objects
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
 from vpexp.embeddings.fill import FillReport, ImageEncoder, fill_embeddings
@@ -143,22 +143,22 @@ def _print_report(
 ) -> None:
     store, hits = stored.store, plan.found + report.shared
     kept = report.encoded + hits
-    parts = [_count(kept + report.left + report.unreadable + plan.not_kept, "image")]
+    parts = [format_count(kept + report.left + report.unreadable + plan.not_kept, "image")]
     if report.encoded:
         parts.append(f"{report.encoded} encoded in {seconds:.1f} s by {report.encoder}")
     parts.append(f"{hits} from the cache")
     if plan.unreadable + report.unreadable:
         parts.append(f"{plan.unreadable + report.unreadable} unreadable")
     if plan.damaged:
-        parts.append(f"{_count(plan.damaged, 'damaged entry', 'damaged entries')} replaced")
+        parts.append(f"{format_count(plan.damaged, 'damaged entry', 'damaged entries')} replaced")
     if plan.evicted:
-        parts.append(f"{_count(plan.evicted, 'entry', 'entries')} not used for longest removed")
+        parts.append(f"{format_count(plan.evicted, 'entry', 'entries')} not used for longest removed")
     log_line(f"embeddings: {', '.join(parts)}, {_format_size(kept * store.entry_bytes)} in {store.root}")
     wanted = plan.needed_bytes // store.entry_bytes
     if plan.not_kept:
         log_line(
             f"embeddings: cache.max_gb={max_gb:g} holds {wanted - plan.not_kept} of the "
-            f"{_count(wanted, 'image')} ({_format_size(plan.needed_bytes)}); the other "
+            f"{format_count(wanted, 'image')} ({_format_size(plan.needed_bytes)}); the other "
             f"{plan.not_kept} are encoded whenever they are used",
             style="yellow",
         )
@@ -166,7 +166,8 @@ def _print_report(
         log_line(describe_trouble(stored, report.trouble), style="yellow")
     elif report.left:
         log_line(
-            f"embeddings: another process has not finished {_count(report.left, 'image')}; going on", style="yellow"
+            f"embeddings: another process has not finished {format_count(report.left, 'image')}; going on",
+            style="yellow",
         )
 
 
@@ -195,7 +196,3 @@ def _record(
 
 def _format_size(size: int) -> str:
     return f"{size / GB:.2f} GB" if size >= GB else f"{size / 1e6:.1f} MB"
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.table import Table
 
 from vpexp import visuals
-from vpexp.console import PlainTable, console, log_line
+from vpexp.console import PlainTable, console, format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import EvaluationSet
 from vpexp.data.image_files import IMAGE_SUFFIXES
@@ -135,7 +135,11 @@ def print_result(title: str, column: str, result: EvaluationResult, before: Mapp
     shown: dict[str, Mapping[str, float]] = {"before": before} if before else {}
     shown[column] = result.metrics
     shown |= {names[name]: metrics for name, metrics in result.baselines.items()}
-    console.print(build_metrics_table(f"{title}: {result.images} images, {result.objects} objects", shown))
+    console.print(
+        build_metrics_table(
+            f"{title}: {format_count(result.images, 'image')}, {format_count(result.objects, 'object')}", shown
+        )
+    )
     if counts_clicks(result.metrics):
         console.print(
             build_click_table("by clicks", {name: shown[name] for name in shown if counts_clicks(shown[name])})
@@ -155,8 +159,8 @@ def judge_baselines(result: EvaluationResult) -> list[str]:
     if not np.isfinite(drop):
         return ["wrong image: needs at least two images"]
     gains = {name: result.metrics[name] - filled[name] for name in ("f1-score", "mean_iou")}
-    against = ", ".join(f"{name} {gain:+.4f}" for name, gain in gains.items())
-    lines = [f"against the filled box: {against}; with another image's embedding: f1-score {-drop:+.4f}"]
+    against = ", ".join(f"{name} {gain:+z.4f}" for name, gain in gains.items())
+    lines = [f"against the filled box: {against}; with another image's embedding: f1-score {-drop:+z.4f}"]
     if gains["mean_iou"] < 0:
         lines.append(
             "the typical object is masked worse than by its filled box (mean_iou counts each object alike, f1-score by "
@@ -234,7 +238,7 @@ def draw_kept(kept: KeptPrediction) -> Image.Image:
     overlap = sum(int((p & a).sum()) for p, a in zip(predicted, annotated, strict=True))
     total = sum(int(p.sum() + a.sum()) for p, a in zip(predicted, annotated, strict=True))
     f1 = 2 * overlap / total if total else 0.0
-    captions = (f"annotated: {len(annotated)} objects", f"predicted from the prompts: F1 {f1:.3f}")
+    captions = (f"annotated: {format_count(len(annotated), 'object')}", f"predicted from the prompts: F1 {f1:.3f}")
     image_HW3 = sample.image_HW3
     if image_HW3 is None:
         place = sample.annotations.place
@@ -320,5 +324,5 @@ def format_metric(name: str, value: float) -> str:
     if not math.isfinite(value):
         return NO_NUMBER
     digits = 3 if name in SECONDS else 4
-    text = f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before a zero
+    text = f"{value:z.{digits}f}"
     return f"{text} s" if name in SECONDS else text

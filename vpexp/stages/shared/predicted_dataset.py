@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from vpexp.config.compose import quote_value, quote_word
 from vpexp.config.schema import OutputConfig
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import Rle
 from vpexp.data.masks import choose_distinct, compute_area
 from vpexp.data.writers.base import SYMLINK, LabelledImage, LabelledObject, NameGiver, check_target, write_dataset
@@ -72,7 +72,8 @@ class LabelCollector:
         notes = write_dataset(self.folder, self.settings, self.images, self._categories)
         described = self.describe()
         counts = (
-            f"{described['images']} images, {described['objects']} masks, {described['predicted']} of them predicted"
+            f"{format_count(described['images'], 'image')}, {format_count(described['objects'], 'mask')}, "
+            f"{described['predicted']} of them predicted"
         )
         log_line(f"data set: {self.folder} ({self.settings.format}; {counts})")
         left_out = [f"{count} {reason}" for reason, count in self.left_out.items() if count]

@@ -79,7 +79,7 @@ def register_exported(
 
     precision = read_metadata(model).precision
     package = write_mlflow_model(model, context.folder.path / PACKAGE)
-    numbers = {key: f"{value:.4f}" for key, value in scores.items() if value == value}  # noqa: PLR0124 (NaN is not)
+    numbers = {key: f"{value:z.4f}" for key, value in scores.items() if value == value}  # noqa: PLR0124 (NaN is not)
     about = f"{context.cfg.model.name} on {name_data(context.cfg)}, {FORMATS[model.format]} {precision}"
     known = "".join(f", {key} {value}" for key, value in numbers.items() if key.endswith(SCORES[0]))
     context.tracker.register_model(

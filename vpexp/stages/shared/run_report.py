@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpexp.config.saved import name_data
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import EvaluationSet
 from vpexp.embeddings.cache import EmbeddingCache
@@ -108,7 +108,7 @@ def write_run_report(
     per_class = result.per_class
     labels = list(dict.fromkeys(label for values in per_class.values() for label in values))
     page = RunPage(
-        split=f"{split}: {result.images} images, {result.objects} objects",
+        split=f"{split}: {format_count(result.images, 'image')}, {format_count(result.objects, 'object')}",
         findings=[*findings, *(judge_baselines(result) if result.baselines else [])],
         columns=list(shown),
         rows=_list_rows([name for name in ROWS if name in SHOWN], shown),
@@ -149,7 +149,7 @@ def _save(context: RunContext, title: str, scored: Sequence[Scored]) -> list[Lin
             continue
         path = folder / f"{title.split(maxsplit=1)[0].lower()}_{name_picture(Path(name).stem, taken)}.png"
         save_picture(sheet, path)
-        words = f"IoU {entry.iou:.3f}, {len(entry.kept.predicted)} objects"
+        words = f"IoU {entry.iou:.3f}, {format_count(len(entry.kept.predicted), 'object')}"
         pictures.append(LinkedPicture(shrink(sheet, ""), f"images/{path.name}", name, words))
     return pictures
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
@@ -109,7 +109,7 @@ def build_loop(
     )
     if trainer.world_size > len(data.validation_set):
         raise DataError(
-            f"the val split has {len(data.validation_set)} images with objects, fewer than the {trainer.world_size} "
+            f"the val split has {format_count(len(data.validation_set), 'image')} with objects, fewer than the {trainer.world_size} "
             f"processes of trainer.devices={cfg.trainer.devices}: set trainer.devices=1"
         )
     return TrainingLoop(module, data, trainer, best)
