@@ -35,12 +35,25 @@ def color_of(index: int) -> tuple[int, int, int]:
     return int(red * 255), int(green * 255), int(blue * 255)
 
 
+def choose_colors(labels_N: NDArray[np.int64], classes: int) -> list[int] | None:
+    """Choose the colours of an image's objects: those of their classes; None, each its own, where there is one class."""
+    return [int(label) for label in labels_N] if classes > 1 else None
+
+
+def build_legend(categories: Sequence[str]) -> list[tuple[str, str]]:
+    """List the classes and their colours, ``#rrggbb``; none where there is one class, see ``choose_colors``."""
+    shown = categories if len(categories) > 1 else ()
+    return [(name, "#{:02x}{:02x}{:02x}".format(*color_of(label))) for label, name in enumerate(shown)]
+
+
 def draw_comparison(
     image_HW3: NDArray[np.uint8],
     annotated: Sequence[NDArray[np.bool_]],
     predicted: Sequence[NDArray[np.bool_]],
     prompts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     captions: tuple[str, str],
+    *,
+    colors: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw ground truth on the left, prediction and prompts on the right.
 
@@ -50,9 +63,10 @@ def draw_comparison(
         predicted: the same, in the same order: an object has one colour on both sides.
         prompts: for each object its points [P, 2] (pixels of the image) and labels [P].
         captions: what stands above the two sides.
+        colors: the colour of each object, as ``color_of`` counts them; None: each has its own.
     """
     scale = _choose_scale(image_HW3.shape[0], image_HW3.shape[1])
-    sides = [_paint(image_HW3, masks, scale) for masks in (annotated, predicted)]
+    sides = [_paint(image_HW3, masks, scale, colors) for masks in (annotated, predicted)]
     pen = ImageDraw.Draw(sides[1])
     for coords_P2, labels_P in prompts:
         _draw_prompt(pen, coords_P2, labels_P, scale)
@@ -73,6 +87,8 @@ def draw_prediction(
     predicted: Iterable[NDArray[np.bool_]],
     prompts: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]],
     caption: str,
+    *,
+    colors: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw what was predicted for an image without annotation, and the prompts.
 
@@ -81,9 +97,10 @@ def draw_prediction(
         predicted: bool masks of the image's size, taken one by one; a later one is painted over an earlier one.
         prompts: for each prompt its points [P, 2] (pixels of the image) and labels [P].
         caption: what stands above.
+        colors: the colour of each mask, as ``color_of`` counts them; None: each has its own.
     """
     scale = _choose_scale(image_HW3.shape[0], image_HW3.shape[1])
-    picture = _paint(image_HW3, predicted, scale)
+    picture = _paint(image_HW3, predicted, scale, colors)
     pen = ImageDraw.Draw(picture)
     for coords_P2, labels_P in prompts:
         _draw_prompt(pen, coords_P2, labels_P, scale)
@@ -139,7 +156,9 @@ def _choose_scale(height: int, width: int) -> float:
     return float(max(1, round(MIN_SIDE / longest)))
 
 
-def _paint(image_HW3: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scale: float) -> Image.Image:
+def _paint(
+    image_HW3: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scale: float, colors: Sequence[int] | None
+) -> Image.Image:
     size = (max(1, round(image_HW3.shape[1] * scale)), max(1, round(image_HW3.shape[0] * scale)))
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
     picture_HW3 = np.asarray(Image.fromarray(image_HW3).resize(size, how)).astype(np.float32)
@@ -152,7 +171,7 @@ def _paint(image_HW3: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], sca
         inside = shown_HW[window]
         around = np.pad(inside, 1)
         edge = inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
-        color = np.array(color_of(index), dtype=np.float32)
+        color = np.array(color_of(index if colors is None else colors[index]), dtype=np.float32)
         view = picture_HW3[window]
         view[inside] = (1 - OPACITY) * view[inside] + OPACITY * color
         view[edge] = color

@@ -12,6 +12,8 @@ from vpexp.visuals import (
     MIN_SIDE,
     POINT_COLORS,
     PROMPT_COLOR,
+    build_legend,
+    choose_colors,
     color_of,
     draw_comparison,
     draw_prediction,
@@ -35,6 +37,22 @@ def draw(shape=(480, 640), annotated=(), predicted=(), prompts=()):
     sheet = np.asarray(draw_comparison(image_HW3, annotated, predicted, prompts, ("truth", "model")))
     width = (sheet.shape[1] - GAP) // 2
     return sheet[CAPTION_HEIGHT:, :width], sheet[CAPTION_HEIGHT:, width + GAP :]
+
+
+def test_draw__objects_of_several_classes_have_the_colours_of_the_legend():
+    image_HW3, labels_N = np.full((480, 640, 3), 100, np.uint8), np.array([2, 0])
+    masks = [area((480, 640), 100, 100, 200, 300), area((480, 640), 300, 50, 350, 150)]
+    legend = build_legend(["cat", "dog", "eel"])
+
+    colors = choose_colors(labels_N, 3)
+    left = draw_comparison(image_HW3, masks, masks, [], ("", ""), colors=colors)
+    alone = draw_prediction(image_HW3, masks, [], "", colors=colors)
+
+    for sheet in (left, alone):
+        shown = [sheet.getpixel((int(x), int(y) + CAPTION_HEIGHT)) for y, x in (np.argwhere(mask)[0] for mask in masks)]
+        assert ["#{:02x}{:02x}{:02x}".format(*color) for color in shown] == [legend[2][1], legend[0][1]]
+    assert choose_colors(labels_N, 1) is None
+    assert build_legend(["cat"]) == []
 
 
 def test_color_of__neighbours_differ():

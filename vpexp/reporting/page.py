@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,12 @@ QUALITY = 82
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A small JPEG and the line below it."""
+    """A small JPEG, the line below it, and where the large picture lies, from the page's folder, if that is known."""
 
     jpeg: bytes
     size: tuple[int, int]
     caption: str
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,13 @@ class PictureRow:
     pictures: Mapping[str, Picture]
 
 
-def read_pictures(overlays: Mapping[str, Path], prefix: str = "") -> list[PictureRow]:
+def read_pictures(overlays: Mapping[str, Path], prefix: str = "", base: Path | None = None) -> list[PictureRow]:
     """Read the overlays that several tests left, image by image.
 
     Args:
         overlays: the folder of overlays by column; one that is not there is passed over.
         prefix: what the file names begin with, and the names shown do not.
+        base: the page's folder, above all of them, from which pictures are linked; None links none.
     """
     folders = {column: folder for column, folder in overlays.items() if folder.is_dir()}
     names = dict.fromkeys(path.name for folder in folders.values() for path in sorted(folder.glob("*.png")))
@@ -59,8 +61,9 @@ def read_pictures(overlays: Mapping[str, Path], prefix: str = "") -> list[Pictur
             if not (folder / name).is_file():
                 continue
             annotated, predicted = split_comparison(folder / name)
-            pictures.setdefault(ANNOTATED, shrink(*annotated))
-            pictures[column] = shrink(*predicted)
+            link = (folder / name).relative_to(base).as_posix() if base else ""
+            pictures.setdefault(ANNOTATED, replace(shrink(*annotated), link=link))
+            pictures[column] = replace(shrink(*predicted), link=link)
         rows.append(PictureRow(name.removesuffix(".png").removeprefix(prefix), pictures))
     return rows
 
@@ -143,6 +146,7 @@ class RunPage:
         curves: a plot of the epochs as SVG; none of a test.
         galleries: pictures below a title.
         image_table: name of the file with a row for each image.
+        legend: classes and their colours.
     """
 
     split: str
@@ -154,6 +158,7 @@ class RunPage:
     curves: str | None
     galleries: Sequence[tuple[str, Sequence[LinkedPicture]]]
     image_table: str
+    legend: Sequence[tuple[str, str]] = ()
 
 
 def build_run_page(title: str, page: RunPage) -> str:
@@ -161,8 +166,14 @@ def build_run_page(title: str, page: RunPage) -> str:
     return render("run.html", title=title, page=page)
 
 
-def build_page(comparison: Comparison, rows: Sequence[PictureRow] = ()) -> str:
-    """Build the page as HTML; pictures are inside it."""
+def build_page(comparison: Comparison, rows: Sequence[PictureRow] = (), legend: Sequence[tuple[str, str]] = ()) -> str:
+    """Build the page as HTML; pictures are inside it.
+
+    Args:
+        comparison: the table and the text.
+        rows: pictures.
+        legend: classes and their colours in them.
+    """
     return render(
         "report.html",
         title=comparison.title,
@@ -172,5 +183,6 @@ def build_page(comparison: Comparison, rows: Sequence[PictureRow] = ()) -> str:
         first_cost=FIRST_COST,
         description=describe_columns(comparison),
         rows=rows,
+        legend=legend,
         shown=[ANNOTATED, *comparison.columns],
     )

@@ -21,6 +21,7 @@ from vpexp.reporting.comparison import (
 )
 from vpexp.reporting.page import build_page, read_pictures
 from vpexp.runfolder import RunFolder
+from vpexp.visuals import build_legend
 
 REPORTED_SECTIONS = ("model", "data", "prompt", "loss", "optimizer", "scheduler", "trainer", "export", "ptq")
 Columns = Mapping[str, Mapping[str, float]]
@@ -132,8 +133,10 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     write_json(files["report.json"], report.comparison.columns)
     write_json(files["report_details.json"], report.details)
     write_text(files["report.md"], format_markdown(report.comparison))
-    pictures = read_pictures(report.overlays, f"{report.split}_")
-    write_text(files["report.html"], build_page(report.comparison, pictures))
+    pictures = read_pictures(report.overlays, f"{report.split}_", folder)
+    data = next((record["data"] for record in report.details["data"].values() if record.get("data")), {})
+    legend = build_legend(data.get("categories") or ())
+    write_text(files["report.html"], build_page(report.comparison, pictures, legend))
     return files
 
 

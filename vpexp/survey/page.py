@@ -19,7 +19,7 @@ from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area, decode_rle
 from vpexp.reporting.page import Picture, render, shrink
-from vpexp.survey.measure import SplitMeasures
+from vpexp.survey.measure import SplitMeasures, order_classes
 from vpexp.survey.survey import Finding, Survey
 from vpexp.survey.tables import build_skipped, build_tables
 
@@ -38,6 +38,8 @@ class DrawnImage:
     split: str
     name: str
     picture: Picture
+    link: str = ""
+    """To the whole picture, from the page's folder."""
 
 
 def choose_images(splits: Sequence[SplitMeasures], count: int) -> list[tuple[SplitMeasures, int]]:
@@ -110,12 +112,15 @@ def _draw(split: str, image: AnnotatedImage, path: Path, categories: Sequence[st
     except ImageFileError as error:
         log.warning("not drawn: %s", error)
         return None
-    masks = sorted(image.masks, key=compute_area, reverse=True)
+    order = sorted(range(len(image)), key=lambda place: -compute_area(image.masks[place]))
+    colors = visuals.choose_colors(image.labels_N[order], len(categories))
     caption = _describe(image, categories)
-    sheet = visuals.draw_prediction(image_HW3, map(decode_rle, masks), (), f"{split} {image.image_id}: {caption}")
+    masks = (decode_rle(image.masks[place]) for place in order)
+    sheet = visuals.draw_prediction(image_HW3, masks, (), f"{split} {image.image_id}: {caption}", colors=colors)
     visuals.save_picture(sheet, path)
     bare = sheet.crop((0, visuals.CAPTION_HEIGHT, sheet.width, sheet.height))
-    return DrawnImage(split, image.image_id, shrink(bare, f"{caption}, {image.width}x{image.height}"))
+    small = shrink(bare, f"{caption}, {image.width}x{image.height}")
+    return DrawnImage(split, image.image_id, small, f"{path.parent.name}/{path.name}")
 
 
 def _describe(image: AnnotatedImage, categories: Sequence[str]) -> str:
@@ -124,6 +129,13 @@ def _describe(image: AnnotatedImage, categories: Sequence[str]) -> str:
     named = ", ".join(f"{count} {name}" for name, count in counts[:NAMED_CLASSES])
     more = f", {len(counts) - NAMED_CLASSES} more classes" if len(counts) > NAMED_CLASSES else ""
     return f"{named}{more}"
+
+
+def _order_legend(survey: Survey) -> list[tuple[str, str]]:
+    """Put the classes that are seen most first; those without objects are left out."""
+    legend = visuals.build_legend(survey.categories)
+    seen = {label for split in survey.splits for label in split.labels_M.tolist()}
+    return [legend[label] for label in order_classes(survey.splits, len(legend)) if label in seen] if legend else []
 
 
 def build_page(survey: Survey, findings: Sequence[Finding], plots: Sequence[Path], images: Sequence[DrawnImage]) -> str:
@@ -144,5 +156,6 @@ def build_page(survey: Survey, findings: Sequence[Finding], plots: Sequence[Path
         tables=build_tables(survey, MOST_CLASSES),
         plots=plots,
         images=images,
+        legend=_order_legend(survey),
         skipped=build_skipped(survey),
     )

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from vpexp.reporting.comparison import ROWS, Comparison, Section
 from vpexp.reporting.page import LONGEST_SIDE, build_page, read_pictures
-from vpexp.visuals import draw_comparison, save_picture
+from vpexp.visuals import build_legend, draw_comparison, save_picture
 
 
 class Reader(HTMLParser):
@@ -115,6 +116,16 @@ def test_build_page__table_and_text_are_escaped(overlays):
     assert reader.texts["td"].count("-") == 2
     assert reader.texts["b"] == ["annotated", "before", "annotated", "before", "torch"]
     assert reader.texts["figcaption"][:2] == ["1 objects", "F1 0.5 before"]
+
+
+def test_build_page__pictures_open_in_full_size_and_classes_have_their_colours(overlays, tmp_path):
+    rows = read_pictures(overlays, "test_", tmp_path)
+    reader = read(build_page(make_comparison(), rows, build_legend(["cat", "<dog>"])))
+
+    links = [unquote(str(attrs["href"])) for tag, attrs in reader.tags if tag == "a"]
+    assert len(links) == 5
+    assert all((tmp_path / link).is_file() for link in links)
+    assert len([tag for tag, _ in reader.tags if tag == "i"]) == 2
 
 
 def test_build_page__without_pictures():

@@ -179,9 +179,10 @@ def judge_baselines(result: EvaluationResult) -> list[str]:
 def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> None:
     """Write the kept predictions as pictures and log them."""
     taken: set[str] = set()
+    classes = len(list_categories(context))
     for kept in result.kept:
         try:
-            picture = draw_kept(kept)
+            picture = draw_kept(kept, classes)
         except DataError as error:  # its embedding was stored, and its file is gone by now
             log_line(f"no picture: {error}", style="yellow")
             continue
@@ -226,8 +227,13 @@ def _list_unreadable(result: EvaluationResult) -> dict[str, str]:
     return {image.image_id: image.reason for image in result.unreadable}
 
 
-def draw_kept(kept: KeptPrediction) -> Image.Image:
-    """Draw the annotated and the predicted masks of an image side by side.
+def list_categories(context: RunContext) -> list[str]:
+    """List the classes of the data set that the run has read."""
+    return list(context.folder.read_run_json().get("data", {}).get("categories", ()))
+
+
+def draw_kept(kept: KeptPrediction, classes: int) -> Image.Image:
+    """Draw the annotated and the predicted masks of an image side by side; ``classes`` is how many the data set has.
 
     Raises:
         DataError: its embedding was stored, and its pixels cannot be read.
@@ -243,7 +249,8 @@ def draw_kept(kept: KeptPrediction) -> Image.Image:
     if image_HW3 is None:
         place = sample.annotations.place
         image_HW3 = read_image(place.path, place.exif_transpose, window=place.window)
-    return visuals.draw_comparison(image_HW3, annotated, predicted, kept.prompts, captions)
+    colors = visuals.choose_colors(sample.annotations.labels_N, classes)
+    return visuals.draw_comparison(image_HW3, annotated, predicted, kept.prompts, captions, colors=colors)
 
 
 def build_metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Table:

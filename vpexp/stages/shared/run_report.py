@@ -19,8 +19,8 @@ from vpexp.files import write_text
 from vpexp.inference.predictor import Predictor
 from vpexp.reporting.page import LinkedPicture, RunPage, build_run_page, plot_epochs, shrink
 from vpexp.stages.shared.context import RunContext
-from vpexp.stages.shared.evaluate import ROWS, draw_kept, format_metric, judge_baselines
-from vpexp.visuals import name_picture, save_picture
+from vpexp.stages.shared.evaluate import ROWS, draw_kept, format_metric, judge_baselines, list_categories
+from vpexp.visuals import build_legend, name_picture, save_picture
 
 EXTREMES = 6
 """How many of the worst and of the best images are shown, at most."""
@@ -117,6 +117,7 @@ def write_run_report(
         curves=draw_curves(folder.metrics_csv),
         galleries=[(title, _save(context, title, scored)) for title, scored in extremes.items() if scored],
         image_table=folder.images_of(split).name,
+        legend=build_legend(list_categories(context)),
     )
     path = folder.path / "report.html"
     write_text(path, build_run_page(f"{cfg.stage.name}: {cfg.model.name} on {name_data(cfg)}", page))
@@ -138,12 +139,13 @@ def _save(context: RunContext, title: str, scored: Sequence[Scored]) -> list[Lin
     """Write the pictures of some images, and shrink them for the page."""
     folder = context.folder.path / "images"
     taken: set[str] = set()
+    classes = len(list_categories(context))
     pictures = []
     for entry in scored:
         sample = entry.kept.sample
         name = (sample.image or sample.annotations).image_id
         try:
-            sheet = draw_kept(entry.kept)
+            sheet = draw_kept(entry.kept, classes)
         except DataError as error:  # its embedding was stored, and its file is gone by now
             log_line(f"no picture: {error}", style="yellow")
             continue
