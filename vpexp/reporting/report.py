@@ -134,7 +134,7 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     write_json(files["report_details.json"], report.details)
     write_text(files["report.md"], format_markdown(report.comparison))
     pictures = read_pictures(report.overlays, f"{report.split}_", folder)
-    data = next((record["data"] for record in report.details["data"].values() if record.get("data")), {})
+    data: Any = next((record["data"] for record in report.details["data"].values() if record.get("data")), {})
     legend = build_legend(data.get("categories") or ())
     write_text(files["report.html"], build_page(report.comparison, pictures, legend))
     return files

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vpexp import visuals
-from vpexp.console import build_progress
+from vpexp.console import build_progress, format_count
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image
@@ -127,7 +127,8 @@ def _describe(image: AnnotatedImage, categories: Sequence[str]) -> str:
     """Describe how many objects of which classes an image has."""
     counts = Counter(categories[label] for label in image.labels_N.tolist()).most_common()
     named = ", ".join(f"{count} {name}" for name, count in counts[:NAMED_CLASSES])
-    more = f", {len(counts) - NAMED_CLASSES} more classes" if len(counts) > NAMED_CLASSES else ""
+    rest = len(counts) - NAMED_CLASSES
+    more = f", {format_count(rest, 'more class', 'more classes')}" if rest > 0 else ""
     return f"{named}{more}"
 
 

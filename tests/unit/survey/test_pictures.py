@@ -60,5 +60,7 @@ def test_build_page__images_split_after_split_in_their_own_order():
 
     assert re.findall("Images of (\\w+)", page) == ["train", "val", "test"]
     assert re.findall(r'<a href="(overlays/.+?)">', page) == [one.link for one in drawn], "they open in full size"
-    assert len(re.findall(r'<i style="background: #\w{6}"></i>', page)) == 2, "one legend of the classes that have objects"
+    assert len(re.findall(r'<i style="background: #\w{6}"></i>', page)) == 2, (
+        "one legend of the classes that have objects"
+    )
     assert re.findall(r"<figcaption><b>(\w+)\.png</b> 1 cat", page) == ["train", "val", "test"]
