@@ -121,7 +121,7 @@ def record_refused(cfg: DictConfig, folder: Path, parent: Parent, error: Excepti
     run_folder = create_run_folder(Path(cfg.paths.output_dir), cfg.stage.name, folder)
     with run_folder.hold(), _log_to(run_folder.log):
         commit = _begin_record(cfg, run_folder)
-        context = _build_context(cfg, (), run_folder, _open_tracker(cfg, run_folder, commit, parent), parent)
+        context = _build_context(cfg, (), run_folder, _open_tracker(cfg, (), run_folder, commit, parent), parent)
         context.tracker.start()
         _close_failed(context, error, parent)
         context.tracker.finish()
@@ -142,7 +142,7 @@ def _run_recorded(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, 
     commit = _begin_record(cfg, folder)
     context = _build_context(cfg, overrides, folder, MlflowRun(), parent)
     try:
-        context = replace(context, tracker=_open_tracker(cfg, folder, commit, parent))
+        context = replace(context, tracker=_open_tracker(cfg, overrides, folder, commit, parent))
         context.tracker.start()
         result = _run_stage(context)
         _log_end(context, result)
@@ -206,10 +206,12 @@ def _build_context(
     return RunContext(cfg, folder, tracker, run_child)
 
 
-def _open_tracker(cfg: DictConfig, folder: RunFolder, commit: str | None, parent: Parent | None) -> MlflowRun:
+def _open_tracker(
+    cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, commit: str | None, parent: Parent | None
+) -> MlflowRun:
     if not cfg.tracking.enabled:
         return MlflowRun()
-    return open_mlflow_run(describe_run(cfg, folder, commit, parent), folder.path)
+    return open_mlflow_run(describe_run(cfg, overrides, folder, commit, parent), folder.path)
 
 
 def _run_stage(context: RunContext) -> StageResult:
@@ -223,14 +225,10 @@ def _run_stage(context: RunContext) -> StageResult:
 def _log_end(context: RunContext, result: StageResult) -> None:
     folder = context.folder
     write_json(folder.metrics_json, {"metrics": result.metrics, "details": result.details})
-    curves = {name for row in read_metrics(folder.metrics_csv) for name in row}
-    if not curves:
+    if not read_metrics(folder.metrics_csv):
         append_metrics(folder.metrics_csv, 0, result.metrics)
     folder.update_run_json(status="FINISHED", ended=time.strftime(TIME_FORMAT))
-    # What was measured every epoch keeps its curve; the number of the model that is kept stands beside it.
-    context.tracker.log_metrics(
-        {f"final/{name}" if name in curves else name: value for name, value in result.metrics.items()}
-    )
+    context.tracker.log_results(result.metrics)
     _upload_records(context)
 
 

@@ -106,8 +106,8 @@ def test_data__is_recorded_in_mlflow(surveyed: StageResult, output_dir: Path) ->
 
     assert run.info.status == "FINISHED"
     assert run.data.tags["stage"] == "data"
-    assert run.data.metrics["data/leaks"] == 1
-    assert run.data.metrics["train/images"] == 9
+    assert run.data.metrics["verbose/data/leaks"] == 1
+    assert run.data.metrics["verbose/train/images"] == 9
     assert {"report.html", "data.json", "duplicates.csv", "plots", "overlays"} <= {
         entry.path for entry in client.list_artifacts(run.info.run_id)
     }

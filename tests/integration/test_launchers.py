@@ -208,7 +208,7 @@ def test_server__processes_report_to_postgresql_at_once(tmp_path: Path, cache_di
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server)
-    runs = client.search_runs([client.get_experiment_by_name("vpexp").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("synthetic").experiment_id])
     assert sorted(run.info.run_name for run in runs)[:2] == ["lr=1e-4", "lr=1e-5"]
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     parent = find_sweep(out).read_run_json()["mlflow_run_id"]

@@ -312,7 +312,7 @@ def test_predict__mlflow_has_the_files(tmp_path: Path, photos: Path, run_debug: 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     names = {file.path for file in client.list_artifacts(run_id)}
     assert {"predictions.json", "images.json", "overlays", "config.yaml"} <= names
-    assert client.get_run(run_id).data.metrics["predict/images"] == 1
+    assert client.get_run(run_id).data.metrics["verbose/predict/images"] == 1
 
 
 def test_predict__checkpoint_brings_its_model(tmp_path: Path, photos: Path, run_debug: RunDebug):

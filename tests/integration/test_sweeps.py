@@ -79,7 +79,7 @@ def count_epochs(folder: RunFolder) -> int:
 def read_store(output_dir: Path) -> tuple[Run, dict[str, Run]]:
     """Read the parent, and the children by their names."""
     client = MlflowClient(f"sqlite:///{output_dir}/mlflow.db")
-    experiment = client.get_experiment_by_name("vpexp")
+    experiment = client.get_experiment_by_name("synthetic")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -110,17 +110,18 @@ def test_sweep__a_failed_job_and_its_record(command: Command, tmp_path: Path) ->
     assert failed.data.params["data.batch_size"] == "1"
     assert "such.pth" in (Path(failed.data.tags["run_folder"]) / "vpexp.log").read_text()
     assert parent.info.status == "FAILED"
-    assert (parent.data.metrics["jobs/finished"], parent.data.metrics["jobs/failed"]) == (2, 2)
-    best = max(
-        ("bs=1 weights=random", "bs=2 weights=random"), key=lambda n: children[n].data.metrics["final/val/f1-score"]
-    )
+    numbers = parent.data.metrics
+    assert (numbers["verbose/jobs/finished"], numbers["verbose/jobs/failed"]) == (2, 2)
+    best = max(("bs=1 weights=random", "bs=2 weights=random"), key=lambda n: children[n].data.metrics["val/f1-score"])
     assert parent.data.tags["best_job"] == best
     sweep = find_sweep(tmp_path)
     assert find_checkpoint(str(sweep.path), tmp_path).is_relative_to(sweep.path / children[best].data.tags["job"])
+    for name in ("before/val/f1-score", "gain/val/f1-score", "val/f1-score"):
+        assert numbers[name] == children[best].data.metrics[name]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"sweep_results.csv", "heat_map.png", "parallel_coordinates.png"} <= artifacts
-    history = client.get_metric_history(children[best].info.run_id, "val/f1-score")
+    history = client.get_metric_history(children[best].info.run_id, "while_training/val/f1-score")
     assert [metric.step for metric in history] == [0, 1]
 
 

@@ -57,7 +57,7 @@ def list_artifacts(client: MlflowClient, run_id: str, folder: str | None = None)
 
 
 def find_newest(client: MlflowClient) -> Run:
-    experiment = client.get_experiment_by_name("vpexp")
+    experiment = client.get_experiment_by_name("synthetic")
     assert experiment is not None
     return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)[0]
 
@@ -84,7 +84,9 @@ def test_run__tags(client: MlflowClient, trained: StageResult) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     assert tags["git_commit"].rstrip("+") == (commit or "none")
     assert "checkpoint" not in tags
-    assert run.info.run_name == "train sam_debug synthetic"
+    asked = "experiment=debug progress=null lr=1e-4 overlays=1 min_delta=-1 epochs=2"
+    assert trained.folder is not None
+    assert run.info.run_name == f"train sam_debug {asked} synthetic {trained.folder.name[:15]}"
     assert run.info.status == "FINISHED"
     assert run.info.end_time >= run.info.start_time
 
@@ -95,16 +97,23 @@ def test_run__metrics_have_their_epochs_as_steps(client: MlflowClient, trained: 
     rows = read_metrics(trained.folder / "metrics.csv")
 
     for name, first in (("val/f1-score", 0), ("val/map", 0), ("train/loss", 1), ("lr", 1), ("train/iter_time", 1)):
-        history = client.get_metric_history(run_id, name)
+        history = client.get_metric_history(run_id, f"while_training/{name}")
         assert [(metric.step, metric.value) for metric in history] == [
             (epoch, float(rows[epoch][name])) for epoch in range(first, 3)
         ], name
     last = client.get_run(run_id).data.metrics
-    for name in ("test/f1-score", "before/test/f1-score", "before/val/f1-score", "test/box_filled/f1-score"):
-        assert last[name] == trained.metrics[name]
-    assert last["final/val/f1-score"] == trained.metrics["val/f1-score"]
-    assert last["test/map_per_class/star"] == trained.metrics["test/map_per_class/star"]
-    assert "test/map_large" not in last, "no number, no metric"
+    shown = sorted(last)[:10]
+    gains = ["gain/test/f1-score", "gain/val/f1-score"]
+    final = [f"{split}/{name}" for split in ("test", "val") for name in ("f1-score", "map", "mean_iou")]
+    assert shown == ["before/test/f1-score", "before/val/f1-score", *gains, *final], "what MLflow's table shows first"
+    assert {name: last[name] for name in shown if name not in gains} == {
+        name: trained.metrics[name] for name in shown if name not in gains
+    }
+    assert last["gain/val/f1-score"] == trained.metrics["val/f1-score"] - trained.metrics["before/val/f1-score"]
+    for name in ("test/box_filled/f1-score", "test/map_per_class/star"):
+        assert last[f"verbose/{name}"] == trained.metrics[name]
+    assert {name.partition("/")[0] for name in sorted(last)[10:]} == {"verbose", "while_training"}
+    assert "verbose/test/map_large" not in last, "no number, no metric"
 
 
 def test_run__data_set_is_an_input(client: MlflowClient, trained: StageResult) -> None:
@@ -146,7 +155,8 @@ def test_run__test_names_the_checkpoint_and_the_run_it_comes_from(
     assert run.data.tags["stage"] == "test"
     assert run.data.params["prompt.type"] == "box"
     assert run.data.metrics["test/f1-score"] == tested.metrics["test/f1-score"]
-    assert not [name for name in run.data.metrics if name.startswith("final/")]
+    assert not [name for name in run.data.metrics if name.startswith("while_training/")]
+    assert run.info.experiment_id == client.get_run(get_run_id(trained)).info.experiment_id
     assert [entry.tags[0].value for entry in run.inputs.dataset_inputs] == ["test"]
     assert {"metrics.csv", "metrics.json", "overlays"} <= list_artifacts(client, run.info.run_id)
 
@@ -179,7 +189,7 @@ def test_run__resume_goes_on_in_the_same_run(
     assert get_run_id(resumed) == run_id
     assert run.info.status == "FINISHED"
     assert "error" not in run.data.tags
-    assert [metric.step for metric in client.get_metric_history(run_id, "train/loss")] == [1, 2]
+    assert [metric.step for metric in client.get_metric_history(run_id, "while_training/train/loss")] == [1, 2]
     assert resumed.metrics["before/val/f1-score"] == first.metrics["before/val/f1-score"]
     expected = {name for name in trained.metrics if "map" not in name and "mar" not in name}
     assert expected <= resumed.metrics.keys()

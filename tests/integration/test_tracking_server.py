@@ -32,7 +32,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "
 EPOCHS = ("trainer.max_epochs=4", "callbacks.early_stopping=null")
 OWN_TAGS = ("run_folder", "git_commit")  # somebody may commit while the tests run
 # What two runs of the same configuration share; times differ.
-SAME = ("train/loss", "lr", "val/f1-score", "val/map", "final/val/f1-score", "test/f1-score", "before/val/f1-score")
+SAME = (
+    *(f"while_training/{name}" for name in ("train/loss", "lr", "val/f1-score", "val/map")),
+    *("val/f1-score", "test/f1-score", "before/val/f1-score"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def get_folder(result: StageResult) -> RunFolder:
 
 def find_run(client: MlflowClient, folder: RunFolder) -> Run:
     """Find the one run that a folder has in the store."""
-    experiment = client.get_experiment_by_name("vpexp")
+    experiment = client.get_experiment_by_name("synthetic")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], f"tags.run_folder = '{folder.path}'")
     assert [run.info.run_id for run in found] == [folder.read_run_json()["mlflow_run_id"]]
@@ -88,7 +91,7 @@ def describe(client: MlflowClient, folder: RunFolder) -> dict[str, Any]:
     run_id = run.info.run_id
     curves = {name: client.get_metric_history(run_id, name) for name in run.data.metrics}
     return {
-        "name": run.info.run_name,
+        "name": run.info.run_name.rpartition(" ")[0],  # behind it the time
         "status": run.info.status,
         "params": run.data.params,
         "tags": {name: value for name, value in run.data.tags.items() if name not in OWN_TAGS},
@@ -110,7 +113,7 @@ def check_times(client: MlflowClient, folder: RunFolder, began: float, ended: fl
     """The records have the times of the run, not of their upload."""
     run = find_run(client, folder)
     moments = [run.info.start_time, run.info.end_time]
-    for name in ("train/loss", "test/f1-score"):
+    for name in ("while_training/train/loss", "test/f1-score"):
         moments += [point.timestamp for point in client.get_metric_history(run.info.run_id, name)]
     assert began * 1000 - 1 <= min(moments) == run.info.start_time
     assert ended * 1000 >= max(moments) == run.info.end_time
@@ -344,9 +347,10 @@ def test_slow_server__training_does_not_wait_and_sync_uploads_the_rest(
     way.delay = 0.0
     main(["stage=sync", f"run='{folder.path}'"])
     assert find_run(client, folder).info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(find_run(client, folder).info.run_id, "train/loss")] == [
-        *(1, 2, 3, 4)
-    ]
+    assert [
+        point.step
+        for point in client.get_metric_history(find_run(client, folder).info.run_id, "while_training/train/loss")
+    ] == [*(1, 2, 3, 4)]
 
 
 def test_server_that_refuses_one_record__takes_the_others(
@@ -359,20 +363,29 @@ def test_server_that_refuses_one_record__takes_the_others(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    way.refuses = lambda body: b'"train/loss"' in body and b'"step": 1' in body
+    way.refuses = lambda body: b'"while_training/train/loss"' in body and b'"step": 1' in body
 
     folder = get_folder(run_debug(tmp_path, f"tracking.uri={way.uri}", *EPOCHS))
 
     run = find_run(client, folder)
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 3, 4]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "while_training/train/loss")] == [
+        2,
+        3,
+        4,
+    ]
     said = list_said(capsys)
     assert len(said) == 2
     assert said[0].startswith("tracking: the store does not take metrics (")
     assert said[1].startswith("tracking: 1 records of this run are not in MLflow; when it is back: ")
     way.refuses = lambda _: False
     main(["stage=sync", f"run='{folder.path}'"])
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "while_training/train/loss")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_killed_process__is_closed_by_the_next_run_of_any_stage(
@@ -407,7 +420,7 @@ def test_killed_process__is_closed_by_the_next_run_of_any_stage(
     assert (record["status"], record["error"]) == ("KILLED", ERROR)
     main(["stage=sync", f"run='{lost.path}'"])
     assert find_run(client, lost).info.status == "KILLED"
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "while_training/train/loss")]
     assert steps == [int(row["epoch"]) for row in read_metrics(lost.metrics_csv)[1:]]
 
 
@@ -422,7 +435,12 @@ def test_sync__run_folder_that_was_copied_goes_to_another_store(
     other = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = other.get_run(RunFolder(tmp_path / "copy").read_run_json()["mlflow_run_id"])
     assert run.info.status == "FINISHED"
-    assert [point.step for point in other.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert [point.step for point in other.get_metric_history(run.info.run_id, "while_training/train/loss")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert "not taken" not in capsys.readouterr().out
 
 

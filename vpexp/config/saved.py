@@ -218,6 +218,11 @@ def name_data(cfg: DictConfig) -> str:
     """
     if cfg.source is not None and get_stage(cfg.stage.name).from_source:
         return PurePath(cfg.source).name or str(cfg.source)
+    return name_dataset(cfg)
+
+
+def name_dataset(cfg: DictConfig) -> str:
+    """Name the data set that a run works on, or that its model was made for."""
     if cfg.data.name == cfg.data.format and cfg.data.root:
         return Path(cfg.data.root).expanduser().resolve().name
     return str(cfg.data.name)

@@ -339,10 +339,10 @@ class TrackingConfig:
     """false keeps the run folder only."""
     uri: str = "sqlite:///${paths.output_dir}/mlflow.db"
     """MLflow's store: the address of a server, or of a database; what follows ``sqlite:///`` is a path, as it stands."""
-    experiment: str = "vpexp"
-    """MLflow's experiment."""
+    experiment: str | None = None
+    """MLflow's experiment; null: one a data set, with its name."""
     run_name: str | None = None
-    """MLflow's run name; null lets vpexp name it after stage, model and data."""
+    """MLflow's run name; null: stage, model, what was asked for, data and time, as ``train sam_micro lr=1e-3 grapes 20261121_101500``."""
     tags: dict[str, str] = _open_section(str)
     """Tags of your own, as ``tracking.tags.project=grapes``."""
     register: str | None = None

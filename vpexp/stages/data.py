@@ -53,7 +53,7 @@ def run(context: RunContext) -> StageResult:
         context.tracker.log_artifact(path)
     metrics = list_metrics(survey)
     if survey.duplicates is not None and survey.duplicates.leak_count and context.cfg.data.strict:
-        context.tracker.log_metrics(metrics)
+        context.tracker.log_results(metrics)
         raise DataError(f"{findings[0].text} (data.strict=false reports it); see {artifacts['report']}")
     return StageResult(metrics, artifacts, context.folder.path)
 

@@ -51,7 +51,7 @@ def run(context: RunContext) -> StageResult:
                 )
                 serve(app, opened, address if cfg.demo.open_browser else None)
         except SystemExit:
-            context.tracker.log_metrics(_record(context, store, before).metrics)
+            context.tracker.log_results(_record(context, store, before).metrics)
             raise
         return _record(context, store, before)
 

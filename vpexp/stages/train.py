@@ -222,7 +222,7 @@ def _measure_start(context: RunContext, loop: TrainingLoop, assess_split: Assess
     folder.update_run_json(before=start.metrics)
     val = {f"val/{name}": value for name, value in start.metrics["val"].items()}
     append_metrics(folder.metrics_csv, 0, val)
-    context.tracker.log_metrics(val, step=0)
+    context.tracker.log_epoch(val, 0)
     log_line(f"before training: f1-score {start.metrics['val']['f1-score']:.4f} on val")
     return start
 

@@ -30,7 +30,7 @@ from vpexp.sweeps.processes import (
 from vpexp.sweeps.record import STAGE, SweepFolder, SweepRecord
 from vpexp.sweeps.search import Search
 from vpexp.sweeps.summary import SweepSummary, build_sweep_table, draw_pictures, summarize_sweep, write_results
-from vpexp.tracking.description import get_git_commit, list_common_tags
+from vpexp.tracking.description import get_git_commit, list_common_tags, name_experiment
 from vpexp.tracking.journal import get_host, mark_killed
 from vpexp.tracking.mlflow_run import MlflowRun, RunDescription, open_mlflow_run
 
@@ -313,7 +313,7 @@ def open_sweep_run(plan: SweepPlan, sweep: SweepFolder) -> MlflowRun:
     params = dict(override.lstrip("+").partition("=")[::2] for override in plan.overrides)
     description = RunDescription(
         uri=cfg.tracking.uri,
-        experiment=cfg.tracking.experiment,
+        experiment=name_experiment(cfg),
         name=name,
         tags=tags,
         params=params | {"varying": ", ".join(plan.varying), "jobs": plan.jobs},
@@ -326,8 +326,8 @@ def open_sweep_run(plan: SweepPlan, sweep: SweepFolder) -> MlflowRun:
 
 
 def log_sweep_end(tracker: MlflowRun, sweep: SweepFolder, summary: SweepSummary, pictures: Sequence[Path]) -> None:
-    """Log how many jobs ended how, the best of them, the table and the pictures."""
-    tracker.log_metrics(
+    """Log how many jobs ended how, the best job's numbers as those of the sweep, the table and the pictures."""
+    tracker.log_results(
         {
             "jobs/finished": summary.count("FINISHED"),
             "jobs/failed": summary.count("FAILED"),
@@ -336,8 +336,7 @@ def log_sweep_end(tracker: MlflowRun, sweep: SweepFolder, summary: SweepSummary,
     )
     best = summary.best
     if best is not None:
-        numbers = {name: value for name, value in best.metrics.items() if value is not None}
-        tracker.log_metrics({f"best/{name}": value for name, value in numbers.items() if name.count("/") == 1})
+        tracker.log_results({name: value for name, value in best.metrics.items() if value is not None})
         tracker.set_tags({"best_job": best.name, "best_run": best.run_id or "", "best_folder": str(best.folder.path)})
     for path in (sweep.results, *pictures, sweep.run_json):
         tracker.log_artifact(path)

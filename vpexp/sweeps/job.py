@@ -18,8 +18,8 @@ from vpexp.runfolder import RunFolder
 from vpexp.runtime import quiet_libraries
 from vpexp.sweeps.plan import refuse_many_devices
 from vpexp.sweeps.processes import ParentWatch, SweepStopped, ignore_first_interrupt, is_sweeps_process
-from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job, name_job, read_values
-from vpexp.tracking.description import Parent
+from vpexp.sweeps.record import SweepFolder, SweepRecord, hash_job, read_values
+from vpexp.tracking.description import Parent, name_values
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _run(sweep: SweepFolder, record: SweepRecord, cfg: DictConfig, overrides: li
     if sweep.stop_marker.exists():
         raise SweepStopped
     values = read_values(overrides, record.varying)
-    name = name_job(values)
+    name = name_values(values)
     config_hash = hash_job(cfg, values)
     if (config_hash != record.alone) if record.alone else (config_hash in record.left_out):
         raise JobFailedError(f"job {number} ({name}) does not run now")

@@ -15,13 +15,18 @@ from vpexp.errors import make_drawable
 from vpexp.files import replacing
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.job import choose_metric
-from vpexp.sweeps.record import SweepFolder, SweepRecord, format_value, shorten
+from vpexp.sweeps.record import SweepFolder, SweepRecord
+from vpexp.tracking.description import format_value, shorten
 
 SHOWN = ("f1-score", "mean_iou", "map")
 STYLES = {"FINISHED": "", "FAILED": "red", "KILLED": "yellow"}
 COLORS = "viridis"
 INCHES_A_CELL = 1.1
-LIGHT = 0.6  # share of the range above which dark text is readable
+LIGHT = 0.5  # brightness of a cell above which dark text is readable
+BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue, as eyes see it
+WHISKERS = (
+    1.5  # widths of the middle half that colours reach beyond it: one job that failed must not make all others alike
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,20 +199,25 @@ def _draw_heat_map(summary: SweepSummary, jobs: Sequence[JobResult], path: Path)
     grid = np.full((len(rows), len(columns)), np.nan)
     for job in jobs:
         grid[rows.index(job.values[row_key]), columns.index(job.values[column_key])] = job.objective
-    low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
+    lowest, lower, upper, highest = np.nanpercentile(grid, (0, 25, 75, 100))
+    reach = WHISKERS * (upper - lower) or highest - lowest
+    low, high = max(lowest, lower - reach), min(highest, upper + reach)
     figure = Figure(figsize=(2.2 + INCHES_A_CELL * len(columns), 1.6 + 0.8 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(grid, cmap=COLORS, aspect="auto")
+    image = axes.imshow(grid, cmap=COLORS, aspect="auto", vmin=low, vmax=high)
     for row, column in np.ndindex(*grid.shape):
         value = grid[row, column]
         text = "-" if np.isnan(value) else f"{value:z.4f}"
-        dark = not np.isnan(value) and (value - low) > LIGHT * (high - low)
-        axes.text(column, row, text, ha="center", va="center", color="black" if dark or text == "-" else "white")
+        light = np.isnan(value) or np.dot(image.cmap(image.norm(value))[:3], BRIGHTNESS) > LIGHT
+        weight = "bold" if summary.best and value == summary.best.objective else "normal"
+        axes.text(column, row, text, ha="center", va="center", color="black" if light else "white", weight=weight)
     row_label, column_label = map(make_drawable, shorten([row_key, column_key]))
     axes.set_xticks(range(len(columns)), [_name(value) for value in columns])
     axes.set_yticks(range(len(rows)), [_name(value) for value in rows])
-    axes.set(xlabel=column_label, ylabel=row_label, title=make_drawable(summary.metric))
-    figure.colorbar(image)
+    before = {job.metrics.get(f"before/{summary.metric}") for job in jobs} - {None}
+    title = f"{summary.metric} (before {before.pop():z.4f})" if len(before) == 1 else summary.metric
+    axes.set(xlabel=column_label, ylabel=row_label, title=make_drawable(title))
+    figure.colorbar(image, extend="neither" if (low, high) == (lowest, highest) else "both")
     figure.savefig(path, dpi=120)
     return path
 

@@ -2,18 +2,31 @@
 
 import getpass
 import subprocess
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from omegaconf import DictConfig, OmegaConf
 
 from vpexp.config.compose import format_sync
-from vpexp.config.saved import name_data
+from vpexp.config.saved import name_data, name_dataset
 from vpexp.runfolder import RunFolder, find_maker
 from vpexp.tracking.journal import FOLDER_TAG, HOST_TAG, get_host
 from vpexp.tracking.mlflow_run import Origin, RunDescription
 from vpexp.tracking.store import flatten
+
+SMALL = Decimal("0.01")
+TYPED_DIGITS = 6  # a number of more is a search's
+DIGITS = 3  # that are shown of it
+SHORT = {"batch_size": "bs", "weight_decay": "wd", "max_epochs": "epochs"}
+# What a run's name has anyway, and what changes no result.
+UNNAMED = ("stage", "model", "data", "data.root", "source", "resume")
+UNNAMED_SECTIONS = ("tracking", "paths", "hydra")
+NAME_LENGTH = 80  # of what was asked for
+TIME_LENGTH = len("20261121_101500")  # of a run folder's name
 
 RECORDED_PACKAGES = ("vpexp", "torch", "pytorch-lightning", "datumaro", "mlflow", "faster-coco-eval", "numpy")
 GIT_SECONDS = 10
@@ -36,11 +49,14 @@ class Parent:
     marks_latest: bool = True
 
 
-def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent: Parent | None) -> RunDescription:
+def describe_run(
+    cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, commit: str | None, parent: Parent | None
+) -> RunDescription:
     """Describe a run, as ``tracking`` in the configuration asks.
 
     Args:
         cfg: the complete configuration.
+        overrides: what the user asked for.
         folder: the run's.
         commit: of the code.
         parent: what the run belongs to.
@@ -55,8 +71,8 @@ def describe_run(cfg: DictConfig, folder: RunFolder, commit: str | None, parent:
         tags |= parent.tags
     return RunDescription(
         uri=cfg.tracking.uri,
-        experiment=cfg.tracking.experiment,
-        name=_name(cfg, parent),
+        experiment=name_experiment(cfg),
+        name=_name(cfg, overrides, folder, parent),
         tags=tags,
         params=params,
         artifact_folder=Path(cfg.paths.output_dir) / "mlartifacts",
@@ -79,10 +95,56 @@ def list_common_tags(cfg: DictConfig, folder: RunFolder, commit: str | None) -> 
     }
 
 
-def _name(cfg: DictConfig, parent: Parent | None) -> str:
+def name_experiment(cfg: DictConfig) -> str:
+    """Name the experiment of a run: as configured, else after the data set that it, or the model it takes up, is for."""
+    return cfg.tracking.experiment or (name_dataset(cfg) if cfg.checkpoint else name_data(cfg))
+
+
+def _name(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, parent: Parent | None) -> str:
+    """Name a run so that a narrow column tells it from others: what was asked for comes before data and time."""
     if parent:
         return parent.name
-    return cfg.tracking.run_name or f"{cfg.stage.name} {cfg.model.name} {name_data(cfg)}"
+    if cfg.tracking.run_name:
+        return str(cfg.tracking.run_name)
+    asked = dict(override.lstrip("+").partition("=")[::2] for override in overrides if "=" in override)
+    values = {
+        key: PurePath(value).name
+        for key, value in asked.items()
+        if key not in UNNAMED and key.partition(".")[0] not in UNNAMED_SECTIONS
+    }
+    words = textwrap.shorten(name_values(values), NAME_LENGTH, placeholder=" …")
+    parts = (cfg.stage.name, cfg.model.name, words, name_data(cfg), folder.path.name[:TIME_LENGTH])
+    return " ".join(filter(None, parts))
+
+
+def name_values(values: Mapping[str, str]) -> str:
+    """Name a run by what was asked of it, ``lr=1e-5 bs=2``: by the last word of each key, or by more where two keys end alike."""
+    pairs = zip(shorten(list(values)), values.values(), strict=True)
+    return " ".join(f"{label}={format_value(value)}" for label, value in pairs)
+
+
+def format_value(value: str) -> str:
+    """Write numbers as people do, ``1e-5`` for Hydra's ``1e-05``, and those of a search with three digits."""
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        return value
+    if not number.is_finite():
+        return value
+    if "." in value and len(number.as_tuple().digits) > TYPED_DIGITS:
+        number = Decimal(f"{number:.{DIGITS - 1}e}")
+        value = f"{number:f}"
+    if not 0 < abs(number) < SMALL:
+        return value
+    mantissa, _, exponent = f"{number.normalize():e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def shorten(keys: Sequence[str]) -> list[str]:
+    """Shorten keys to labels that differ: ``optimizer.lr`` to ``lr``, ``data.batch_size`` to ``bs``."""
+    words = [key.lstrip("+").rsplit(".", 1)[-1] for key in keys]
+    labels = [SHORT.get(word, word) for word in words]
+    return [label if labels.count(label) == 1 else key.lstrip("+") for label, key in zip(labels, keys, strict=True)]
 
 
 def find_origin(checkpoint: Path) -> Origin | None:

@@ -19,6 +19,7 @@ from typing import Any
 from vpexp.console import log_line
 from vpexp.files import write_json
 from vpexp.runfolder import RunFolder
+from vpexp.tracking.store import list_experiments
 
 ENTRIES = "tracking.jsonl"
 STATE = "tracking.json"
@@ -268,7 +269,7 @@ def get_host() -> str:
     return socket.gethostname()
 
 
-def close_abandoned_runs(client: Any, experiment_id: str) -> int:
+def close_abandoned_runs(client: Any) -> int:
     """Close the runs of this machine that MLflow believes to be running and whose process is gone, as KILLED.
 
     A living process holds the lock of its run folder. Runs of other machines are not judged: their locks may not reach
@@ -279,7 +280,7 @@ def close_abandoned_runs(client: Any, experiment_id: str) -> int:
     """
     wanted = f"attributes.status = 'RUNNING' and tags.{HOST_TAG} = '{get_host()}'"
     closed = 0
-    for run in client.search_runs([experiment_id], wanted, max_results=MOST):
+    for run in client.search_runs(list_experiments(client), wanted, max_results=MOST):
         folder = RunFolder(Path(run.data.tags.get(FOLDER_TAG, "")))
         if not run.data.tags.get(FOLDER_TAG) or folder.is_held():
             continue

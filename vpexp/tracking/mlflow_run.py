@@ -16,7 +16,7 @@ from typing import Any
 from vpexp.console import console, log_line
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.journal import Journal, open_journal
-from vpexp.tracking.store import normalize_uri
+from vpexp.tracking.store import CURVES, name_results, normalize_uri
 from vpexp.tracking.upload import ParentNotOpenError, Uploader, count_missing, find_tracked_folders, upload_waiting
 
 log = logging.getLogger(__name__)
@@ -232,6 +232,14 @@ class MlflowRun:
         numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
         if numbers:
             self._tell("metrics", {"metrics": numbers, "step": step})
+
+    def log_results(self, metrics: Mapping[str, float]) -> None:
+        """Log final numbers: those that matter under their own names, all others below ``verbose/``."""
+        self.log_metrics(name_results(metrics))
+
+    def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Log the numbers of an epoch as points of curves, below ``while_training/``; 0 is before the first."""
+        self.log_metrics({f"{CURVES}{name}": value for name, value in metrics.items()}, epoch)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Upload a file, or a folder with all that it holds, as it is when its turn comes."""

@@ -9,6 +9,7 @@ like such an escape already has its first ``_`` escaped (``_x5f_x25_``), so that
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -42,6 +43,16 @@ ESCAPED = re.compile(
     r"|(?<![^/])/|/$"  # slashes around nothing
     r"|(?<![^/])\.(?=\.?(/|$))|^\.(?=\.)"  # the first point of . and .., and of a name that begins with ..
 )
+# MLflow's table of runs sorts the names of metrics: these come first, and all others begin with a word behind them.
+HEADLINES = (
+    *(f"{model}/f1-score" for model in ("before", "before/test", "before/val", "gain/test", "gain/val")),
+    *(f"{model}/f1-score" for model in ("int8", "ir", "torch")),
+    *(f"{split}/{name}" for split in ("test", "val") for name in ("f1-score", "map", "mean_iou")),
+)
+VERBOSE, CURVES = "verbose/", "while_training/"
+VIEW = "vpexp"  # MLflow's page of an experiment shows these columns where its address names this view
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+COLUMNS = ["attributes.`Duration`", *(f"metrics.`{name}`" for name in HEADLINES)]
 
 
 def normalize_uri(uri: str) -> str:
@@ -140,7 +151,7 @@ def find_experiment(client: Any, uri: str, name: str, artifact_folder: Path) -> 
         # A server keeps artifacts where it is configured to; a local database would put them into the working folder.
         location = artifact_folder.resolve().as_uri() if is_sqlite(uri) else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags={VIEW_TAG: _write_view()}))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
@@ -148,6 +159,41 @@ def find_experiment(client: Any, uri: str, name: str, artifact_folder: Path) -> 
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
+
+
+def list_experiments(client: Any) -> list[str]:
+    """List the ids of a store's experiments."""
+    return [str(experiment.experiment_id) for experiment in client.search_experiments()]
+
+
+def find_page(uri: str, server: str) -> str:
+    """Find the page of the experiment whose run began last, with the columns that matter.
+
+    Args:
+        uri: the store.
+        server: address of MLflow's page of it, ``http://127.0.0.1:5000``.
+    """
+    client = connect(uri)
+    newest = client.search_runs(list_experiments(client), order_by=["attributes.start_time DESC"], max_results=1)
+    if not newest:
+        return f"{server}/#/experiments"
+    experiment = newest[0].info.experiment_id
+    client.set_experiment_tag(experiment, VIEW_TAG, _write_view())  # an older vpexp has not
+    return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+
+
+def _write_view() -> str:
+    return json.dumps({"selectedColumns": COLUMNS})
+
+
+def name_results(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Name final numbers for MLflow: those that matter as they are, with what they gained over ``before/``; others below ``verbose/``."""
+    gains = {
+        f"gain/{name}": metrics[name] - metrics[f"before/{name}"]
+        for name in metrics
+        if f"gain/{name}" in HEADLINES and f"before/{name}" in metrics
+    }
+    return {name if name in HEADLINES else f"{VERBOSE}{name}": value for name, value in {**metrics, **gains}.items()}
 
 
 def create_database(file: Path) -> None:

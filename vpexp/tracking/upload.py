@@ -190,9 +190,11 @@ class Uploader:
         if state.run_id is None:
             tags = clean_tags(content["tags"])
             if parent := self._find_parent(content["parent"]):
-                tags[PARENT_TAG] = parent
-            place = Path(content["artifact_folder"])
-            state.experiment_id = find_experiment(self.client, state.uri, clean_text(content["experiment"]), place)
+                # In the parent's experiment, also where jobs of a sweep differ in their data: MLflow shows no others below it.
+                tags[PARENT_TAG], state.experiment_id = str(parent.run_id), parent.experiment_id
+            else:
+                place = Path(content["artifact_folder"])
+                state.experiment_id = find_experiment(self.client, state.uri, clean_text(content["experiment"]), place)
             run = self._find_created(entry.time, tags) or self.client.create_run(
                 state.experiment_id, start_time=entry.time, tags=tags, run_name=clean_text(content["name"])
             )
@@ -200,8 +202,8 @@ class Uploader:
             self.journal.save()
         self._note_open()
 
-    def _find_parent(self, folder: str | None) -> str | None:
-        """Find MLflow's id of the run that this one belongs to; None where it has none in this store, and never will."""
+    def _find_parent(self, folder: str | None) -> State | None:
+        """Find where the run stands that this one belongs to; None where it is not in this store, and never will be."""
         if folder is None:
             return None
         parent = read_state(self.journal.folder / folder)
@@ -209,7 +211,7 @@ class Uploader:
             return None
         if parent.run_id is None:
             raise ParentNotOpenError(f"the run in {(self.journal.folder / folder).resolve()} is not in the store yet")
-        return parent.run_id
+        return parent
 
     def _find_created(self, began: int, tags: dict[str, str]) -> Any:
         """Find the run that an earlier try made, whose answer did not arrive."""
@@ -223,7 +225,7 @@ class Uploader:
         if folder.run_json.is_file() and folder.read_run_json().get("mlflow_run_id") != state.run_id:
             folder.update_run_json(mlflow_run_id=state.run_id)
         try:
-            close_abandoned_runs(self.client, str(state.experiment_id))
+            close_abandoned_runs(self.client)
         except Exception as error:  # the run itself is open
             log.warning("tracking: runs left open cannot be closed", exc_info=error)
 

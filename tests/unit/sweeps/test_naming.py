@@ -1,11 +1,12 @@
 import pytest
 
-from vpexp.sweeps.record import format_value, name_job, read_values, shorten
+from vpexp.sweeps.record import read_values
+from vpexp.tracking.description import format_value, name_values, shorten
 
 
-def test_name_job__last_words_and_short_numbers():
-    assert name_job({"optimizer.lr": "1e-05", "data.batch_size": "2"}) == "lr=1e-5 bs=2"
-    assert name_job({"model": "sam_vit_b", "+trainer.threads": "4"}) == "model=sam_vit_b threads=4"
+def test_name_values__last_words_and_short_numbers():
+    assert name_values({"optimizer.lr": "1e-05", "data.batch_size": "2"}) == "lr=1e-5 bs=2"
+    assert name_values({"model": "sam_vit_b", "+trainer.threads": "4"}) == "model=sam_vit_b threads=4"
 
 
 def test_shorten__keys_that_end_alike_stay_whole():

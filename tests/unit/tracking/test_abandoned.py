@@ -29,34 +29,33 @@ def test_close_abandoned_runs__process_that_is_gone(store, lost, tmp_path, capsy
     last_sign = int((tmp_path / "lost" / "tracking.jsonl").stat().st_mtime * 1000)
     time.sleep(0.05)
 
-    assert close_abandoned_runs(store.client, store.get_run(lost).info.experiment_id) == 1
+    assert close_abandoned_runs(store.client) == 1
 
     run = store.get_run(lost)
     assert (run.info.status, run.data.tags["error"], run.info.end_time) == ("KILLED", ERROR, last_sign)
     record = RunFolder(tmp_path / "lost").read_run_json()
     assert (record["status"], record["error"]) == ("KILLED", ERROR)
     assert capsys.readouterr().out == f"closed as KILLED: {tmp_path}/lost, {ERROR}\n"
-    assert close_abandoned_runs(store.client, run.info.experiment_id) == 0
+    assert close_abandoned_runs(store.client) == 0
 
 
 def test_close_abandoned_runs__living_process_and_other_machine_are_left(store, lost, tmp_path):
-    experiment = store.get_run(lost).info.experiment_id
     with RunFolder(tmp_path / "lost").hold():
         other = store.open(tmp_path / "other", tags={FOLDER_TAG: str(tmp_path / "other"), HOST_TAG: "another"})
         other.finish()
-        assert close_abandoned_runs(store.client, experiment) == 0
+        assert close_abandoned_runs(store.client) == 0
     assert {run.info.status for run in store.list_runs()} == {"RUNNING"}
 
 
 def test_close_abandoned_runs__folder_that_was_deleted(store, lost, tmp_path):
     (tmp_path / "lost").rename(tmp_path / "trash")
 
-    assert close_abandoned_runs(store.client, store.get_run(lost).info.experiment_id) == 1
+    assert close_abandoned_runs(store.client) == 1
     assert store.get_run(lost).info.status == "KILLED"
 
 
 def test_next_run__closes_what_was_left_open_also_when_it_is_one_that_goes_on(store, lost, tmp_path):
-    first = store.open(tmp_path / "first")
+    first = store.open(tmp_path / "first", experiment="another data set")
     assert store.get_run(lost).info.status == "KILLED"
     first.close("FINISHED")
     first.finish()

@@ -307,7 +307,7 @@ def test_finish__ctrl_c_ends_the_waiting_at_once_and_nothing_else(store, tmp_pat
 def test_parts__do_not_wait_and_are_nested_when_the_whole_ends(store, tmp_path, capsys):
     whole = store.open(tmp_path / "whole")
     for name in ("one", "two"):
-        part = store.open(tmp_path / "whole" / name, name=name, parent=tmp_path / "whole")
+        part = store.open(tmp_path / "whole" / name, name=name, parent=tmp_path / "whole", experiment=name)
         part.log_metrics({"a": 1.0})
         part.close("FINISHED")
         part.finish()

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import shutil
 import sqlite3
@@ -10,7 +11,7 @@ from mlflow import MlflowClient
 from vpexp.errors import ConfigError
 from vpexp.runfolder import RunFolder
 from vpexp.tracking.mlflow_run import RunDescription, open_mlflow_run
-from vpexp.tracking.store import connect, find_experiment, normalize_uri
+from vpexp.tracking.store import VIEW_TAG, connect, find_experiment, find_page, normalize_uri
 
 PROCESSES, STEPS = 4, 15
 
@@ -121,3 +122,19 @@ def test_many_processes__make_one_database_and_lose_nothing(tmp_path):
         assert (run.info.status, len(run.data.params), run.data.tags["step"]) == ("FINISHED", 50, str(STEPS - 1))
         for name in ("m0", "m19"):
             assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == list(range(STEPS))
+
+
+def test_find_page__experiment_of_the_newest_run_with_the_columns_that_matter(store, tmp_path):
+    assert find_page(store.uri, "http://here:1") == "http://here:1/#/experiments"
+    for name in ("grapes", "plums"):
+        store.open(tmp_path / name, experiment=name).finish()
+    experiment = store.client.get_experiment_by_name("plums")
+    store.client.create_experiment("no run yet")
+
+    page = find_page(store.uri, "http://here:1")
+
+    assert page == (
+        f"http://here:1/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=vpexp"
+    )
+    columns = json.loads(experiment.tags[VIEW_TAG])["selectedColumns"]
+    assert {"metrics.`val/f1-score`", "metrics.`before/val/f1-score`", "metrics.`gain/val/f1-score`"} <= {*columns}

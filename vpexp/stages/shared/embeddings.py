@@ -66,7 +66,7 @@ class EncoderUse:
         if self.cache:
             details["encoded_later"] = self.cache.encoded
         context.folder.update_run_json(encoder_passes=passes, cache=details)
-        context.tracker.log_metrics({"cache/encoder_passes": float(passes)})
+        context.tracker.log_results({"cache/encoder_passes": float(passes)})
 
 
 def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset, splits: Sequence[str]) -> EncoderUse:
@@ -191,7 +191,7 @@ def _record(
         "trouble": str(report.trouble) if report.trouble else None,
     }
     context.folder.update_run_json(cache=details)
-    context.tracker.log_metrics({f"cache/{name}": float(value) for name, value in numbers.items()})
+    context.tracker.log_results({f"cache/{name}": float(value) for name, value in numbers.items()})
 
 
 def _format_size(size: int) -> str:

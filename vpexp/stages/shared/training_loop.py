@@ -131,7 +131,7 @@ def _record_epoch(
         )
     log_line(_describe_epoch(context, metrics, epoch, seconds))
     append_metrics(context.folder.metrics_csv, epoch, metrics)
-    context.tracker.log_metrics(metrics, step=epoch)
+    context.tracker.log_epoch(metrics, epoch)
 
 
 def _describe_epoch(context: RunContext, metrics: dict[str, float], epoch: int, seconds: float) -> str:
