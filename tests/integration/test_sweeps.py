@@ -121,7 +121,7 @@ def test_sweep__a_failed_job_and_its_record(command: Command, tmp_path: Path) ->
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"sweep_results.csv", "heat_map.png", "parallel_coordinates.png"} <= artifacts
-    history = client.get_metric_history(children[best].info.run_id, "while_training/val/f1-score")
+    history = client.get_metric_history(children[best].info.run_id, "values_by_epoch/val/f1-score")
     assert [metric.step for metric in history] == [0, 1]
 
 

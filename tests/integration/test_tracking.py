@@ -86,7 +86,7 @@ def test_run__tags(client: MlflowClient, trained: StageResult) -> None:
     assert "checkpoint" not in tags
     asked = "experiment=debug progress=null lr=1e-4 overlays=1 min_delta=-1 epochs=2"
     assert trained.folder is not None
-    assert run.info.run_name == f"train sam_debug {asked} synthetic {trained.folder.name[:15]}"
+    assert run.info.run_name == f"train {asked} sam_debug synthetic {trained.folder.name[:15]}"
     assert run.info.status == "FINISHED"
     assert run.info.end_time >= run.info.start_time
 
@@ -97,7 +97,7 @@ def test_run__metrics_have_their_epochs_as_steps(client: MlflowClient, trained: 
     rows = read_metrics(trained.folder / "metrics.csv")
 
     for name, first in (("val/f1-score", 0), ("val/map", 0), ("train/loss", 1), ("lr", 1), ("train/iter_time", 1)):
-        history = client.get_metric_history(run_id, f"while_training/{name}")
+        history = client.get_metric_history(run_id, f"values_by_epoch/{name}")
         assert [(metric.step, metric.value) for metric in history] == [
             (epoch, float(rows[epoch][name])) for epoch in range(first, 3)
         ], name
@@ -112,7 +112,7 @@ def test_run__metrics_have_their_epochs_as_steps(client: MlflowClient, trained: 
     assert last["gain/val/f1-score"] == trained.metrics["val/f1-score"] - trained.metrics["before/val/f1-score"]
     for name in ("test/box_filled/f1-score", "test/map_per_class/star"):
         assert last[f"verbose/{name}"] == trained.metrics[name]
-    assert {name.partition("/")[0] for name in sorted(last)[10:]} == {"verbose", "while_training"}
+    assert {name.partition("/")[0] for name in sorted(last)[10:]} == {"verbose", "values_by_epoch"}
     assert "verbose/test/map_large" not in last, "no number, no metric"
 
 
@@ -155,7 +155,7 @@ def test_run__test_names_the_checkpoint_and_the_run_it_comes_from(
     assert run.data.tags["stage"] == "test"
     assert run.data.params["prompt.type"] == "box"
     assert run.data.metrics["test/f1-score"] == tested.metrics["test/f1-score"]
-    assert not [name for name in run.data.metrics if name.startswith("while_training/")]
+    assert not [name for name in run.data.metrics if name.startswith("values_by_epoch/")]
     assert run.info.experiment_id == client.get_run(get_run_id(trained)).info.experiment_id
     assert [entry.tags[0].value for entry in run.inputs.dataset_inputs] == ["test"]
     assert {"metrics.csv", "metrics.json", "overlays"} <= list_artifacts(client, run.info.run_id)
@@ -189,7 +189,7 @@ def test_run__resume_goes_on_in_the_same_run(
     assert get_run_id(resumed) == run_id
     assert run.info.status == "FINISHED"
     assert "error" not in run.data.tags
-    assert [metric.step for metric in client.get_metric_history(run_id, "while_training/train/loss")] == [1, 2]
+    assert [metric.step for metric in client.get_metric_history(run_id, "values_by_epoch/train/loss")] == [1, 2]
     assert resumed.metrics["before/val/f1-score"] == first.metrics["before/val/f1-score"]
     expected = {name for name in trained.metrics if "map" not in name and "mar" not in name}
     assert expected <= resumed.metrics.keys()

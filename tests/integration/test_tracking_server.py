@@ -33,7 +33,7 @@ EPOCHS = ("trainer.max_epochs=4", "callbacks.early_stopping=null")
 OWN_TAGS = ("run_folder", "git_commit")  # somebody may commit while the tests run
 # What two runs of the same configuration share; times differ.
 SAME = (
-    *(f"while_training/{name}" for name in ("train/loss", "lr", "val/f1-score", "val/map")),
+    *(f"values_by_epoch/{name}" for name in ("train/loss", "lr", "val/f1-score", "val/map")),
     *("val/f1-score", "test/f1-score", "before/val/f1-score"),
 )
 
@@ -113,7 +113,7 @@ def check_times(client: MlflowClient, folder: RunFolder, began: float, ended: fl
     """The records have the times of the run, not of their upload."""
     run = find_run(client, folder)
     moments = [run.info.start_time, run.info.end_time]
-    for name in ("while_training/train/loss", "test/f1-score"):
+    for name in ("values_by_epoch/train/loss", "test/f1-score"):
         moments += [point.timestamp for point in client.get_metric_history(run.info.run_id, name)]
     assert began * 1000 - 1 <= min(moments) == run.info.start_time
     assert ended * 1000 >= max(moments) == run.info.end_time
@@ -349,7 +349,7 @@ def test_slow_server__training_does_not_wait_and_sync_uploads_the_rest(
     assert find_run(client, folder).info.status == "FINISHED"
     assert [
         point.step
-        for point in client.get_metric_history(find_run(client, folder).info.run_id, "while_training/train/loss")
+        for point in client.get_metric_history(find_run(client, folder).info.run_id, "values_by_epoch/train/loss")
     ] == [*(1, 2, 3, 4)]
 
 
@@ -363,13 +363,13 @@ def test_server_that_refuses_one_record__takes_the_others(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    way.refuses = lambda body: b'"while_training/train/loss"' in body and b'"step": 1' in body
+    way.refuses = lambda body: b'"values_by_epoch/train/loss"' in body and b'"step": 1' in body
 
     folder = get_folder(run_debug(tmp_path, f"tracking.uri={way.uri}", *EPOCHS))
 
     run = find_run(client, folder)
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "while_training/train/loss")] == [
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "values_by_epoch/train/loss")] == [
         2,
         3,
         4,
@@ -380,7 +380,7 @@ def test_server_that_refuses_one_record__takes_the_others(
     assert said[1].startswith("tracking: 1 records of this run are not in MLflow; when it is back: ")
     way.refuses = lambda _: False
     main(["stage=sync", f"run='{folder.path}'"])
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "while_training/train/loss")] == [
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "values_by_epoch/train/loss")] == [
         1,
         2,
         3,
@@ -420,7 +420,7 @@ def test_killed_process__is_closed_by_the_next_run_of_any_stage(
     assert (record["status"], record["error"]) == ("KILLED", ERROR)
     main(["stage=sync", f"run='{lost.path}'"])
     assert find_run(client, lost).info.status == "KILLED"
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "while_training/train/loss")]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "values_by_epoch/train/loss")]
     assert steps == [int(row["epoch"]) for row in read_metrics(lost.metrics_csv)[1:]]
 
 
@@ -435,7 +435,7 @@ def test_sync__run_folder_that_was_copied_goes_to_another_store(
     other = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = other.get_run(RunFolder(tmp_path / "copy").read_run_json()["mlflow_run_id"])
     assert run.info.status == "FINISHED"
-    assert [point.step for point in other.get_metric_history(run.info.run_id, "while_training/train/loss")] == [
+    assert [point.step for point in other.get_metric_history(run.info.run_id, "values_by_epoch/train/loss")] == [
         1,
         2,
         3,

@@ -342,7 +342,7 @@ class TrackingConfig:
     experiment: str | None = None
     """MLflow's experiment; null: one a data set, with its name."""
     run_name: str | None = None
-    """MLflow's run name; null: stage, model, what was asked for, data and time, as ``train sam_micro lr=1e-3 grapes 20261121_101500``."""
+    """MLflow's run name; null: stage, what was asked for, model, data and time, as ``train lr=1e-3 sam_micro grapes 20261121_101500``."""
     tags: dict[str, str] = _open_section(str)
     """Tags of your own, as ``tracking.tags.project=grapes``."""
     register: str | None = None

@@ -101,7 +101,7 @@ def name_experiment(cfg: DictConfig) -> str:
 
 
 def _name(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, parent: Parent | None) -> str:
-    """Name a run so that a narrow column tells it from others: what was asked for comes before data and time."""
+    """Name a run so that a narrow column tells it from others: what was asked for comes first."""
     if parent:
         return parent.name
     if cfg.tracking.run_name:
@@ -113,7 +113,7 @@ def _name(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, parent: 
         if key not in UNNAMED and key.partition(".")[0] not in UNNAMED_SECTIONS
     }
     words = textwrap.shorten(name_values(values), NAME_LENGTH, placeholder=" …")
-    parts = (cfg.stage.name, cfg.model.name, words, name_data(cfg), folder.path.name[:TIME_LENGTH])
+    parts = (cfg.stage.name, words, cfg.model.name, name_data(cfg), folder.path.name[:TIME_LENGTH])
     return " ".join(filter(None, parts))
 
 

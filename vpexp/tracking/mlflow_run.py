@@ -238,7 +238,7 @@ class MlflowRun:
         self.log_metrics(name_results(metrics))
 
     def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Log the numbers of an epoch as points of curves, below ``while_training/``; 0 is before the first."""
+        """Log the numbers of an epoch as points of curves, below ``values_by_epoch/``; 0 is before the first."""
         self.log_metrics({f"{CURVES}{name}": value for name, value in metrics.items()}, epoch)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:

@@ -49,7 +49,7 @@ HEADLINES = (
     *(f"{model}/f1-score" for model in ("int8", "ir", "torch")),
     *(f"{split}/{name}" for split in ("test", "val") for name in ("f1-score", "map", "mean_iou")),
 )
-VERBOSE, CURVES = "verbose/", "while_training/"
+VERBOSE, CURVES = "verbose/", "values_by_epoch/"
 VIEW = "vpexp"  # MLflow's page of an experiment shows these columns where its address names this view
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = ["attributes.`Duration`", *(f"metrics.`{name}`" for name in HEADLINES)]
