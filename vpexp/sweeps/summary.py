@@ -24,9 +24,7 @@ COLORS = "viridis"
 INCHES_A_CELL = 1.1
 LIGHT = 0.5  # brightness of a cell above which dark text is readable
 BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue, as eyes see it
-WHISKERS = (
-    1.5  # widths of the middle half that colours reach beyond it: one job that failed must not make all others alike
-)
+WHISKERS = 1.5  # widths of the middle half that colours reach beyond it: one bad job must not make all others alike
 
 
 @dataclass(frozen=True, slots=True)
