@@ -46,31 +46,39 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Pat
 def runs(output_dir: Path) -> list[Run]:
     """All runs of the store."""
     client = MlflowClient(f"sqlite:///{output_dir}/mlflow.db")
-    experiment = client.get_experiment_by_name("vpexp")
+    experiment = client.get_experiment_by_name("synthetic")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
 
 
 @pytest.fixture(scope="module")
-def address(output_dir: Path) -> Iterator[str]:
-    """``scripts/mlflow_ui``, as it is started by hand."""
+def table(output_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address that ``scripts/mlflow_ui`` prints, started as by hand."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [ROOT / "scripts" / "mlflow_ui", output_dir, "--port", str(port), "--workers", "1"],
-        env={**os.environ, **LEAN},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    printed = tmp_path_factory.mktemp("page") / "printed.txt"
+    with printed.open("w") as file:
+        server = subprocess.Popen(
+            [ROOT / "scripts" / "mlflow_ui", output_dir, "--port", str(port), "--workers", "1"],
+            env={**os.environ, **LEAN},
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for_server(f"{url}/health")
-        yield url
+        yield next(word for word in printed.read_text().split() if word.startswith(url))
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def address(table: str) -> str:
+    """Of the server."""
+    return table.partition("/#")[0]
 
 
 def wait_for_server(url: str) -> None:
@@ -96,10 +104,11 @@ def page() -> Iterator[Any]:
         browser.close()
 
 
-def test_page__experiment_lists_jobs_below_their_sweep(page: Any, address: str, runs: list[Run]) -> None:
-    experiment = runs[0].info.experiment_id
-    page.goto(f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+def test_page__experiment_lists_jobs_below_their_sweep_with_the_columns_that_matter(page: Any, table: str) -> None:
+    page.goto(table)
 
+    for name in ("before/val/f1-score", "gain/val/f1-score", "val/f1-score"):
+        page.locator(".ag-header-cell-text").get_by_text(name, exact=True).wait_for()
     page.get_by_role("link", name="sweep train sam_debug").first.wait_for()
     assert page.get_by_role("link", name="lr=1e-5 bs=2").count() == 0
     page.locator("button[data-component-id*='runnamecellrenderer']").first.click()
