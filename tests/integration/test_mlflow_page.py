@@ -98,7 +98,7 @@ def page() -> Iterator[Any]:
     """A page of a headless browser."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        opened = browser.new_page(viewport={"width": 1600, "height": 1000})
+        opened = browser.new_page(viewport={"width": 2400, "height": 1000})
         opened.set_default_timeout(PATIENCE * 1000)
         yield opened
         browser.close()
