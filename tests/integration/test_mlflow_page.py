@@ -108,7 +108,7 @@ def test_page__experiment_lists_jobs_below_their_sweep_with_the_columns_that_mat
     page.goto(table)
 
     for name in ("before/val/f1-score", "gain/val/f1-score", "val/f1-score"):
-        page.locator(".ag-header-cell-text").filter(has_text=name).first.wait_for()
+        page.get_by_role("columnheader").filter(has_text=name).first.wait_for()
     page.get_by_role("link", name="sweep train sam_debug").first.wait_for()
     assert page.get_by_role("link", name="lr=1e-5 bs=2").count() == 0
     page.locator("button[data-component-id*='runnamecellrenderer']").first.click()
