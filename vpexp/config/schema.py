@@ -72,8 +72,8 @@ class ModelConfig:
 class SyntheticConfig:
     """The images that vpexp draws itself."""
 
-    scene: str = setting("vineyard", choices=("vineyard", "shapes"))
-    """vineyard (clusters of berries among leaves) or shapes (stars, rings, crescents)."""
+    scene: str = setting("vineyard", choices=("cells", "vineyard", "shapes"))
+    """cells (with bright nuclei), vineyard (clusters of berries among leaves) or shapes (stars, rings, crescents)."""
     image_size: int = setting(256, lowest=32, highest=4096)
     """Width and height of a drawn image, in pixels."""
     train: int = setting(48, lowest=1)
@@ -324,9 +324,6 @@ class DemoConfig:
     """Where the data set of kept masks lies and grows over sessions; null: ``<paths.output_dir>/labels/<source's name>``."""
     labels: list[str] = setting(["object"])
     """What masks may be called; the page adds more, and offers those that the folder has already."""
-    refine: str = setting("auto", choices=("auto", "always", "never"))
-    """Whether a further click refines the mask before it: always, never, or auto: both are tried, and of these and the mask
-    before the one is shown that agrees with most clicks, of equals the one that the model scores highest."""
     embeddings: int = setting(16, lowest=1)
     """Encoded images that are kept in memory, 4 MB each at 1024 px."""
 

@@ -18,7 +18,7 @@ from vpexp.config.schema import PARTS, ModelConfig
 from vpexp.console import log_line
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
-from vpexp.models.registry import list_models
+from vpexp.models.registry import get_model_info, list_models
 from vpexp.models.sam import Sam
 from vpexp.models.weights import check_finite, compute_state_hash, find_unusable, load_weights, resolve_weights
 from vpexp.registry import load_target
@@ -207,6 +207,7 @@ def load_checkpoint_model(
             f"{checkpoint.path} is of model {saved_name}, not {settings.name}: leave out model=, it comes with the checkpoint"
         )
     sam = load_sam(settings, seed=int(checkpoint.cfg.seed), weights_dir=weights_dir)
+    _refuse_former(checkpoint, sam)
     apply_checkpoint(sam, checkpoint)
     for part, state_hash in checkpoint.frozen.items():
         if compute_state_hash(getattr(sam, part)) != state_hash:
@@ -216,6 +217,25 @@ def load_checkpoint_model(
                 f"model.image_size={checkpoint.cfg.model.image_size})"
             )
     return sam
+
+
+def _refuse_former(checkpoint: Checkpoint, sam: Sam) -> None:
+    """Refuse a checkpoint that was trained on weights that vpexp no longer has.
+
+    Raises:
+        CheckpointError: with the weights' hash and the version that had them.
+    """
+    name = checkpoint.model.name
+    weights = get_model_info(name).weights if name in list_models() else None
+    if weights is None or weights.former is None:
+        return
+    shapes = {f"image_encoder.{key}": value.shape for key, value in sam.image_encoder.state_dict().items()}
+    has_other_shapes = any(shapes.get(key) != value.shape for key, value in checkpoint.state.items() if key in shapes)
+    if has_other_shapes or checkpoint.frozen.get("image_encoder") == weights.former.encoder_hash:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on the former weights of {name} ({weights.filename}, sha256 "
+            f"{weights.former.sha256}), which vpexp {weights.former.until} had: use it with that version, or train again"
+        )
 
 
 def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:

@@ -26,6 +26,10 @@ class TinyViT(nn.Module):
     batch norm of each residual convolution 0, attention biases 0.
 
     ``unused_classes`` is the width of the classification head that official files carry beside the encoder.
+
+    ``detail_channels``, which the official encoder has not: so many channels of the first stage (stride 4), the second (stride
+    8), are added in the neck, see ``Detail``. A narrow encoder has too few channels at stride 16 to hold where in its 16 x 16
+    pixels an edge runs.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class TinyViT(nn.Module):
         expand_ratio: float = 4.0,
         out_channels: int = 256,
         unused_classes: int = 0,
+        detail_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.unused_classes = unused_classes
@@ -57,14 +62,24 @@ class TinyViT(nn.Module):
             self.layers.append(Stage(blocks, merging))
         self.apply(_init_linear)
         self.neck = build_neck(channels[-1], out_channels)
+        self.details = nn.ModuleList(
+            Detail(channels[i], kept, out_channels, side=4 // 2**i) for i, kept in enumerate(detail_channels)
+        )
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         """Encode images."""
         # Channels last in memory: depthwise convolutions run faster, and tokens need no copy.
         features_BCHW = self.patch_embed(images_B3SS.contiguous(memory_format=torch.channels_last))
-        for layer in self.layers:
-            features_BCHW = layer(features_BCHW)
-        embeddings_BCHW: Tensor = self.neck(features_BCHW)
+        details: list[Tensor] = []
+        for i, stage in enumerate(self.layers):
+            assert isinstance(stage, Stage)
+            for block in stage.blocks:
+                features_BCHW = block(features_BCHW)
+            if i < len(self.details):
+                details.append(self.details[i](features_BCHW))
+            if stage.downsample is not None:
+                features_BCHW = stage.downsample(features_BCHW)
+        embeddings_BCHW: Tensor = self.neck[1:](sum(details, start=self.neck[0](features_BCHW)))
         return embeddings_BCHW
 
     def build_unused_head(self) -> dict[str, Tensor]:
@@ -154,20 +169,31 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, then the merging that leads to the next one; takes and returns [B, C, H, W]."""
+    """Blocks of one resolution, and the merging that leads to the next one; each takes and returns [B, C, H, W]."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
+
+class Detail(nn.Module):
+    """Features of a higher resolution at that of the embedding: [B, C, H, W] to [B, C', H/side, W/side].
+
+    Each square of ``side`` places becomes one place that holds the ``kept`` channels of all of them. Starts as zeros.
+    """
+
+    def __init__(self, in_channels: int, kept: int, out_channels: int, *, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.reduce = nn.Conv2d(in_channels, kept, 1)
+        self.project = nn.Conv2d(kept * side**2, out_channels, 1, bias=False)
+        nn.init.zeros_(self.project.weight)
+
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Run the stage."""
-        for block in self.blocks:
-            features_BCHW = block(features_BCHW)
-        if self.downsample is not None:
-            features_BCHW = self.downsample(features_BCHW)
-        return features_BCHW
+        """Bring the places of each square side by side."""
+        projected: Tensor = self.project(F.pixel_unshuffle(self.reduce(features_BCHW), self.side))
+        return projected
 
 
 class TinyViTBlock(nn.Module):

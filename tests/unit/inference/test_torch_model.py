@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from vpexp.config import compose_config
 from vpexp.errors import CheckpointError
 from vpexp.inference.torch_model import (
     apply_checkpoint,
@@ -15,6 +16,7 @@ from vpexp.inference.torch_model import (
     load_sam,
     read_checkpoint,
 )
+from vpexp.models.registry import get_model_info
 from vpexp.models.weights import compute_state_hash, save_weights
 from vpexp.runfolder import RunFolder, create_run_folder, mark_latest
 
@@ -199,3 +201,17 @@ def test_find__nothing_there_is_told(tmp_path):
     empty = make_run(tmp_path)
     assert_refused("holds no checkpoint", find_checkpoint, str(empty.path), tmp_path)
     assert isinstance(empty, RunFolder)
+
+
+@pytest.mark.parametrize("freeze", ["image_encoder", "nothing"])
+def test_load__a_checkpoint_of_the_former_packaged_weights_says_which_they_were(tmp_path, write_checkpoint, freeze):
+    former = get_model_info("sam_micro").weights.former
+    biases = {"image_encoder.layers.1.blocks.0.attn.attention_biases": torch.zeros(2, 49)}  # of windows of 7 x 7
+    checkpoint = replace(
+        read_checkpoint(write_checkpoint()[0]),
+        cfg=compose_config(["model=sam_micro"]),
+        frozen={"image_encoder": former.encoder_hash} if freeze == "image_encoder" else {},
+        state={} if freeze == "image_encoder" else biases,
+    )
+    words = f"was trained on the former weights of sam_micro .*sha256 {former.sha256}.*vpexp 0.1 had"
+    assert_refused(words, load_checkpoint_model, checkpoint)

@@ -1,0 +1,1 @@
+"""The training of the packaged model, ``scripts/train_sam_micro``."""
