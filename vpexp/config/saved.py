@@ -35,6 +35,7 @@ FREE = (
     *("model.weights", "data.root", "data.num_workers"),
     *("trainer.accelerator", "trainer.devices", "trainer.threads", "stage.onnx"),
 )
+FORMER_KEYS = (("demo", "refine"),)  # sections and keys that older versions saved, and that mean nothing any more
 _MISSING = object()
 
 
@@ -62,6 +63,9 @@ def load_config(path: str | Path) -> DictConfig:
         saved = read_yaml(path.read_text(encoding="utf-8"), path)
         for section in ("defaults", "hydra"):
             saved.pop(section, None)
+        for section, key in FORMER_KEYS:
+            if isinstance(saved.get(section), DictConfig):
+                saved[section].pop(key, None)
         refuse_interpolations(saved, path)
         cfg = OmegaConf.merge(_build_defaults(saved), saved)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:

@@ -27,12 +27,10 @@ from vpexp.data.annotations import Rle
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import SourceImage
 from vpexp.data.images import open_image, read_image, read_image_header
-from vpexp.data.masks import compute_area, decode_rle
+from vpexp.data.masks import compute_area
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 
-ALWAYS, NEVER = "always", "never"
 REMEMBERED = 64  # answers; each holds the low-resolution logits, 256 kB for a model of 1024 px
-HELD = 0.8  # share of a mask that lies inside of a box drawn around the object by hand
 MASKS = (1, 2, 3)  # of a point alone, as the model numbers its mask tokens
 MOST_STEPS = 200  # far more than anybody clicks; it bounds what one request may cost
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -141,18 +139,6 @@ def build_arguments(steps: Sequence[Step]) -> dict[str, Any]:
     return arguments
 
 
-def count_agreements(steps: Sequence[Step], mask_HW: NDArray[np.bool_]) -> int:
-    """Count the points that lie on the right side of a mask, and the box if it holds the mask."""
-    return sum(_agrees(step, mask_HW) for step in steps)
-
-
-def _agrees(step: Step, mask_HW: NDArray[np.bool_]) -> bool:
-    if isinstance(step, Point):
-        return bool(mask_HW[step.y, step.x]) == step.inside
-    rows, columns = slice(round(step.top), round(step.bottom)), slice(round(step.left), round(step.right))
-    return bool(mask_HW[rows, columns].sum() >= HELD * max(1, mask_HW.sum()))
-
-
 def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
     """Return which prompt gave a mask, as ``stage=predict`` does: ``box``, ``points`` and ``point_labels``.
 
@@ -205,15 +191,11 @@ class LabelSession:
         predictor: any backend.
         images: those of the source.
         kept: how many embeddings are kept; the one that was not used for longest goes first.
-        refine: whether a step is given the mask before it as ``mask_input``: ``always``, ``never``, or ``auto``: of the
-            masks with it, without it, and the one before, that which agrees with most steps, and of equals the one that
-            the model scores highest. Models that were not trained to refine get worse by it.
     """
 
-    def __init__(self, predictor: Predictor, images: Sequence[SourceImage], *, kept: int, refine: str) -> None:
+    def __init__(self, predictor: Predictor, images: Sequence[SourceImage], *, kept: int) -> None:
         self.images = images
         self._predictor = predictor
-        self._refine = refine
         self._embeddings: LRUCache[Any, ImageEmbedding] = LRUCache(kept)
         self._answers: LRUCache[Any, Answer] = LRUCache(REMEMBERED)
         self._waiting = threading.Condition()  # for the same image or answer, that somebody else has asked for
@@ -254,15 +236,14 @@ class LabelSession:
             return self._predictor.embed(read_image(self.images[index].path))
 
     def segment(self, index: int, steps: Steps) -> Answer:
-        """Answer the steps taken on one object.
+        """Answer the steps taken on one object: each is given the mask before it as ``mask_input``.
 
         Raises:
             ImageFileError: the image cannot be read.
         """
         embedding, stamp = self.encode(index), read_stamp(self.images[index].path)
-        first = len(steps) if self._refine == NEVER else 1
         answer: Answer | None = None
-        for count in range(first, len(steps) + 1):
+        for count in range(1, len(steps) + 1):
             answer = self._decode(embedding, steps[:count], answer, place=(index, stamp))
         assert answer is not None
         return answer
@@ -277,14 +258,8 @@ class LabelSession:
         with self._decoding:
             if before is None:
                 return self._decode_afresh(embedding, steps)
-            refined = self._predictor.decode(
-                embedding, **build_arguments(steps), mask_input=before.low_res_hw[np.newaxis]
-            )
-            if self._refine == ALWAYS:
-                return _build_answer(refined)
-            afresh = self._predictor.decode(embedding, **build_arguments(steps))
-        answers = (_build_answer(refined), _build_answer(afresh), replace(before, scores=(), choice=0))
-        return max(answers, key=lambda answer: _rank(answer, steps))
+            earlier_1hw = before.low_res_hw[np.newaxis]
+            return _build_answer(self._predictor.decode(embedding, **build_arguments(steps), mask_input=earlier_1hw))
 
     def _decode_afresh(self, embedding: ImageEmbedding, steps: Steps) -> Answer:
         """Decode steps without a mask before them; of a point alone all three masks, of which one is the answer."""
@@ -293,7 +268,7 @@ class LabelSession:
             return _build_answer(self._predictor.decode(embedding, **arguments))
         three = self._predictor.decode(embedding, **arguments, multimask=True)
         scores = tuple(three.iou[0].tolist())
-        if first.mask is None and self._predictor.multimask == NEVER:
+        if first.mask is None and self._predictor.multimask == "never":
             return replace(_build_answer(self._predictor.decode(embedding, **arguments)), scores=scores)
         place = int(np.argmax(scores)) if first.mask is None else MASKS.index(first.mask)
         return Answer(
@@ -303,10 +278,6 @@ class LabelSession:
             scores,
             MASKS[place],
         )
-
-
-def _rank(answer: Answer, steps: Sequence[Step]) -> tuple[int, float]:
-    return count_agreements(steps, decode_rle(answer.rle)), answer.iou
 
 
 def _build_answer(prediction: Prediction) -> Answer:

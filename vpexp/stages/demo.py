@@ -34,7 +34,7 @@ def run(context: RunContext) -> StageResult:
         store = LabelStore(folder)
         store.check_images(images)
         predictor = load_stage_model(context.cfg, "labelling with").predictor
-        session = LabelSession(predictor, images, kept=cfg.demo.embeddings, refine=cfg.demo.refine)
+        session = LabelSession(predictor, images, kept=cfg.demo.embeddings)
         title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
         labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels]))
         app = build_app(LabellingApp(session, store, title, labels), cfg.demo.host)

@@ -47,6 +47,15 @@ def test_load_config__is_typed_and_closed(tmp_path):
         cfg.data.nope = 1
 
 
+def test_load_config__reads_what_an_older_version_saved(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(compose_config(), path)
+    path.write_text(path.read_text().replace("\ndemo:\n", "\ndemo:\n  refine: auto\n"))
+    assert "refine: auto" in path.read_text()
+
+    assert "refine" not in load_config(path).demo
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -79,7 +79,7 @@ SURFACE = {
         *("grid_min_area", "keep_annotated"),
     ],
     "output": ["format", "folder", "split", "masks", "images", "overlap", "max_iou"],
-    "demo": ["host", "port", "open_browser", "folder", "labels", "refine", "embeddings"],
+    "demo": ["host", "port", "open_browser", "folder", "labels", "embeddings"],
     "sweep": ["metric", "direction", "resume"],
     "tracking": ["enabled", "uri", "experiment", "run_name", "tags", "register"],
     "paths": ["output_dir", "cache_dir"],

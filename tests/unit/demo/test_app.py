@@ -18,7 +18,7 @@ BOX = [{"box": [5, 6, 40, 35]}]
 
 @pytest.fixture
 def labelling(debug_sam, images, tmp_path):
-    session = LabelSession(load_predictor(debug_sam), images, kept=2, refine="auto")
+    session = LabelSession(load_predictor(debug_sam), images, kept=2)
     return LabellingApp(session, LabelStore(tmp_path / "labels"), {"model": "sam_debug"}, ["berry"])
 
 
@@ -261,7 +261,7 @@ def test_names_that_no_encoding_prints__are_sent(debug_sam, tmp_path):
     (tmp_path / "p").mkdir()
     Image.new("RGB", (60, 40), "red").save(tmp_path / "plain.png")
     (tmp_path / "plain.png").rename(tmp_path / "p" / name)
-    session = LabelSession(load_predictor(debug_sam), find_images(str(tmp_path / "p")), kept=1, refine="never")
+    session = LabelSession(load_predictor(debug_sam), find_images(str(tmp_path / "p")), kept=1)
     store = LabelStore(tmp_path / "labels")
     client = TestClient(build_app(LabellingApp(session, store, {}, ["葡萄"]), "localhost"), base_url="http://localhost")
 

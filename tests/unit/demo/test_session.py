@@ -7,7 +7,7 @@ import pytest
 
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
-from vpexp.demo.session import Box, LabelSession, Point, count_agreements
+from vpexp.demo.session import Box, LabelSession, Point
 from vpexp.inference.load import load_predictor
 
 STEPS = (Point(20, 20, True), Box(5, 6, 40, 35), Point(30, 10, False))
@@ -39,11 +39,11 @@ def predictor(debug_sam):
     return Counting(load_predictor(debug_sam))
 
 
-def build(predictor, images, refine="always", kept=2):
-    return LabelSession(predictor, images, kept=kept, refine=refine)
+def build(predictor, images, kept=2):
+    return LabelSession(predictor, images, kept=kept)
 
 
-def test_always__refines_the_mask_before_as_the_predictor_does(predictor, images):
+def test_segment__refines_the_mask_before_as_the_predictor_does(predictor, images):
     answer = build(predictor, images).segment(0, STEPS)
 
     plain = predictor.predictor
@@ -106,22 +106,6 @@ def test_undo__gives_what_the_remaining_steps_gave_before(predictor, images):
     fresh = build(predictor, images).segment(0, STEPS[:2])
     assert fresh.rle == before.rle
     np.testing.assert_array_equal(fresh.low_res_hw, before.low_res_hw)
-
-
-def test_never__decodes_the_steps_afresh(predictor, images):
-    build(predictor, images, "never").segment(0, STEPS)
-
-    assert predictor.decoded == [False]
-
-
-def test_auto__takes_the_mask_that_agrees_with_most_clicks(predictor, images):
-    found = {name: build(predictor, images, name).segment(0, STEPS[::2]) for name in ("always", "never", "auto")}
-    found["before"] = build(predictor, images).segment(0, STEPS[:1])
-
-    def rank(name):
-        return count_agreements(STEPS[::2], decode_rle(found[name].rle)), found[name].iou
-
-    assert rank("auto") == max(rank("always"), rank("never"), rank("before"))
 
 
 def test_embeddings__are_made_once_and_the_oldest_goes(predictor, images):

@@ -9,7 +9,6 @@ from vpexp.demo.session import (
     Point,
     StepError,
     build_arguments,
-    count_agreements,
     describe_steps,
     parse_steps,
 )
@@ -57,16 +56,6 @@ def test_arguments__are_one_prompt_of_points_and_box():
     np.testing.assert_array_equal(arguments["point_labels"], [[1, 0]])
     np.testing.assert_array_equal(arguments["boxes"], [[0, 1, 20, 5]])
     assert set(build_arguments((Box(0, 1, 20, 5),))) == {"boxes"}
-
-
-def test_agreements__count_points_on_the_right_side_and_the_box_that_holds_the_mask():
-    mask_HW = np.zeros((10, 20), bool)
-    mask_HW[4, 3] = True
-
-    steps = (Point(3, 4, True), Point(4, 4, True), Point(5, 5, False), Box(0, 0, 9, 9))
-
-    assert count_agreements(steps, mask_HW) == 3
-    assert count_agreements([Box(4, 4, 9, 9)], mask_HW) == 0
 
 
 def test_description__is_that_of_predictions():
