@@ -24,9 +24,9 @@ TINY_VITS = {
     "sam_micro": {
         "image_size": 256,
         "channels": (32, 64, 96, 320),
-        "depths": (1, 1, 2, 1),
+        "depths": (1, 1, 5, 1),
         "heads": (1, 2, 3, 10),
-        "window_sizes": (7, 7, 14, 7),
+        "window_sizes": (8, 8, 16, 16),
     },
 }
 VIT_B = {
@@ -39,6 +39,8 @@ VIT_B = {
 }
 # Of MobileSAM's classifier, which no SAM uses.
 NOT_IN_SAM = frozenset(("image_encoder.norm_head.weight", "image_encoder.norm_head.bias"))
+DETAILS = "image_encoder.details."
+"""Of sam_micro, which MobileSAM has not; random weights add nothing by them."""
 
 
 class PlainSam(ABC):
@@ -74,7 +76,11 @@ class OfficialSam(PlainSam):
         settings = TINY_VITS[model]
         encoder = official.build_official_tiny_vit(**settings)
         sam = official.build_official_sam(encoder, settings["image_size"])
-        missing, unexpected = sam.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+        state = torch.load(weights, weights_only=True)
+        if any(value.any() for name, value in state.items() if name.startswith(DETAILS) and ".project." in name):
+            raise ValueError(f"{weights} does not fit the official model, which has no {DETAILS}*")
+        known = {name: value for name, value in state.items() if not name.startswith(DETAILS)}
+        missing, unexpected = sam.load_state_dict(known, strict=False)
         left_out = {name for name in missing if name not in NOT_IN_SAM and "pixel_" not in name}
         if left_out or unexpected:
             raise ValueError(f"{weights} does not fit the official model: {sorted(left_out)[:3]} {unexpected[:3]}")
