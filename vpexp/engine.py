@@ -17,12 +17,15 @@ from vpexp.config.compose import quote_value
 from vpexp.config.explain import explain, format_suggestion, list_keys
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.data.images import read_image
+from vpexp.data.tiles import Tiling
 from vpexp.errors import ConfigError
-from vpexp.inference.predictor import Prediction, Predictor
+from vpexp.inference.predictor import Prediction, Predictor, build_prompts, check_image, check_places
+from vpexp.inference.tiled import decode_tiles
 from vpexp.resolve import complete
 from vpexp.run import run
 from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import StageResult
+from vpexp.stages.shared.dataset import build_tiling
 from vpexp.stages.shared.model import load_stage_model
 
 CheckpointLike = str | PathLike[str] | StageResult | EllipsisType | None
@@ -201,17 +204,19 @@ class Engine:
             return self._run(_start_settings("predict", checkpoint) | asked | changed)
         if source is None:
             raise ValueError("boxes and points need an image, or a list of images")
-        predictor = self._load_predictor(checkpoint, changed)
-        given = (boxes, points, point_labels)
+        predictor, tiling = self._load_predictor(checkpoint, changed)
+        given = {"boxes": boxes, "points": points, "point_labels": point_labels}
         if isinstance(source, str | PathLike | np.ndarray | Image.Image):
-            return _predict(predictor, source, *given)
-        lists = [[None] * len(source) if values is None else list(values) for values in given]
-        for name, values in zip(("boxes", "points", "point_labels"), lists, strict=True):
-            if len(values) != len(source):
+            return _predict(predictor, tiling, source, **given)
+        count = len(source)
+        lists = {name: [None] * count if values is None else list(values) for name, values in given.items()}
+        for name, values in lists.items():
+            if len(values) != count:
                 raise ValueError(
-                    f"{name} of {len(values)} images are given for {len(source)} images: one array for each"
+                    f"{name} are given for {len(values)} of {count} images: one array for each image of the list"
                 )
-        return [_predict(predictor, image, *own) for image, *own in zip(source, *lists, strict=True)]
+        own = [{name: values[place] for name, values in lists.items()} for place in range(count)]
+        return [_predict(predictor, tiling, image, **prompts) for image, prompts in zip(source, own, strict=True)]
 
     def demo(
         self,
@@ -236,15 +241,17 @@ class Engine:
         """Train, test, export, quantize and test again; ``result.artifacts["report"]`` compares them."""
         return self._run({"stage": "pipeline"} | dict(overrides or {}) | settings)
 
-    def _load_predictor(self, checkpoint: CheckpointLike, settings: Mapping[str, Any]) -> Predictor:
-        """Load what predicts, unless it is the one of the call before."""
+    def _load_predictor(
+        self, checkpoint: CheckpointLike, settings: Mapping[str, Any]
+    ) -> tuple[Predictor, Tiling | None]:
+        """Load what predicts, unless it is the one of the call before; also return how images are cut."""
         quiet_libraries()
         cfg, _ = complete(*self._compose(_start_settings("test", checkpoint) | dict(settings)))
         files = [] if cfg.checkpoint is None else [cfg.checkpoint, Path(cfg.checkpoint).stat().st_mtime_ns]
         key = str([*files, cfg.model, cfg.prompt.multimask, cfg.trainer])
         if self._predictor is None or self._predictor[0] != key:
             self._predictor = key, load_stage_model(cfg).predictor
-        return self._predictor[1]
+        return self._predictor[1], build_tiling(OmegaConf.to_object(cfg.data))
 
     def _run(self, settings: Mapping[str, Any]) -> StageResult:
         cfg, overrides = self._compose(settings)
@@ -291,10 +298,17 @@ def _start_settings(stage: str, checkpoint: CheckpointLike) -> dict[str, Any]:
     return {"stage": stage, "checkpoint": None if checkpoint is None else str(checkpoint)}
 
 
-def _predict(predictor: Predictor, image: ImageLike, boxes: Any, points: Any, point_labels: Any) -> Prediction:
-    """Decode the prompts of one image."""
+def _predict(
+    predictor: Predictor, tiling: Tiling | None, image: ImageLike, *, boxes: Any, points: Any, point_labels: Any
+) -> Prediction:
+    """Decode the prompts of one image, in its tiles where it is cut."""
     if isinstance(image, str | PathLike):
         image = read_image(Path(image))
     elif isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
-    return predictor.decode(predictor.embed(image), boxes=boxes, points=points, point_labels=point_labels)
+    if tiling is None:
+        return predictor.decode(predictor.embed(image), boxes=boxes, points=points, point_labels=point_labels)
+    check_image(image)
+    prompts = build_prompts(boxes, points, point_labels)
+    check_places(prompts, image.shape[:2])
+    return decode_tiles(predictor, image, prompts, tiling)

@@ -200,6 +200,22 @@ def test_predict__paths_arrays_and_pictures_give_the_same_masks(engine, tmp_path
     assert found[0].plot(pixels).width >= 80
 
 
+def test_predict__an_image_that_is_cut_is_asked_in_its_tiles(engine):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 160, 3), np.uint8)
+    boxes = [[4, 5, 40, 40], [120, 10, 150, 50]]
+    found = engine.predict(pixels, boxes=boxes, checkpoint=None, **{"data.tile": 64, "data.tile_overlap": 0.25})
+
+    predictor = load_predictor("sam_debug")
+    for left, box, mask_HW, iou in zip((0, 96), boxes, found.masks, found.iou, strict=True):
+        moved = [[box[0] - left, box[1], box[2] - left, box[3]]]
+        expected = predictor.decode(predictor.embed(pixels[:, left : left + 64]), boxes=moved)
+        np.testing.assert_array_equal(mask_HW[:, left : left + 64], expected.masks[0])
+        assert iou == expected.iou[0]
+        assert mask_HW.sum() == expected.masks.sum()
+    with pytest.raises(ValueError, match=r"boxes\[0\] is .*outside of the image"):
+        engine.predict(pixels, boxes=[[200, 5, 240, 40]], checkpoint=None, **{"data.tile": 64})
+
+
 def test_predict__a_list_has_prompts_for_each_image(engine):
     images = [np.zeros((40, 60, 3), np.uint8), np.full((30, 30, 3), 90, np.uint8)]
     first, second = engine.predict(
@@ -209,7 +225,7 @@ def test_predict__a_list_has_prompts_for_each_image(engine):
         checkpoint=None,
     )
     assert (first.masks.shape, second.masks.shape) == ((2, 40, 60), (1, 30, 30))
-    with pytest.raises(ValueError, match="boxes of 1 images are given for 2 images"):
+    with pytest.raises(ValueError, match="boxes are given for 1 of 2 images"):
         engine.predict(images, boxes=[[[1, 1, 9, 9]]], checkpoint=None)
 
 

@@ -17,7 +17,7 @@ from vpexp.data.annotations import Region, Rle
 from vpexp.data.masks import compute_area, compute_box, compute_overlap, merge_rles
 from vpexp.data.prompts import Prompts
 from vpexp.data.tiles import Tiling, move_prompts, place_prompts, put_back, see_mask, touches_seam
-from vpexp.inference.predictor import Predictor
+from vpexp.inference.predictor import Prediction, Predictor
 from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, build_grid, segment, segment_grid
 
 COVERED = 0.7
@@ -50,6 +50,24 @@ def segment_tiles(
         ]
         parts.append(replace(found, masks=masks))
     return _add_up(parts, sorted((mask for part in parts for mask in part.masks), key=lambda mask: mask.prompt))
+
+
+def decode_tiles(predictor: Predictor, image_HW3: NDArray[np.uint8], prompts: Prompts, tiling: Tiling) -> Prediction:
+    """Decode each prompt in the window that holds it, to masks that are not compressed; see ``place_prompts``.
+
+    Returns:
+        Masks of the image's size; the low-resolution logits are those of the windows.
+    """
+    height, width, _ = image_HW3.shape
+    masks_NHW = np.zeros((len(prompts), height, width), np.bool_)
+    iou_N = np.zeros(len(prompts), np.float32)
+    low_res_Nhw = np.zeros((len(prompts), predictor.image_size // 4, predictor.image_size // 4), np.float32)
+    for window, chosen_N in place_prompts(prompts, tiling, height, width).group():
+        own = move_prompts(prompts.select(chosen_N), window)
+        found = predictor.decode_prompts(predictor.embed(image_HW3[window.slices]), own)
+        masks_NHW[chosen_N, *window.slices] = found.masks
+        iou_N[chosen_N], low_res_Nhw[chosen_N] = found.iou, found.low_res
+    return Prediction(masks_NHW, iou_N, low_res_Nhw)
 
 
 @dataclass(frozen=True, slots=True)
