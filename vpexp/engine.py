@@ -251,7 +251,8 @@ class Engine:
         key = str([*files, cfg.model, cfg.prompt.multimask, cfg.trainer])
         if self._predictor is None or self._predictor[0] != key:
             self._predictor = key, load_stage_model(cfg).predictor
-        return self._predictor[1], build_tiling(OmegaConf.to_object(cfg.data))
+        data: Any = OmegaConf.to_object(cfg.data)
+        return self._predictor[1], build_tiling(data)
 
     def _run(self, settings: Mapping[str, Any]) -> StageResult:
         cfg, overrides = self._compose(settings)
