@@ -377,7 +377,11 @@ def test_ctrl_c__ends_it_and_says_and_records_what_there_is(server) -> None:
     client = MlflowClient(f"sqlite:///{server.output_dir}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"
-    assert run.data.metrics == {"demo/images_labelled": 3, "demo/masks": masks, "demo/masks_added": 1}
+    assert run.data.metrics == {
+        "verbose/demo/images_labelled": 3,
+        "verbose/demo/masks": masks,
+        "verbose/demo/masks_added": 1,
+    }
     assert "instances_train.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
 

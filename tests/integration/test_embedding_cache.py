@@ -232,4 +232,4 @@ def test_train__masks_agree_with_and_without_the_cache(tmp_path):
         metrics = run(compose_config(overrides), overrides).metrics
         scores.append([metrics[f"{split}/f1-score"] for split in ("before/val", "val", "before/test", "test")])
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert min(scores[0]) > 0.65
+    assert min(scores[0]) > 0.6

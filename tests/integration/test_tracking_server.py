@@ -30,7 +30,11 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 EPOCHS = ("trainer.max_epochs=4", "callbacks.early_stopping=null")
-OWN_TAGS = ("run_folder", "git_commit")  # somebody may commit while the tests run
+OWN_TAGS = (
+    "run_folder",
+    "git_commit",
+    "mlflow.runName",
+)  # somebody may commit while the tests run; names end with the time
 # What two runs of the same configuration share; times differ.
 SAME = (
     *(f"values_by_epoch/{name}" for name in ("train/loss", "lr", "val/f1-score", "val/map")),
@@ -260,7 +264,9 @@ def test_sync__server_that_is_away_is_one_line(
 
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("vpexp: MLflow cannot be used (Connection refused): 0 runs were uploaded, nothing is lost")
+    assert line.startswith(
+        "vpexp: MLflow cannot be used (Connection refused): uploaded until now: 0 runs, nothing is lost"
+    )
 
 
 def test_sync__uploads_what_a_run_without_disturbance_has(

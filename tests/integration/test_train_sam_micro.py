@@ -78,6 +78,7 @@ def make_settings(folder: Path, photos: Path, **changed) -> Settings:
         "start": "packaged",
         "photos": photos,
         "photo_share": 0.5,
+        "whole_share": 0.35,
         "scenes": {"shapes": 1.0},
         "steps": 3,
         "small_share": 0.7,
