@@ -402,5 +402,6 @@ class Config:
     """Predict, demo: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
     run: str | None = None
     """Sync: the folder of a run, a pipeline or a sweep, or one that holds many."""
-    prompts: str | None = None
-    """Predict: a JSON file of boxes and points by image, grid, or dataset: the boxes of the data set that ``data`` names."""
+    prompts: str | None = "grid"
+    """Predict: grid (points all over the image), a JSON file of boxes and points by image, or dataset: the boxes of the data set that
+    ``data`` names."""

@@ -193,6 +193,10 @@ def test_stage__test_starts_from_what_was_trained_last():
     assert compose_config(["stage=train"]).checkpoint is None
 
 
+def test_prompts__are_a_grid_unless_they_are_given():
+    assert compose_config(["stage=predict", "source=photos"]).prompts == "grid"
+
+
 def test_experiment__command_line_wins():
     cfg = compose_config(["experiment=quickstart", "trainer.max_epochs=2", "model=sam_debug"])
 

@@ -67,7 +67,7 @@ def build_config(overrides):
         (["stage=predict"], "source is not given: write source=... (an image, a folder, or a pattern)"),
         (["stage=predict", "source="], "source is not given"),
         (
-            ["stage=predict", "source=a"],
+            ["stage=predict", "source=a", "prompts=null"],
             "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)",
         ),
         (
