@@ -48,6 +48,23 @@ class SceneDrawer:
     draw: Callable[[np.random.Generator, int, int], Scene]
 
 
+def draw_enough(
+    draw: Callable[[np.random.Generator, int, int], Scene],
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    least: int,
+) -> Scene:
+    """Draw a scene, and again at most eight times while it has fewer than ``least`` objects: those hardly seen are dropped."""
+    scene = draw(rng, height, width)
+    for _ in range(8):
+        if len(scene.masks) >= least:
+            break
+        scene = draw(rng, height, width)
+    return scene
+
+
 @dataclass(frozen=True, slots=True)
 class Sprite:
     """A drawn thing that can be painted many times.

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from vpexp.synthetic.canvas import Canvas, Field, Scene, SceneDrawer
+from vpexp.synthetic.canvas import Canvas, Field, Scene, SceneDrawer, draw_enough
 from vpexp.synthetic.outlines import build_contour, build_ellipse, rasterize_outline, rotation, transform_outline
 from vpexp.synthetic.textures import add_noise, blur_color, blur_field, change_light, draw_noise, draw_octaves
 
@@ -23,12 +23,7 @@ def draw_cells(rng: np.random.Generator, height: int, width: int) -> Scene:
     Returns:
         The image and the visible part of each cell, its nucleus included; labels index ``CELLS.categories``.
     """
-    scene = _draw_any(rng, height, width)
-    for _ in range(8):
-        if len(scene.masks) >= MIN_OBJECTS:
-            break
-        scene = _draw_any(rng, height, width)
-    return scene
+    return draw_enough(_draw_any, rng, height, width, least=MIN_OBJECTS)
 
 
 CELLS = SceneDrawer(("cell",), draw_cells)

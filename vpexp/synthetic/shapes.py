@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFilter
 
-from vpexp.synthetic.canvas import Canvas, Field, Scene, SceneDrawer
+from vpexp.synthetic.canvas import Canvas, Field, Scene, SceneDrawer, draw_enough
 from vpexp.synthetic.microscopy import draw_microscopy
 from vpexp.synthetic.outlines import OUTLINES, rasterize_outline, rotation, transform_outline
 from vpexp.synthetic.textures import FIELDS, blur_field, develop, draw_noise, mix_colors
@@ -83,12 +83,7 @@ def draw_shapes(rng: np.random.Generator, height: int, width: int) -> Scene:
     Returns:
         The image and the visible part of each object; labels index ``SHAPES.categories``.
     """
-    scene = _draw_any(rng, height, width)
-    for _ in range(8):  # hidden and tiny objects are dropped: now and then hardly one is left
-        if len(scene.masks) >= MIN_OBJECTS:
-            break
-        scene = _draw_any(rng, height, width)
-    return scene
+    return draw_enough(_draw_any, rng, height, width, least=MIN_OBJECTS)
 
 
 SHAPES = SceneDrawer(_CATEGORIES, draw_shapes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vpexp.synthetic.canvas import NO_OBJECT, Canvas, Field, Light, Points, Scene, SceneDrawer, Sprite
+from vpexp.synthetic.canvas import NO_OBJECT, Canvas, Field, Light, Points, Scene, SceneDrawer, Sprite, draw_enough
 from vpexp.synthetic.outlines import build_band, rasterize_outline
 from vpexp.synthetic.plants import VARIETIES, draw_cluster, draw_leaves, draw_single_berry, paint_leaf, paint_stalk
 from vpexp.synthetic.textures import (
@@ -52,12 +52,7 @@ def draw_vineyard(rng: np.random.Generator, height: int, width: int) -> Scene:
     Returns:
         The image and the visible part of each cluster; labels index ``VINEYARD.categories``.
     """
-    scene = _draw_any(rng, height, width)
-    for _ in range(8):  # now and then leaves hide nearly all
-        if len(scene.masks) >= MIN_OBJECTS:
-            break
-        scene = _draw_any(rng, height, width)
-    return scene
+    return draw_enough(_draw_any, rng, height, width, least=MIN_OBJECTS)
 
 
 VINEYARD = SceneDrawer(tuple(variety.name for variety in VARIETIES), draw_vineyard)
