@@ -20,7 +20,14 @@ from torch.nn import functional
 from scripts.sam_micro.scenes import OWNER_STRIDE, View
 from vpexp.data.clicks import Click, draw_next_click, find_deepest_pixel, find_next_click
 from vpexp.data.geometry import normalize_and_pad
-from vpexp.data.prompts import NO_POINT, POINT_IN, POINT_OUT, find_ambiguous
+from vpexp.data.prompts import (
+    NO_POINT,
+    POINT_IN,
+    POINT_OUT,
+    find_ambiguous,
+    jitter_boxes,
+    prompts_from_boxes,
+)
 from vpexp.models.mask_decoder import ALL_MASKS
 from vpexp.models.registry import STRIDE
 from vpexp.models.sam import LOW_RES_STRIDE, DecodedMasks, Sam, choose_tokens
@@ -136,13 +143,10 @@ def draw_first_prompt(
             chosen = int(rng.integers(len(rows)))
             row, column = rows[chosen], columns[chosen]
         return np.array([[column, row], [0, 0]], np.float32), np.array([POINT_IN, NO_POINT], np.float32)
-    box_4 = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
-    if kind == "loose":
-        length_2 = box_4[2:] - box_4[:2]
-        box_4 += rng.uniform(0, LOOSENESS, 4) * np.concatenate([-length_2, length_2])
-    height, width = mask_hw.shape
-    box_4 = np.clip(box_4, 0, [width, height, width, height])
-    return box_4.reshape(2, 2).astype(np.float32), np.array([2, 3], np.float32)
+    box_14 = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+    jitter = LOOSENESS if kind == "loose" else 0.0
+    prompt = prompts_from_boxes(jitter_boxes(box_14, jitter, (mask_hw.shape[0], mask_hw.shape[1]), rng))
+    return prompt.coords_NP2[0], prompt.labels_NP[0]
 
 
 def compute_loss(
