@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,6 @@ class DrawnImage:
     split: str
     name: str
     picture: Picture
-    link: str = ""
-    """To the whole picture, from the page's folder."""
 
 
 def choose_images(splits: Sequence[SplitMeasures], count: int) -> list[tuple[SplitMeasures, int]]:
@@ -120,7 +118,7 @@ def _draw(split: str, image: AnnotatedImage, path: Path, categories: Sequence[st
     visuals.save_picture(sheet, path)
     bare = sheet.crop((0, visuals.CAPTION_HEIGHT, sheet.width, sheet.height))
     small = shrink(bare, f"{caption}, {image.width}x{image.height}")
-    return DrawnImage(split, image.image_id, small, f"{path.parent.name}/{path.name}")
+    return DrawnImage(split, image.image_id, replace(small, link=f"{path.parent.name}/{path.name}"))
 
 
 def _describe(image: AnnotatedImage, categories: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -42,7 +43,7 @@ def test_draw_images__a_damaged_one_is_passed_over(tmp_path):
 
     drawn = draw_images([(train, row) for row in range(3)], ["cat", "dog"], tmp_path / "overlays")
 
-    assert [(one.split, one.name, one.picture.caption, one.link) for one in drawn] == [
+    assert [(one.split, one.name, one.picture.caption, one.picture.link) for one in drawn] == [
         ("train", "0.png", "1 cat, 200x100", "overlays/train_0.png"),
         ("train", "1.png", "1 cat, 200x100", "overlays/train_1.png"),
     ]
@@ -54,12 +55,17 @@ def test_draw_images__a_damaged_one_is_passed_over(tmp_path):
 
 def test_build_page__images_split_after_split_in_their_own_order():
     picture = shrink(Image.new("RGB", (20, 10)), "1 cat")
-    drawn = [DrawnImage(split, f"{split}.png", picture, f"overlays/{split}.png") for split in ("train", "val", "test")]
+    drawn = [
+        DrawnImage(split, f"{split}.png", replace(picture, link=f"overlays/{split}.png"))
+        for split in ("train", "val", "test")
+    ]
 
     page = build_page(build_survey(build_train()), (), (), drawn)
 
     assert re.findall("Images of (\\w+)", page) == ["train", "val", "test"]
-    assert re.findall(r'<a href="(overlays/.+?)">', page) == [one.link for one in drawn], "they open in full size"
+    assert re.findall(r'<a href="(overlays/.+?)">', page) == [one.picture.link for one in drawn], (
+        "they open in full size"
+    )
     assert len(re.findall(r'<i style="background: #\w{6}"></i>', page)) == 2, (
         "one legend of the classes that have objects"
     )
