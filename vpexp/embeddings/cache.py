@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vpexp.console import log_line
+from vpexp.data.annotations import AnnotatedImage, ImagePlace
 from vpexp.data.batch import Batch, EvaluationSample
 from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.inference.predictor import ImageEmbedding
@@ -108,11 +109,15 @@ class EmbeddingCache:
         return gathered_BCHW.float()
 
     def remember(self, sample: EvaluationSample, embedding: ImageEmbedding) -> ImageEmbedding:
+        """Take the embedding of an image that had none stored; see ``keep``."""
+        return self.keep(sample.annotations, embedding)
+
+    def keep(self, image: AnnotatedImage | ImagePlace, embedding: ImageEmbedding) -> ImageEmbedding:
         """Round what had to be encoded as stored embeddings are, and store it."""
         rounded_1CHW = embedding.features.to(DTYPES[self.stored.store.precision]).contiguous()
         self.encoded += 1
         if not torch.is_autocast_enabled(rounded_1CHW.device.type):
-            self._put(self.stored.find_key(sample.annotations), rounded_1CHW[0].cpu().numpy())
+            self._put(self.stored.find_key(image), rounded_1CHW[0].cpu().numpy())
         return replace(embedding, features=rounded_1CHW.to(embedding.features.dtype))
 
     def _put(self, key: str | None, embedding_CHW: NDArray[np.floating]) -> None:

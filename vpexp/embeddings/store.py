@@ -31,7 +31,7 @@ import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
-from vpexp.data.annotations import AnnotatedImage, Region
+from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import PREPROCESSING_VERSION
 from vpexp.errors import ConfigError
 from vpexp.files import replacing
@@ -247,13 +247,13 @@ class StoredEmbeddings:
     keys: Mapping[tuple[Path, bool], str] = field(default_factory=dict)
     left_out: AbstractSet[str] = frozenset()
 
-    def find_key(self, image: AnnotatedImage) -> str | None:
+    def find_key(self, image: AnnotatedImage | ImagePlace) -> str | None:
         """Find the key of an image or window; None where its embedding is not to be kept."""
         image_key = self.keys.get((image.path, image.exif_transpose))
         key = image_key and compute_window_key(image_key, image.window)
         return None if key in self.left_out else key
 
-    def read(self, image: AnnotatedImage) -> NDArray[Any] | None:
+    def read(self, image: AnnotatedImage | ImagePlace) -> NDArray[Any] | None:
         """Read an image's embedding; None where there is none, or a damaged one."""
         key = self.find_key(image)
         return None if key is None else self.store.read(key)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from vpexp.data.annotations import Rle
 from vpexp.data.masks import compute_area, compute_box
 
-# COCOeval's summary, in its order: areas are pixels of the original image, small < 32^2 <= medium < 96^2 <= large.
+SIZES = ("small", "medium", "large")
+"""Of COCO, by area in pixels of the original image: small < 32^2 <= medium < 96^2 <= large."""
+# COCOeval's summary, in its order.
 SUMMARY_NAMES = (
     "map",
     "map_50",
@@ -27,23 +29,28 @@ SUMMARY_NAMES = (
     "mar_medium",
     "mar_large",
 )
+COCO_LIMIT = 100
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
 class MaskAveragePrecision:
     """COCO mask AP (Lin et al. 2014) by ``faster-coco-eval``: the numbers of pycocotools, faster.
 
-    At most 100 predictions an image and class count, as COCO defines it. Values are in [0, 1]; NaN where no annotated
-    object falls into the class or size.
+    Values are in [0, 1]; NaN where no annotated object falls into the class or size.
 
     Args:
         categories: class names.
         records: of ``update``, by several processes that had taken turns. Predictions of one score rank in the order of
             their images, so that order is made again.
+        limit: so many predictions of an image and class count, the best; COCO's own is 100. Recall is named by it:
+            ``mar_100``.
     """
 
-    def __init__(self, categories: Sequence[str], records: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, categories: Sequence[str], records: Iterable[dict[str, Any]] = (), *, limit: int = COCO_LIMIT
+    ) -> None:
         self.categories = tuple(categories)
+        self.limit = limit
         self.records = sorted(records, key=lambda record: record["place"])  # stable: of one place, by rank
 
     def update(
@@ -53,16 +60,20 @@ class MaskAveragePrecision:
         annotated: Sequence[Rle],
         labels_N: NDArray[np.int64],
         place: int | None = None,
+        *,
+        predicted_labels_K: NDArray[np.int64] | None = None,
     ) -> None:
-        """Add one image: a prediction for each of its annotated objects.
+        """Add one image.
 
         Args:
             predicted: predicted masks as RLE.
             scores_N: predicted IoU; NaN, from a model that diverged, ranks last.
             annotated: the objects' masks as RLE.
-            labels_N: class of each object, and so of its prediction.
+            labels_N: class of each object.
             place: of the image among those that this process sees, damaged ones counted; None: the next.
+            predicted_labels_K: class of each prediction; None: there is one for each object, and of its class.
         """
+        predicted_labels = labels_N if predicted_labels_K is None else predicted_labels_K
         self.records.append(
             {
                 "place": len(self.records) if place is None else place,
@@ -70,6 +81,7 @@ class MaskAveragePrecision:
                 "scores": np.nan_to_num(scores_N, nan=LOWEST_SCORE).tolist(),
                 "annotated": list(annotated),
                 "labels": [int(label) for label in labels_N],
+                "predicted_labels": [int(label) for label in predicted_labels],
             }
         )
 
@@ -77,27 +89,34 @@ class MaskAveragePrecision:
         """Compute the twelve COCO numbers, and ``map_per_class`` and ``mar_100_per_class`` by class name."""
         from faster_coco_eval import COCO, COCOeval_faster
 
+        most = f"mar_{self.limit}"
         if not any(record["labels"] for record in self.records):
-            return {name: float("nan") for name in SUMMARY_NAMES}
+            return {most if name == "mar_100" else name: float("nan") for name in SUMMARY_NAMES}
         truth, predictions = self._build_coco()
         evaluator = COCOeval_faster(COCO(truth), predictions, iouType="segm", print_function=_discard)
-        evaluator.params.maxDets = [1, 10, 100]
+        evaluator.params.maxDets = [1, 10, self.limit]
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-        numbers = [float(value) for value in np.asarray(evaluator.stats)[: len(SUMMARY_NAMES)]]
-        result: dict[str, float | dict[str, float]] = dict(
-            zip(SUMMARY_NAMES, [_to_nan(value) for value in numbers], strict=True)
-        )
         # precision: [T thresholds, R recalls, K classes, A areas, M limits]; recall: [T, K, A, M].
-        precision_TRK = np.asarray(evaluator.eval["precision"])[:, :, :, 0, 2]
-        recall_TK = np.asarray(evaluator.eval["recall"])[:, :, 0, 2]
+        precision_TRKA = np.asarray(evaluator.eval["precision"])[..., 2]
+        recall_TKAM = np.asarray(evaluator.eval["recall"])
+        parts = {
+            "map": precision_TRKA[..., 0],
+            "map_50": precision_TRKA[0, ..., 0],
+            "map_75": precision_TRKA[5, ..., 0],
+            **{f"map_{size}": precision_TRKA[..., place] for place, size in enumerate(SIZES, start=1)},
+            "mar_1": recall_TKAM[..., 0, 0],
+            "mar_10": recall_TKAM[..., 0, 1],
+            most: recall_TKAM[..., 0, 2],
+            **{f"mar_{size}": recall_TKAM[..., place, 2] for place, size in enumerate(SIZES, start=1)},
+        }
+        result: dict[str, float | dict[str, float]] = {name: _mean_valid(values) for name, values in parts.items()}
         present = sorted({label for record in self.records for label in record["labels"]})
         result["map_per_class"] = {
-            self.categories[label]: _mean_valid(precision_TRK[:, :, place]) for place, label in enumerate(present)
+            self.categories[label]: _mean_valid(precision_TRKA[:, :, place, 0]) for place, label in enumerate(present)
         }
-        result["mar_100_per_class"] = {
-            self.categories[label]: _mean_valid(recall_TK[:, place]) for place, label in enumerate(present)
+        result[f"{most}_per_class"] = {
+            self.categories[label]: _mean_valid(recall_TKAM[:, place, 0, 2]) for place, label in enumerate(present)
         }
         return result
 
@@ -118,7 +137,9 @@ class MaskAveragePrecision:
                         "iscrowd": 0,
                     }
                 )
-            for rle, score, label in zip(record["predicted"], record["scores"], record["labels"], strict=True):
+            for rle, score, label in zip(
+                record["predicted"], record["scores"], record["predicted_labels"], strict=True
+            ):
                 predictions.append(
                     {
                         "image_id": image_id,
@@ -153,12 +174,8 @@ def _to_xywh(rle: Rle) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def _to_nan(value: float) -> float:
-    return float("nan") if value < 0 else value  # COCOeval says -1 where nothing was annotated
-
-
 def _mean_valid(values: NDArray[np.float64]) -> float:
-    valid = values[values > -1]
+    valid = values[values > -1]  # COCOeval says -1 where nothing was annotated
     return float(valid.mean()) if valid.size else float("nan")
 
 

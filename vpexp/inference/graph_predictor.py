@@ -7,7 +7,7 @@ signal (a data worker that ends, Ctrl-C) kills the process. So there is one Core
 Legend as in ``predictor.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 
 from vpexp.data.prompts import Prompts
 from vpexp.errors import CheckpointError
-from vpexp.inference.exported import ExportedModel, ModelMetadata, _open_session, read_metadata
-from vpexp.inference.predictor import ImageEmbedding, Predictor
+from vpexp.inference.exported import (
+    CLASSIFIER,
+    DECODER,
+    ENCODER,
+    PROMPTER,
+    ExportedModel,
+    ModelMetadata,
+    _open_session,
+    read_metadata,
+)
+from vpexp.inference.mask_crops import MaskCrops
+from vpexp.inference.predictor import ImageEmbedding, InstanceModel, Predictor
 from vpexp.runtime import find_thread_limit
 
 ENCODER_INPUTS = ("images",)
@@ -27,42 +37,57 @@ ENCODER_OUTPUTS = ("image_embeddings",)
 DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_size")
 TOKEN_OUTPUTS = ("token_masks", "token_ious")
 DECODER_OUTPUTS = ("upscaled_masks", "iou_predictions", "low_res_masks", *TOKEN_OUTPUTS)
+PORTS = {
+    ENCODER: (ENCODER_INPUTS, ENCODER_OUTPUTS),
+    DECODER: (DECODER_INPUTS, DECODER_OUTPUTS),
+    PROMPTER: (("image_embeddings", "images"), ("boxes", "scores")),
+    CLASSIFIER: (("crops", "extents"), ("probabilities",)),
+}
+"""Names of the inputs and of the outputs of each part."""
+READ_PORTS = PORTS | {DECODER: (DECODER_INPUTS, TOKEN_OUTPUTS)}
+"""Those that are used here."""
 Arrays = dict[str, NDArray[Any]]
 RunGraph = Callable[[Arrays], Arrays]
 
 
 class GraphPredictor(Predictor):
-    """Prepares what the two graphs take, and reads what they give.
+    """Prepares what the graphs take, and reads what they give.
 
     Args:
         model: the files.
         metadata: what they say of themselves.
-        run_encoder: from ``ENCODER_INPUTS`` to ``ENCODER_OUTPUTS``.
-        run_decoder: from ``DECODER_INPUTS`` to ``TOKEN_OUTPUTS``.
+        run: runs each part, from its inputs to its outputs in ``READ_PORTS``.
         multimask: as in ``Predictor``; None: as the model was exported.
     """
 
     def __init__(
-        self,
-        model: ExportedModel,
-        metadata: ModelMetadata,
-        run_encoder: RunGraph,
-        run_decoder: RunGraph,
-        multimask: str | None,
+        self, model: ExportedModel, metadata: ModelMetadata, run: Mapping[str, RunGraph], multimask: str | None
     ) -> None:
         super().__init__(metadata.image_size, multimask or metadata.multimask)
         self.model = model
         self.metadata = metadata
-        self._run_graphs = run_encoder, run_decoder
+        self._run = run
+        if (about := metadata.instances) is not None:
+            classify = self._classify if about.is_classified else None
+            self.instances = InstanceModel(self._find_boxes, classify, about.labels, about.threshold, about.max_overlap)
 
     def _encode(self, input_3SS: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._run_graphs[0]({"images": input_3SS[None]})["image_embeddings"]
+        return self._run[ENCODER]({"images": input_3SS[None]})["image_embeddings"]
+
+    def _find_boxes(
+        self, embedding_1CEE: NDArray[np.float32], image_13SS: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        outputs = self._run[PROMPTER]({"image_embeddings": embedding_1CEE, "images": image_13SS})
+        return outputs["boxes"], outputs["scores"]
+
+    def _classify(self, crops: MaskCrops) -> NDArray[np.float32]:
+        return self._run[CLASSIFIER]({"crops": crops.crops_K4PP, "extents": crops.extents_K2})["probabilities"]
 
     def _adopt(self, embedding_CHW: NDArray[Any]) -> NDArray[np.float32]:
         return np.array(embedding_CHW, dtype=np.float32)[None]
 
     def _run_decoder(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[NDArray[Any], NDArray[Any]]:
-        outputs = self._run_graphs[1](build_decoder_inputs(embedding.features, prompts, embedding.original_hw))
+        outputs = self._run[DECODER](build_decoder_inputs(embedding.features, prompts, embedding.original_hw))
         return outputs["token_masks"], outputs["token_ious"]
 
 
@@ -110,20 +135,24 @@ class OpenvinoPredictor(GraphPredictor):
         threads = threads or find_thread_limit()
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        encoder = _read_graph(core, model.encoder, ENCODER_INPUTS, ENCODER_OUTPUTS)
+        graphs = {part: _read_graph(core, file, *READ_PORTS[part]) for part, file in model.parts.items()}
         # What is embedded here has the model's size already, so what would fit it in falls away.
-        encoder.reshape([1, 3, metadata.image_size, metadata.image_size])
-        decoder = _read_graph(core, model.decoder, DECODER_INPUTS, TOKEN_OUTPUTS)
-        for result in decoder.get_results():  # what enlarges masks in the graph is not used here, so it is not computed
+        graphs[ENCODER].reshape([1, 3, metadata.image_size, metadata.image_size])
+        for result in graphs[
+            DECODER
+        ].get_results():  # what enlarges masks in the graph is not used here, so not computed
             if not result.get_input_tensor(0).get_names() & set(TOKEN_OUTPUTS):
-                decoder.remove_result(result)
-        super().__init__(
-            model,
-            metadata,
-            partial(_run_openvino, _compile(core, encoder, device, settings), ENCODER_OUTPUTS),
-            partial(_run_openvino, _compile(core, decoder, device, settings), TOKEN_OUTPUTS, in_place=True),
-            multimask,
-        )
+                graphs[DECODER].remove_result(result)
+        run = {
+            part: partial(
+                _run_openvino,
+                _compile(core, graph, device, settings),
+                READ_PORTS[part][1],
+                in_place=part == DECODER,
+            )
+            for part, graph in graphs.items()
+        }
+        super().__init__(model, metadata, run, multimask)
 
 
 def _read_graph(core: Any, file: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
@@ -199,13 +228,11 @@ class OnnxPredictor(GraphPredictor):
 
     def __init__(self, model: ExportedModel, *, threads: int | None = None, multimask: str | None = None) -> None:
         metadata = read_metadata(model)
-        super().__init__(
-            model,
-            metadata,
-            partial(_run_onnx, _open_session(model.encoder, threads), ENCODER_OUTPUTS),
-            partial(_run_onnx, _open_session(model.decoder, threads), TOKEN_OUTPUTS),
-            multimask,
-        )
+        run = {
+            part: partial(_run_onnx, _open_session(file, threads), READ_PORTS[part][1])
+            for part, file in model.parts.items()
+        }
+        super().__init__(model, metadata, run, multimask)
 
 
 def _run_onnx(session: Any, outputs: tuple[str, ...], inputs: Arrays) -> Arrays:

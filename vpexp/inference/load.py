@@ -90,6 +90,7 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
     from vpexp.models.registry import list_models
     from vpexp.models.sam import Sam
 
+    parts = None
     if isinstance(source, Sam):
         sam = source.eval()
     elif str(source) in list_models():
@@ -98,5 +99,8 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
         checkpoint = read_checkpoint(find_checkpoint(str(source), output_dir))
         refuse_foreign({"model": checkpoint.cfg.model}, (), checkpoint.path)
         sam = load_checkpoint_model(checkpoint)
-        multimask = multimask or checkpoint.multimask
-    return TorchPredictor(sam.to(torch.device(device)), multimask or "auto")
+        multimask, parts = multimask or checkpoint.multimask, checkpoint.instances
+    predictor = TorchPredictor(sam.to(torch.device(device)), multimask or "auto")
+    if parts is not None:
+        predictor.instances = parts.build_model(predictor.device)
+    return predictor

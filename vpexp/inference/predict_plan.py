@@ -26,7 +26,7 @@ class PredictionTask:
 
     Attributes:
         image: the file.
-        prompts: None for a grid, which is made once the image's size is known.
+        prompts: None where the image is searched: by a grid of points, or by what the model has learnt.
         annotated: what is annotated already, for images of a data set; its masks are kept.
         split: of the data set; None for images of a source.
     """
@@ -70,8 +70,8 @@ class PredictionPlan:
         return [name for name in self.categories if name in used]
 
 
-def plan_grid(images: Sequence[SourceImage]) -> PredictionPlan:
-    """Plan a grid of points on every image."""
+def plan_images(images: Sequence[SourceImage]) -> PredictionPlan:
+    """Plan to search every image, for objects of one class."""
     return PredictionPlan([PredictionTask(image, None) for image in images], (DEFAULT_LABEL,))
 
 

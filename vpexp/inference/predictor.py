@@ -6,7 +6,7 @@ image, boxes xyxy.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,17 @@ from vpexp.data.annotations import Region, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.masks import encode_mask, find_region
 from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts, find_ambiguous, prompts_from_boxes
+from vpexp.inference.mask_crops import MaskCrops
 from vpexp.inference.upscaling import plan_upscaling
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+FindBoxes = Callable[[Any, NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""From a backend's embedding [1, C, S/16, S/16] and the image [1, 3, S, S], normalised and padded, to boxes [K, 4], xyxy in pixels of
+the padded square, and scores [K]."""
+Classify = Callable[[MaskCrops], NDArray[np.float32]]
+"""Probabilities [K, C] of the classes of masks."""
 
 SHOWN = 5
 # What one decoder call may hold, in pixels of the model's input; keeps peak memory flat for any number of prompts.
@@ -90,6 +97,25 @@ class Prediction:
         return (encode_mask(mask_HW, region) for mask_HW, region in zip(masks, regions, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceModel:
+    """What finds and names objects for a predictor; see ``vpexp.inference.instances``.
+
+    Attributes:
+        find_boxes: the prompter.
+        classify: the classifier; None: there is one class.
+        labels: class names.
+        threshold: lowest score of a mask that is kept, chosen on val.
+        max_overlap: of masks whose IoU is higher the better one is kept.
+    """
+
+    find_boxes: FindBoxes
+    classify: Classify | None
+    labels: tuple[str, ...]
+    threshold: float
+    max_overlap: float
+
+
 class Predictor(ABC):
     """Image and prompts in, masks out, whatever runs the model.
 
@@ -97,11 +123,15 @@ class Predictor(ABC):
         image_size: side S of the model's square input, pixels.
         multimask: which prompts are answered by the best of three masks: ``auto``, ``always`` or ``never``; see
             ``find_ambiguous``.
+
+    Attributes:
+        instances: finds and names objects without prompts; None where the model has not learnt to.
     """
 
     def __init__(self, image_size: int, multimask: str) -> None:
         self.image_size = image_size
         self.multimask = multimask
+        self.instances: InstanceModel | None = None
 
     @abstractmethod
     def _encode(self, input_3SS: NDArray[np.float32]) -> Any:

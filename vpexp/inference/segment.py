@@ -10,6 +10,7 @@ Legend: N prompts, K masks, H W size of the image, h w of the low-resolution log
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from vpexp.data.masks import choose_distinct, compute_area, compute_box, decode_
 from vpexp.data.prompts import Prompts, prompts_from_points
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 from vpexp.inference.upscaling import Upscaling, plan_upscaling
+
+if TYPE_CHECKING:
+    from vpexp.config.schema import PredictConfig
 
 # Masks that are held at the image's size at once, in pixels.
 CHUNK_PIXELS = 64 * 1024 * 1024
@@ -32,13 +36,15 @@ class FoundMask:
 
     Attributes:
         rle: the mask, compressed; it has at least one pixel.
-        score: its predicted IoU.
+        score: its predicted IoU; of what the prompter found, that and the box's own score.
         prompt: which prompt gave it.
+        label: its class, where the model names it.
     """
 
     rle: Rle
     score: float
     prompt: int
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,17 @@ class GridFilter:
     max_box_overlap: float = 1.0
     max_overlap: float = 1.0
     min_area: int = 0
+
+    @classmethod
+    def from_config(cls, settings: "PredictConfig") -> "GridFilter":
+        """Build the filter of ``prompts=grid``."""
+        return cls(
+            min_score=max(settings.min_score, settings.grid_min_score),
+            min_stability=settings.grid_stability,
+            max_box_overlap=settings.grid_box_overlap,
+            max_overlap=settings.grid_overlap,
+            min_area=settings.grid_min_area,
+        )
 
 
 def segment(predictor: Predictor, embedding: ImageEmbedding, prompts: Prompts, *, min_score: float) -> Segmentation:

@@ -17,8 +17,13 @@ from vpexp.data.annotations import Region, Rle
 from vpexp.data.masks import compute_area, compute_box, compute_overlap, merge_rles
 from vpexp.data.prompts import Prompts
 from vpexp.data.tiles import Tiling, move_prompts, place_prompts, put_back, see_mask, touches_seam
-from vpexp.inference.predictor import Prediction, Predictor
+from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, build_grid, segment, segment_grid
+
+EmbedWindow = Callable[[NDArray[np.uint8], Region], ImageEmbedding]
+"""Gives the embedding of a window of an image: its pixels, RGB [h, w, 3], and where they lie."""
+Search = Callable[[NDArray[np.uint8], ImageEmbedding], tuple[Prompts, Segmentation]]
+"""Finds what is in an image, RGB [h, w, 3], that is encoded: prompts in its pixels, and their masks, best first."""
 
 COVERED = 0.7
 """Share of a mask cut by a seam from which it is a part of a whole mask that a neighbouring tile has."""
@@ -27,7 +32,13 @@ SAME_OBJECT = 0.5
 
 
 def segment_tiles(
-    predictor: Predictor, image_HW3: NDArray[np.uint8], prompts: Prompts, tiling: Tiling, *, min_score: float
+    predictor: Predictor,
+    image_HW3: NDArray[np.uint8],
+    prompts: Prompts,
+    tiling: Tiling,
+    *,
+    min_score: float,
+    embed: EmbedWindow | None = None,
 ) -> Segmentation:
     """Decode each prompt in the window that holds it; see ``place_prompts`` and ``segment``.
 
@@ -37,11 +48,13 @@ def segment_tiles(
         prompts: pixels of the image.
         tiling: how it is cut.
         min_score: lowest predicted IoU.
+        embed: gives the embedding of a window; None: the predictor encodes it.
     """
     height, width, _ = image_HW3.shape
+    embed = embed or (lambda part_hw3, _: predictor.embed(part_hw3))
     parts = []
     for window, chosen_N in place_prompts(prompts, tiling, height, width).group():
-        embedding = predictor.embed(image_HW3[window.slices])
+        embedding = embed(image_HW3[window.slices], window)
         own = move_prompts(prompts.select(chosen_N), window)
         found = segment(predictor, embedding, own, min_score=min_score)
         masks = [
@@ -70,60 +83,54 @@ def decode_tiles(predictor: Predictor, image_HW3: NDArray[np.uint8], prompts: Pr
     return Prediction(masks_NHW, iou_N, low_res_Nhw)
 
 
-@dataclass(frozen=True, slots=True)
-class TiledGrid:
-    """A grid of points on every tile of an image.
+def search_image(
+    image_HW3: NDArray[np.uint8], tiling: Tiling | None, embed: EmbedWindow, search: Search, filters: GridFilter
+) -> tuple[Prompts, Segmentation]:
+    """Search an image, tile by tile where it is cut, and keep each object once; see ``join_tiles``.
 
-    Attributes:
-        windows: the tiles.
-        grids: the points of each, in its frame.
-        height: of the image.
-        width: of the image.
+    Args:
+        image_HW3: RGB uint8.
+        tiling: how it is cut; None: it is not.
+        embed: encodes a tile, or the image.
+        search: finds prompts of its own, and their masks, in an image or tile.
+        filters: which masks of several tiles are one object's.
+
+    Returns:
+        All prompts, pixels of the image, and the masks, best first.
     """
+    height, width, _ = image_HW3.shape
+    windows = [Region(0, 0, height, width)] if tiling is None else tiling.plan(height, width)
+    if len(windows) == 1:
+        return search(image_HW3, embed(image_HW3, windows[0]))
+    asked: list[Prompts] = []
+    parts: list[Segmentation] = []
+    found: list[TileMask] = []
+    before = 0
+    for window in windows:
+        pixels_hw3 = image_HW3[window.slices]
+        prompts, part = search(pixels_hw3, embed(pixels_hw3, window))
+        for mask in part.masks:
+            is_cut = touches_seam(mask.rle, window, height, width)
+            rle = put_back(mask.rle, window, height, width)
+            found.append(TileMask(FoundMask(rle, mask.score, before + mask.prompt), window, is_cut))
+        asked.append(move_prompts(prompts, Region(-window.top, -window.left, 0, 0)))
+        parts.append(part)
+        before += len(prompts)
+    kept = join_tiles(found, filters)
+    coords, labels = (np.concatenate([getattr(one, name) for one in asked]) for name in ("coords_NP2", "labels_NP"))
+    return Prompts(coords, labels), _add_up(parts, kept, overlapping=len(found) - len(kept))
 
-    windows: Sequence[Region]
-    grids: Sequence[Prompts]
-    height: int
-    width: int
 
-    @classmethod
-    def plan(cls, height: int, width: int, points_per_side: int, tiling: Tiling | None) -> "TiledGrid":
-        """Lay grids over the tiles of an image; without a tiling over the image."""
-        windows = [Region(0, 0, height, width)] if tiling is None else tiling.plan(height, width)
-        grids = [build_grid(one.bottom - one.top, one.right - one.left, points_per_side) for one in windows]
-        return cls(windows, grids, height, width)
+def search_by_grid(
+    predictor: Predictor, points_per_side: int, filters: GridFilter, advance: Callable[[int], None]
+) -> Search:
+    """Build the search by a grid of points; see ``segment_grid``."""
 
-    @property
-    def prompts(self) -> Prompts:
-        """All points, pixels of the image."""
-        pairs = zip(self.windows, self.grids, strict=True)
-        moved = [move_prompts(grid, Region(-one.top, -one.left, 0, 0)) for one, grid in pairs]
-        coords = np.concatenate([grid.coords_NP2 for grid in moved])
-        return Prompts(coords, np.concatenate([grid.labels_NP for grid in moved]))
+    def search(_: NDArray[np.uint8], embedding: ImageEmbedding) -> tuple[Prompts, Segmentation]:
+        grid = build_grid(*embedding.original_hw, points_per_side)
+        return grid, segment_grid(predictor, embedding, grid, filters, advance)
 
-    def segment(
-        self,
-        predictor: Predictor,
-        image_HW3: NDArray[np.uint8],
-        filters: GridFilter,
-        advance: Callable[[int], None],
-    ) -> Segmentation:
-        """Decode the points tile by tile, and keep each object once; see ``segment_grid`` and ``join_tiles``."""
-        parts, found, before = [], [], 0
-        for window, grid in zip(self.windows, self.grids, strict=True):
-            part = segment_grid(predictor, predictor.embed(image_HW3[window.slices]), grid, filters, advance)
-            parts.append(part)
-            found += [self._put_back(mask, window, before) for mask in part.masks]
-            before += len(grid)
-        if len(parts) == 1:
-            return parts[0]
-        kept = join_tiles(found, filters)
-        return _add_up(parts, kept, overlapping=len(found) - len(kept))
-
-    def _put_back(self, mask: FoundMask, window: Region, before: int) -> "TileMask":
-        is_cut = touches_seam(mask.rle, window, self.height, self.width)
-        rle = put_back(mask.rle, window, self.height, self.width)
-        return TileMask(FoundMask(rle, mask.score, before + mask.prompt), window, is_cut)
+    return search
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from vpexp.config.saved import read_yaml, refuse_interpolations
 from vpexp.config.schema import PARTS, ModelConfig
 from vpexp.console import log_line
 from vpexp.errors import CheckpointError, ConfigError
+from vpexp.files import replacing
 from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
+from vpexp.inference.torch_instances import InstanceParts
 from vpexp.models.registry import get_model_info, list_models
 from vpexp.models.sam import Sam
 from vpexp.models.weights import check_finite, compute_state_hash, find_unusable, load_weights, resolve_weights
@@ -39,6 +41,7 @@ class Checkpoint:
         frozen: hash of each part that is not in it.
         categories: class names of the data it was trained on.
         can_go_on: whether it also holds what a training needs to be resumed.
+        instances: what finds and names objects without prompts; None where none was learnt.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Checkpoint:
     frozen: dict[str, str]
     categories: tuple[str, ...]
     can_go_on: bool
+    instances: InstanceParts | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -153,15 +157,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
             frozen=dict(identity["frozen"]),
             categories=tuple(identity["categories"]),
             can_go_on=content.keys() >= _TO_GO_ON,
+            instances=InstanceParts.from_content(identity["instances"]) if identity.get("instances") else None,
         )
         _check(checkpoint)
     except ConfigError as error:
         raise CheckpointError(f"{path} is no whole checkpoint of vpexp: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no whole checkpoint of vpexp ({type(error).__name__}): made by another version, or changed since"
         ) from error
     return checkpoint
+
+
+def add_instances(path: Path, parts: InstanceParts) -> None:
+    """Write what finds and names objects into a checkpoint, beside what it holds."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    content["vpexp"]["instances"] = parts.to_content()
+    with replacing(path) as draft:
+        torch.save(content, draft)
 
 
 def _check(checkpoint: Checkpoint) -> None:

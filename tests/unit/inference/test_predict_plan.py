@@ -12,7 +12,7 @@ from vpexp.data.image_source import find_images
 from vpexp.data.masks import encode_mask
 from vpexp.data.skipped import SkipCounts
 from vpexp.errors import DataError
-from vpexp.inference.predict_plan import plan_dataset, plan_grid, plan_prompts
+from vpexp.inference.predict_plan import plan_dataset, plan_images, plan_prompts
 
 BOX = {"boxes": [[1, 1, 5, 5]]}
 
@@ -39,8 +39,8 @@ def plan(photos, tmp_path):
     return run_plan
 
 
-def test_plan_grid__every_image(photos):
-    plan = plan_grid(find_images(str(photos)))
+def test_plan_images__every_image(photos):
+    plan = plan_images(find_images(str(photos)))
     assert [task.image.name for task in plan.tasks] == ["a.png", "b.png", "left/c.png"]
     assert all(task.prompts is None for task in plan.tasks)
     assert plan.categories == ("object",)

@@ -10,7 +10,7 @@ from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.tiles import Tiling
 from vpexp.inference.predictor import ImageEmbedding, Prediction
 from vpexp.inference.segment import FoundMask, GridFilter
-from vpexp.inference.tiled import TiledGrid, TileMask, join_tiles, segment_tiles
+from vpexp.inference.tiled import TileMask, join_tiles, search_by_grid, search_image, segment_tiles
 
 FILTERS = GridFilter(min_score=0.5, max_box_overlap=0.7, max_overlap=0.7)
 
@@ -50,11 +50,11 @@ def draw_blobs(height, width, *boxes):
 
 
 def find_all(image_HW3, tiling, points=8):
-    grid = TiledGrid.plan(*image_HW3.shape[:2], points, tiling)
     done, predictor = [], TouchedBlobs()
-    found = grid.segment(predictor, image_HW3, FILTERS, done.append)
-    assert sum(done) == len(grid.prompts)
-    return predictor, grid, found
+    search = search_by_grid(predictor, points, FILTERS, done.append)
+    prompts, found = search_image(image_HW3, tiling, lambda part_hw3, _: predictor.embed(part_hw3), search, FILTERS)
+    assert sum(done) == len(prompts)
+    return predictor, prompts, found
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def find_all(image_HW3, tiling, points=8):
 )
 def test_grid__objects_on_seams_come_out_once_and_whole(blobs):
     image_HW3 = draw_blobs(100, 100, *blobs)
-    predictor, grid, found = find_all(image_HW3, Tiling(48, 0.25))
+    predictor, prompts, found = find_all(image_HW3, Tiling(48, 0.25))
     assert set(predictor.embedded) == {(48, 48)}
     assert len(found.masks) == len(blobs)
     union_HW = np.zeros((100, 100), bool)
     for mask in found.masks:
         mask_HW = decode_rle(mask.rle)
         assert mask_HW.sum() in [(right - left) * (bottom - top) for left, top, right, bottom in blobs]
-        x, y = grid.prompts.coords_NP2[mask.prompt, 0].astype(int)
+        x, y = prompts.coords_NP2[mask.prompt, 0].astype(int)
         assert mask_HW[y, x], "the prompt is one that gave the mask"
         union_HW |= mask_HW
     np.testing.assert_array_equal(union_HW, image_HW3[:, :, 0] > 0)
@@ -85,7 +85,7 @@ def test_grid__without_tiles_and_in_one_tile_is_the_same():
     image_HW3 = draw_blobs(40, 60, (3, 3, 20, 20), (30, 10, 55, 35))
     (_, whole, expected), (_, one, found) = find_all(image_HW3, None), find_all(image_HW3, Tiling(64, 0.25))
     assert found == expected
-    np.testing.assert_array_equal(whole.prompts.coords_NP2, one.prompts.coords_NP2)
+    np.testing.assert_array_equal(whole.coords_NP2, one.coords_NP2)
 
 
 def test_join_tiles__neighbours_that_seams_cut_stay_two():

@@ -1,0 +1,187 @@
+"""The prompter learns where objects are: its targets say what its boxes should be, and its training goes on to the same numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vpexp.config.schema import PrompterConfig
+from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
+from vpexp.data.masks import compute_box, encode_mask
+from vpexp.data.tiles import Tiling
+from vpexp.models.prompter import CELL, Prompter
+from vpexp.training.prompter import (
+    SWAPPED_SIDES,
+    PrompterTrainer,
+    Targets,
+    View,
+    build_targets,
+    list_views,
+    measure_boxes,
+)
+
+SIZE = 64
+CELLS = SIZE // CELL
+SETTINGS = PrompterConfig(steps=12, batch_size=2, evaluate_every=4, patience=9, width=32, depth=0, limit=20)
+
+
+def build_view(*boxes, number=0):
+    place = ImagePlace(Path(f"{number}.png"), exif_transpose=True)
+    return View(place, np.array(boxes, np.float32).reshape(-1, 4), (SIZE, SIZE))
+
+
+class Oracle(Prompter):
+    """A prompter whose maps are given."""
+
+    def __init__(self, targets):
+        super().__init__(8, width=32, depth=0, limit=20)
+        self.targets = targets
+
+    def compute_maps(self, embeddings_BCEE, images_B3SS):
+        heat_BGG = self.targets.heat_BGG.clamp(1e-4, 1 - 1e-4)
+        return torch.logit(heat_BGG)[:, None], self.targets.distances_B4GG
+
+
+def find_boxes(targets):
+    boxes_1K4, scores_1K = Oracle(targets)(None, None)
+    return boxes_1K4[0][scores_1K[0] > 0.99].numpy()
+
+
+sides = st.tuples(st.floats(1, 40), st.floats(1, 40))
+boxes = st.tuples(st.floats(0, 60), st.floats(0, 60), sides).map(
+    lambda drawn: (drawn[0], drawn[1], min(drawn[0] + drawn[2][0], SIZE), min(drawn[1] + drawn[2][1], SIZE))
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(boxes)
+def test_build_targets__are_found_again_as_the_box(box):
+    found_k4 = find_boxes(build_targets([build_view(box)], CELLS))
+    np.testing.assert_allclose(found_k4, [box], atol=1e-3)
+
+
+def test_build_targets__keep_objects_apart_that_touch():
+    touching = [(4, 4, 20, 20), (20, 4, 36, 20), (4, 20, 20, 60), (40, 40, 44, 44)]
+    found_k4 = find_boxes(build_targets([build_view(*touching)], CELLS))
+    np.testing.assert_allclose(sorted(found_k4.tolist()), sorted(map(list, touching)), atol=1e-3)
+
+
+@pytest.mark.parametrize("how", SWAPPED_SIDES)
+def test_targets_turn__are_those_of_the_turned_boxes(how):
+    box_4 = np.array([5, 9, 31, 50], np.float32)
+    x0, y0, x1, y1 = box_4
+    turned = {
+        "columns": (SIZE - x1, y0, SIZE - x0, y1),
+        "rows": (x0, SIZE - y1, x1, SIZE - y0),
+        "axes": (y0, x0, y1, x1),
+    }
+    expected = build_targets([build_view(turned[how])], CELLS)
+    got = build_targets([build_view(box_4)], CELLS).turn(how)
+    for name in Targets.__slots__:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-4, rtol=0)
+
+
+def build_image(height, width, *boxes_xyxy):
+    masks = []
+    for left, top, right, bottom in boxes_xyxy:
+        mask_HW = np.zeros((height, width), bool)
+        mask_HW[top:bottom, left:right] = True
+        masks.append(encode_mask(mask_HW))
+    return AnnotatedImage(
+        image_id="a.png",
+        path=Path("a.png"),
+        height=height,
+        width=width,
+        masks=tuple(masks),
+        boxes_N4=np.array([compute_box(mask) for mask in masks], np.float32).reshape(-1, 4),
+        labels_N=np.zeros(len(masks), np.int64),
+        object_ids=tuple(map(str, range(len(masks)))),
+    )
+
+
+def test_list_views__shows_each_tile_what_lies_in_it_and_images_without_objects():
+    image = build_image(100, 200, (10, 10, 30, 30), (95, 40, 115, 60), (150, 90, 200, 100))
+    tiles = list_views([image, build_image(50, 50)], Tiling(100, 0.0), SIZE)
+    assert [view.place.window for view in tiles] == [Region(0, 0, 100, 100), Region(0, 100, 100, 200), None]
+    scale = SIZE / 100
+    np.testing.assert_allclose(tiles[0].boxes_N4, np.array([[10, 10, 30, 30], [95, 40, 100, 60]]) * scale, atol=1e-5)
+    np.testing.assert_allclose(tiles[1].boxes_N4, np.array([[0, 40, 15, 60], [50, 90, 100, 100]]) * scale, atol=1e-5)
+    assert len(tiles[2].boxes_N4) == 0
+    (whole,) = list_views([image], None, SIZE)
+    assert (whole.place.window, whole.resized_hw) == (None, (32, 64))
+
+
+def draw_views(count):
+    """Bright rectangles on a dark ground, whose embedding is noise: all is in the pixels."""
+    rng, views, pixels = np.random.default_rng(0), [], {}
+    for number in range(count):
+        image_HW3 = rng.integers(0, 40, (SIZE, SIZE, 3)).astype(np.uint8)
+        corners = [(6, 6), (38, 8), (10, 40), (40, 40)][: int(rng.integers(0, 5))]
+        found = []
+        for x, y in corners:
+            wide, high = rng.integers(8, 20, 2).tolist()
+            image_HW3[y : y + high, x : x + wide] = 220
+            found.append((x, y, x + wide, y + high))
+        view = build_view(*found, number=number)
+        views.append(view)
+        pixels[view.place] = rng.standard_normal((8, 4, 4)).astype(np.float32), image_HW3
+    return views, pixels.__getitem__
+
+
+def build_trainer(folder, views, read, config=SETTINGS, encoder_hash="a"):
+    torch.manual_seed(0)
+    prompter = Prompter(8, width=config.width, depth=config.depth, limit=config.limit)
+    looks = []
+    trainer = PrompterTrainer(
+        prompter,
+        views[4:],
+        views[:4],
+        read,
+        config,
+        seed=3,
+        state_path=folder / "state.ckpt",
+        encoder_hash=encoder_hash,
+        report=lambda *look: looks.append(look),
+    )
+    return trainer, looks
+
+
+def test_prompter_trainer__goes_on_to_the_same_numbers(tmp_path):
+    views, read = draw_views(9)
+    whole, looks = build_trainer(tmp_path, views, read)
+    whole.fit(lambda _: None)
+    (tmp_path / "state.ckpt").unlink()
+
+    def stop_at_6(step):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    stopped, first = build_trainer(tmp_path, views, read)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(stop_at_6)
+    resumed, second = build_trainer(tmp_path, views, read)
+    resumed.fit(lambda _: None)
+    assert [look[0] for look in first] == [4]
+    assert [*first, *second] == looks
+    for name, value in whole.prompter.state_dict().items():
+        assert torch.equal(value, resumed.prompter.state_dict()[name]), name
+    other, again = build_trainer(tmp_path, views, read, encoder_hash="b")
+    other.fit(lambda _: None)
+    assert [look[0] for look in again] == [4, 8, 12]
+
+
+def test_prompter_trainer__learns_from_pixels_and_stops_early(tmp_path):
+    views, read = draw_views(24)
+    config = PrompterConfig(
+        steps=400, batch_size=4, lr=5e-3, evaluate_every=50, patience=2, width=32, depth=0, limit=20
+    )
+    trainer, looks = build_trainer(tmp_path, views, read, config)
+    trainer.fit(lambda _: None)
+    assert trainer.best_score > 0.5  # of boxes from an IoU of 0.5 to 0.9
+    assert measure_boxes(trainer.prompter, views[:4], read, torch.device("cpu")) == trainer.best_score
+    assert trainer.step < 400
+    assert trainer.step - trainer.best_step == 100
+    assert [look[3] for look in looks[-2:]] == [False, False]
