@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vpexp.config import inherit, load_config, validate
-from vpexp.config.saved import inherit_tiles, lay_over_saved
+from vpexp.config.saved import inherit_tiles, lay_over_saved, list_keys
 from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.data.dataset import check_root
 from vpexp.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ USE_WEIGHTS = ("train", "test", "export", "predict", "demo", "pipeline")
 NAMED_BY_FILES = "openvino_model"  # the model of which its files say what it is
 
 USED = {  # sections that the steps of a pipeline use, beside those that no run changes
-    "train": ("data", "prompt", "loss", "trainer", "callbacks", "metrics", "seed"),
+    "train": ("data", "prompt", "prompter", "loss", "trainer", "callbacks", "metrics", "seed"),
     "test": ("data", "prompt", "stage", "metrics"),
     "export": ("export",),
     "ptq": ("ptq",),
@@ -131,7 +131,7 @@ def _inherit_exported(cfg: DictConfig, model: ExportedModel, overrides: Sequence
         if asked and cfg.model[key] not in (value, NAMED_BY_FILES):
             raise ConfigError(f"{asked[-1]}: {model.decoder} has model.{key}={value}; leave out {asked[-1]}")
     cfg.model.name, cfg.model.image_size = metadata.model_name, metadata.image_size
-    if not typed.keys() & {"prompt", "prompt.multimask", "experiment"}:
+    if not set(list_keys(overrides)) & {"prompt", "prompt.multimask", "experiment"}:
         cfg.prompt.multimask = metadata.multimask
     inherit_tiles(cfg, metadata.tile, metadata.tile_overlap, list(typed))
     cfg.checkpoint = str(model.decoder)

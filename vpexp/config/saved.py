@@ -28,7 +28,15 @@ HEADER = """\
 """
 
 KEPT = ("model", "optimizer", "scheduler")  # whose state the checkpoint brings, which would overrule what is typed
-BY_KEY = ("data", "prompt", "loss", "trainer", "export", "ptq")  # whose keys may change one by one, by no other option
+BY_KEY = (
+    "data",
+    "prompt",
+    "prompter",
+    "loss",
+    "trainer",
+    "export",
+    "ptq",
+)  # whose keys may change one by one, by no other option
 ELSEWHERE = ("resume", "checkpoint", "experiment", "stage", "paths")  # bare names that are heeded elsewhere
 # Where things are and what computes them. That weights are those of its frozen parts is checked by the checkpoint.
 FREE = (
@@ -154,6 +162,13 @@ def get_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
+def list_keys(overrides: Sequence[str]) -> list[str]:
+    """List the keys and groups that overrides are of; ``prompt=auto`` is its one key, and leaves the rest as it was trained."""
+    keys = [get_key(override) for override in overrides]
+    is_auto = [override.lstrip("+") == "prompt=auto" for override in overrides]
+    return ["prompt.type" if auto else key for key, auto in zip(keys, is_auto, strict=True)]
+
+
 def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Take model, data, prompt, cache and seed from the run that made a checkpoint, except what the user asked for.
 
@@ -170,7 +185,7 @@ def inherit(cfg: DictConfig, saved_cfg: DictConfig, overrides: Sequence[str]) ->
         ConfigError: the checkpoint holds keys that this version does not know.
     """
     saved = _restore_types(saved_cfg)
-    keys = [get_key(override) for override in overrides]
+    keys = list_keys(overrides)
     merged = cfg.copy()
     for section in INHERITED:
         if section in keys or "experiment" in keys:
@@ -205,6 +220,7 @@ def _build_defaults(saved_cfg: DictConfig) -> DictConfig:
     cfg = OmegaConf.structured(Config)
     if "multimask" not in saved_cfg.get("prompt", {}):
         cfg.prompt.multimask = "never"
+    cfg.prompter.enabled = "prompter" in saved_cfg
     return cfg  # type: ignore[no-any-return]
 
 

@@ -134,8 +134,9 @@ class DataConfig:
 class PromptConfig:
     """The prompts that the model is given for each object."""
 
-    type: str = setting("box", choices=("box", "point", "both", "clicks"))
-    """box, point, both (each object by one of the two; the box wins), or clicks (a first prompt, then clicks on its errors)."""
+    type: str = setting("box", choices=("box", "point", "both", "clicks", "auto"))
+    """box, point, both (each object by one of the two; the box wins), clicks (a first prompt, then clicks on its errors), or auto
+    (test: nothing, the model finds the objects by its prompter)."""
     jitter: float = setting(0.0, lowest=0)
     """Training: each side of a box moves outwards by U(0, jitter) of its length."""
     test_jitter: float = setting(0.0, lowest=0)
@@ -154,6 +155,34 @@ class PromptConfig:
     """Clicks: the decoder is also given the mask that a click corrects."""
     multimask: str = setting("auto", choices=("auto", "always", "never"))
     """Which prompts are answered by the best of three masks: auto (one point alone), always, never."""
+
+
+@dataclass
+class PrompterConfig:
+    """What finds objects without prompts, and names them; it is learnt after the decoder, from the same embeddings and annotations."""
+
+    enabled: bool = True
+    """false learns none: the model then answers prompts only."""
+    steps: int = setting(700, lowest=1)
+    """Steps of its training at most; early stopping may end it sooner."""
+    batch_size: int = setting(4, lowest=1)
+    """Images or tiles of a step."""
+    lr: float = setting(2e-3, lowest=0)
+    """Highest learning rate: it rises for a tenth of the steps, and falls to 0."""
+    evaluate_every: int = setting(100, lowest=1)
+    """Steps between two looks at val."""
+    patience: int = setting(4, lowest=1)
+    """Looks at val without a better one, after which training ends."""
+    width: int = setting(128, lowest=16)
+    """Channels of the head; a multiple of 32."""
+    depth: int = setting(1, lowest=0)
+    """Residual blocks of the head before it enlarges its maps."""
+    limit: int = setting(300, lowest=1)
+    """Boxes of an image or tile, at most."""
+    classifier_steps: int = setting(400, lowest=1)
+    """Steps in which what names the masks learns from crops of them."""
+    max_overlap: float = setting(0.6, lowest=0, highest=1)
+    """Of masks whose IoU is higher, only the best is kept."""
 
 
 @dataclass
@@ -246,8 +275,10 @@ class ExportConfig:
 class PtqConfig:
     """How an exported model is quantized by NNCF."""
 
-    parts: list[str] = setting(["image_encoder", "decoder"], choices=("image_encoder", "decoder"))
-    """Parts that are quantized, of image_encoder and decoder."""
+    parts: list[str] = setting(
+        ["image_encoder", "decoder", "prompter"], choices=("image_encoder", "decoder", "prompter")
+    )
+    """Parts that are quantized, of image_encoder, decoder and, where the model has one, prompter."""
     method: str = setting("int8", choices=("int8", "weights"))
     """int8 (weights and activations) or weights (weights only)."""
     preset: str = setting("mixed", choices=("mixed", "performance"))
@@ -275,7 +306,8 @@ class PredictConfig:
     points_per_side: int = setting(16, lowest=1, highest=256)
     """prompts=grid: points along each side of the image."""
     min_score: float = setting(0.0, lowest=0, highest=1)
-    """Masks whose predicted IoU is lower are left out; 0 keeps all. For prompts=grid it is at least grid_min_score."""
+    """Masks whose predicted IoU is lower are left out; 0 keeps all. For prompts=grid it is at least grid_min_score, for
+    prompts=auto the score is meant, and it is at least auto_score."""
     grid_min_score: float = setting(0.7, lowest=0, highest=1)
     """prompts=grid: lowest predicted IoU of a mask that is kept."""
     grid_stability: float = setting(0.0, lowest=0, highest=1)
@@ -286,6 +318,8 @@ class PredictConfig:
     """prompts=grid: of masks whose IoU with each other is higher, only the best is kept; 1 leaves it at their boxes."""
     grid_min_area: int = setting(0, lowest=0)
     """prompts=grid: islands and holes of fewer pixels are removed from masks; 0: none."""
+    auto_score: float | None = setting(None, lowest=0, highest=1)
+    """prompts=auto: lowest score of a mask that is kept; null: the one that the training chose on val."""
     keep_annotated: bool = True
     """prompts=dataset: objects that have a mask keep it, and only boxes without one are predicted; false predicts all."""
 
@@ -323,7 +357,7 @@ class DemoConfig:
     folder: str | None = None
     """Where the data set of kept masks lies and grows over sessions; null: ``<paths.output_dir>/labels/<source's name>``."""
     labels: list[str] = setting(["object"])
-    """What masks may be called; the page adds more, and offers those that the folder has already."""
+    """What masks may be called; the page adds more, and offers those that the folder has already, and the model's classes."""
     embeddings: int = setting(16, lowest=1)
     """Encoded images that are kept in memory, 4 MB each at 1024 px."""
 
@@ -381,6 +415,7 @@ class Config:
     scheduler: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = _open_section()
+    prompter: PrompterConfig = field(default_factory=PrompterConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -402,6 +437,6 @@ class Config:
     """Predict, demo: an image, a folder of images, or a pattern as ``photos/*.jpg``."""
     run: str | None = None
     """Sync: the folder of a run, a pipeline or a sweep, or one that holds many."""
-    prompts: str | None = "grid"
-    """Predict: grid (points all over the image), a JSON file of boxes and points by image, or dataset: the boxes of the data set that
-    ``data`` names."""
+    prompts: str | None = None
+    """Predict: auto (the model finds and names objects by itself), grid (points all over the image), a JSON file of boxes and points by
+    image, or dataset: the boxes of the data set that ``data`` names. null: auto where the model has learnt to, else grid."""

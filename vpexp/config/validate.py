@@ -45,6 +45,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_loss(flat)
     yield from _check_free_sections(flat, {name: values[name] for name in ("callbacks", "metrics")})
     yield from _check_trainer(flat)
+    yield from _check_auto(flat)
     yield from _check_cache(flat)
     yield from _check_pipeline(flat)
     yield from _check_target(flat)
@@ -131,6 +132,15 @@ def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _check_auto(flat: dict[str, Any]) -> Iterator[str]:
+    stage = flat["stage.name"]
+    if flat["prompt.type"] == "auto" and stage in ("train", "pipeline", "ptq"):
+        yield (
+            f"prompt=auto is how stage=test asks a model, and stage is {stage}: write prompt=box or another; what finds objects "
+            "without prompts is learnt beside that (prompter=default)"
+        )
+
+
 def _check_cache(flat: dict[str, Any]) -> Iterator[str]:
     if not flat["cache.max_gb"] > 0:
         yield f"cache.max_gb={flat['cache.max_gb']}: must be above 0; cache=none switches the cache off"
@@ -164,8 +174,8 @@ def _check_predict(flat: dict[str, Any]) -> Iterator[str]:
         yield "source is not given: write source=... (an image, a folder, or a pattern)"
     if flat["source"] and from_dataset:
         yield f"source={flat['source']}: prompts=dataset takes the images of the data set: leave out source"
-    if not flat["prompts"]:
-        yield "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)"
+    if flat["prompts"] == "":
+        yield "prompts is empty: write prompts=... (auto, grid, dataset, or a JSON file of boxes and points), or leave it out"
     if flat["output.folder"] and not flat["output.format"]:
         yield f"output.folder={flat['output.folder']}: say in which format: output.format={'|'.join(FORMATS)}"
 

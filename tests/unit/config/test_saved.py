@@ -136,6 +136,12 @@ def test_inherit__a_key_inside_a_section_that_was_null():
     assert cfg.data.root == "mine"
 
 
+def test_inherit__without_prompts_the_model_stays_as_it_was_trained():
+    cfg = inherit_from(["stage=test", "prompt=auto", "prompt.test_jitter=0.4"])
+
+    assert resolve(cfg)["prompt"] == resolve(compose_config(SAVED))["prompt"] | {"type": "auto", "test_jitter": 0.4}
+
+
 def test_inherit__an_experiment_speaks_for_all_sections():
     cfg = inherit_from(["stage=test", "experiment=quickstart"])
 

@@ -55,6 +55,10 @@ SURFACE = {
     "scheduler": ["_target_", "warmup_steps"],
     "callbacks": ["early_stopping", "progress"],
     "metrics": [],
+    "prompter": [
+        *("enabled", "steps", "batch_size", "lr", "evaluate_every", "patience", "width", "depth", "limit"),
+        *("classifier_steps", "max_overlap"),
+    ],
     "trainer": [
         *("max_epochs", "accelerator", "devices", "strategy", "precision", "gradient_clip_val"),
         *("accumulate_grad_batches", "log_every_n_steps", "deterministic", "limit_train_batches"),
@@ -76,7 +80,7 @@ SURFACE = {
     ],
     "predict": [
         *("points_per_side", "min_score", "grid_min_score", "grid_stability", "grid_box_overlap", "grid_overlap"),
-        *("grid_min_area", "keep_annotated"),
+        *("grid_min_area", "auto_score", "keep_annotated"),
     ],
     "output": ["format", "folder", "split", "masks", "images", "overlap", "max_iou"],
     "demo": ["host", "port", "open_browser", "folder", "labels", "embeddings"],
@@ -97,7 +101,8 @@ OPTIONS = {
     "data": [
         *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),
     ],
-    "prompt": ["both", "box", "clicks", "loose_box", "point"],
+    "prompt": ["auto", "both", "box", "clicks", "loose_box", "point"],
+    "prompter": ["default", "none"],
     "loss": ["default"],
     "optimizer": ["adam", "adamw", "sgd"],
     "scheduler": ["constant", "cosine", "linear", "linear_warmup"],
@@ -120,6 +125,7 @@ NEEDED = {
     ("stage", "predict"): ["source=photos", "prompts=grid"],
     ("stage", "demo"): ["source=photos"],
     ("stage", "sync"): ["run=outputs"],
+    ("prompt", "auto"): ["stage=test"],
 }
 """What an option does not go without."""
 
@@ -194,7 +200,7 @@ def test_stage__test_starts_from_what_was_trained_last():
 
 
 def test_prompts__are_a_grid_unless_they_are_given():
-    assert compose_config(["stage=predict", "source=photos"]).prompts == "grid"
+    assert compose_config(["stage=predict", "source=photos"]).prompts is None  # what the model can
 
 
 def test_experiment__command_line_wins():

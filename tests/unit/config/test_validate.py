@@ -34,7 +34,10 @@ def build_config(overrides):
         (["data.val_fraction=nan"], "data.val_fraction=nan: must lie between 0 and 1"),
         (["loss.focal_alpha=2"], "loss.focal_alpha=2.0: must lie between 0 and 1"),
         (["loss.focal_weight=0", "loss.dice_weight=0"], "no mask is learnt"),
-        (["prompt.type=boxes"], "prompt.type=boxes: must be one of box, point, both, clicks; did you mean 'box'?"),
+        (
+            ["prompt.type=boxes"],
+            "prompt.type=boxes: must be one of box, point, both, clicks, auto; did you mean 'box'?",
+        ),
         (["prompt=clicks", "prompt.first=boxes"], "prompt.first=boxes: must be one of point, box; did you mean 'box'?"),
         (["prompt=clicks", "prompt.clicks=0"], "prompt.clicks=0: must be at least 1"),
         (["prompt=clicks", "prompt.box_share=1.5"], "prompt.box_share=1.5: must be at most 1"),
@@ -67,8 +70,8 @@ def build_config(overrides):
         (["stage=predict"], "source is not given: write source=... (an image, a folder, or a pattern)"),
         (["stage=predict", "source="], "source is not given"),
         (
-            ["stage=predict", "source=a", "prompts=null"],
-            "prompts is not given: write prompts=... (a JSON file of boxes and points, grid, or dataset)",
+            ["stage=predict", "source=a", "prompts=''"],
+            "prompts is empty: write prompts=... (auto, grid, dataset, or a JSON file of boxes and points), or leave it out",
         ),
         (
             ["stage=predict", "prompts=dataset", "source=a"],
