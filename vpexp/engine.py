@@ -19,6 +19,7 @@ from vpexp.config.trust import CONFIG_DIR, list_own_targets, refuse_foreign
 from vpexp.data.images import read_image
 from vpexp.data.tiles import Tiling
 from vpexp.errors import ConfigError
+from vpexp.inference.instances import Instances, find_instances
 from vpexp.inference.predictor import Prediction, Predictor, build_prompts, check_image, check_places
 from vpexp.inference.tiled import decode_tiles
 from vpexp.resolve import complete
@@ -153,7 +154,9 @@ class Engine:
         points: Any = ...,
         point_labels: Any = ...,
         **settings: Any,
-    ) -> list[Prediction]: ...
+    ) -> list[Prediction] | list[Instances]: ...
+    @overload
+    def predict(self, source: Image.Image | NDArray[np.uint8], **settings: Any) -> Instances: ...
     @overload
     def predict(
         self, source: ImageLike, *, boxes: Any, points: Any = ..., point_labels: Any = ..., **settings: Any
@@ -162,12 +165,12 @@ class Engine:
     def predict(self, source: ImageLike, *, points: Any, point_labels: Any = ..., **settings: Any) -> Prediction: ...
     @overload
     def predict(
-        self, source: str | PathLike[str] | None = ..., prompts: str | PathLike[str] = ..., **settings: Any
+        self, source: str | PathLike[str] | None = ..., prompts: str | PathLike[str] | None = ..., **settings: Any
     ) -> StageResult: ...
     def predict(
         self,
         source: ImageLike | Sequence[ImageLike] | None = None,
-        prompts: str | PathLike[str] = "grid",
+        prompts: str | PathLike[str] | None = None,
         *,
         boxes: Any = None,
         points: Any = None,
@@ -175,16 +178,21 @@ class Engine:
         checkpoint: CheckpointLike = ...,
         overrides: Mapping[str, Any] | None = None,
         **settings: Any,
-    ) -> Prediction | list[Prediction] | StageResult:
-        """Segment images without annotation: in memory where boxes or points are given, else as ``stage=predict`` does.
+    ) -> Prediction | list[Prediction] | Instances | list[Instances] | StageResult:
+        """Segment images without annotation.
+
+        In memory where boxes or points are given, and where the source is no path but pixels, in which the model then finds
+        objects by itself; files else, as ``stage=predict`` does.
 
             engine.predict("a.jpg", boxes=[[10, 20, 90, 80]]).masks
+            engine.predict(pixels).labels
             engine.predict("photos/").artifacts["predictions"]
 
         Args:
-            source: with boxes or points, an image: a path, a PIL image, or an RGB array uint8 [H, W, 3]; or a list of images.
-                Otherwise an image, a folder, or a pattern as ``photos/*.jpg``; None for ``prompts="dataset"``.
-            prompts: a JSON file of boxes and points by image, ``grid``, or ``dataset``: the boxes of the data set.
+            source: an image: a PIL image, an RGB array uint8 [H, W, 3], or, with boxes or points, a path; or a list of images.
+                Otherwise an image file, a folder, or a pattern as ``photos/*.jpg``; None for ``prompts="dataset"``.
+            prompts: for files: ``auto``, ``grid``, a JSON file of boxes and points by image, or ``dataset``: the boxes of the data
+                set; None: ``auto`` where the model has learnt to find objects, else ``grid``.
             boxes: [N, 4], (x1, y1, x2, y2) in pixels of the image; for a list of images, one such array for each.
             points: [N, P, 2], (x, y), with or without boxes; N objects of P points each. For a list as ``boxes``.
             point_labels: [N, P], 1 inside the object, 0 outside; left out, all 1.
@@ -193,18 +201,25 @@ class Engine:
             **settings: the same, as ``**{"output.format": "coco"}``.
 
         Returns:
-            With boxes or points the masks of the image, or a list with those of each; otherwise what the stage found.
+            With boxes or points the masks of the image, or a list with those of each; of pixels alone the objects with their
+            classes and scores, or a list with those of each image; otherwise what the stage found.
 
         Raises:
+            ConfigError: pixels are given alone, and the model has not learnt to find objects.
             ValueError: the image, boxes or points are no such thing; the message names them.
         """
         changed = dict(overrides or {}) | settings
-        if boxes is None and points is None and (source is None or isinstance(source, str | PathLike)):
-            asked = {"source": None if source is None else str(source), "prompts": str(prompts)}
-            return self._run(_start_settings("predict", checkpoint) | asked | changed)
+        if boxes is None and points is None:
+            if source is None or isinstance(source, str | PathLike):
+                asked = {"source": source and str(source), "prompts": prompts and str(prompts)}
+                return self._run(_start_settings("predict", checkpoint) | asked | changed)
+            predictor, tiling, score = self._load_predictor(checkpoint, changed)
+            if isinstance(source, np.ndarray | Image.Image):
+                return _find(predictor, tiling, score, source)
+            return [_find(predictor, tiling, score, image) for image in source]
         if source is None:
             raise ValueError("boxes and points need an image, or a list of images")
-        predictor, tiling = self._load_predictor(checkpoint, changed)
+        predictor, tiling, _ = self._load_predictor(checkpoint, changed)
         given = {"boxes": boxes, "points": points, "point_labels": point_labels}
         if isinstance(source, str | PathLike | np.ndarray | Image.Image):
             return _predict(predictor, tiling, source, **given)
@@ -243,8 +258,8 @@ class Engine:
 
     def _load_predictor(
         self, checkpoint: CheckpointLike, settings: Mapping[str, Any]
-    ) -> tuple[Predictor, Tiling | None]:
-        """Load what predicts, unless it is the one of the call before; also return how images are cut."""
+    ) -> tuple[Predictor, Tiling | None, float | None]:
+        """Load what predicts, unless it is the one of the call before; also return how images are cut, and ``auto_score``."""
         quiet_libraries()
         cfg, _ = complete(*self._compose(_start_settings("test", checkpoint) | dict(settings)))
         files = [] if cfg.checkpoint is None else [cfg.checkpoint, Path(cfg.checkpoint).stat().st_mtime_ns]
@@ -252,7 +267,7 @@ class Engine:
         if self._predictor is None or self._predictor[0] != key:
             self._predictor = key, load_stage_model(cfg).predictor
         data: Any = OmegaConf.to_object(cfg.data)
-        return self._predictor[1], build_tiling(data)
+        return self._predictor[1], build_tiling(data), cfg.predict.auto_score
 
     def _run(self, settings: Mapping[str, Any]) -> StageResult:
         cfg, overrides = self._compose(settings)
@@ -303,13 +318,28 @@ def _predict(
     predictor: Predictor, tiling: Tiling | None, image: ImageLike, *, boxes: Any, points: Any, point_labels: Any
 ) -> Prediction:
     """Decode the prompts of one image, in its tiles where it is cut."""
-    if isinstance(image, str | PathLike):
-        image = read_image(Path(image))
-    elif isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+    image = _read_pixels(image)
     if tiling is None:
         return predictor.decode(predictor.embed(image), boxes=boxes, points=points, point_labels=point_labels)
     check_image(image)
     prompts = build_prompts(boxes, points, point_labels)
     check_places(prompts, image.shape[:2])
     return decode_tiles(predictor, image, prompts, tiling)
+
+
+def _find(predictor: Predictor, tiling: Tiling | None, score: float | None, image: ImageLike) -> Instances:
+    """Find the objects of one image."""
+    if predictor.instances is None:
+        raise ConfigError(
+            "an image alone needs a model that has learnt to find objects: train with prompter=default, or give boxes or points"
+        )
+    image_HW3 = _read_pixels(image)
+    check_image(image_HW3)
+    _, found = find_instances(predictor, image_HW3, tiling, min_score=score)
+    return Instances(found.masks, (image_HW3.shape[0], image_HW3.shape[1]))
+
+
+def _read_pixels(image: ImageLike) -> NDArray[np.uint8]:
+    if isinstance(image, str | PathLike):
+        return read_image(Path(image))
+    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image

@@ -7,6 +7,7 @@ import colorsys
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,34 @@ from vpexp.files import replacing
 
 MAX_SIDE = 960
 MIN_SIDE = 512
+THINNED_SIDE = 4096
+"""Images of twice as many pixels a side are drawn from every second row and column: masks as large take long to expand."""
 GAP = 12
 NAME_LENGTH = 200  # bytes of a picture's name, which file systems limit to 255
 CAPTION_HEIGHT = 28
 CAPTIONS = ("left caption", "right caption")  # names of the texts in the file
 OPACITY = 0.42
 BACKGROUND = (24, 24, 27)
+TEXT_COLOR = (235, 235, 235)
+FONT_SIZE = 15
 PROMPT_COLOR = (255, 255, 255)
 POINT_COLORS = ((255, 60, 60), (60, 220, 90))  # out, in
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # point labels of box corners
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One of several pictures of the same image.
+
+    Attributes:
+        masks: bool masks of the image's size, taken one by one; a later one is painted over an earlier one.
+        colors: the colour of each, as ``color_of`` counts them; None: each has its own.
+        caption: what stands above.
+    """
+
+    masks: Iterable[NDArray[np.bool_]]
+    colors: Sequence[int] | None
+    caption: str
 
 
 def color_of(index: int) -> tuple[int, int, int]:
@@ -70,15 +90,53 @@ def draw_comparison(
     pen = ImageDraw.Draw(sides[1])
     for coords_P2, labels_P in prompts:
         _draw_prompt(pen, coords_P2, labels_P, scale)
+    sheet = _put_side_by_side(sides, captions)
+    sheet.info |= dict(zip(CAPTIONS, captions, strict=True))
+    return sheet
+
+
+def draw_panels(
+    image_HW3: NDArray[np.uint8], panels: Sequence[Panel], legend: Sequence[tuple[str, str]] = ()
+) -> Image.Image:
+    """Draw several sets of masks over the same image, side by side, and what the colours mean below.
+
+    Args:
+        image_HW3: RGB uint8.
+        panels: from left to right.
+        legend: from ``build_legend``.
+    """
+    scale = _choose_scale(image_HW3.shape[0], image_HW3.shape[1])
+    sides = [_paint(image_HW3, panel.masks, scale, panel.colors) for panel in panels]
+    sheet = _put_side_by_side(sides, [panel.caption for panel in panels])
+    if not legend:
+        return sheet
+    font = ImageFont.load_default(FONT_SIZE)
+    places, x, y = [], 6, sheet.height
+    for name, _ in legend:
+        width = round(font.getlength(name)) + 2 * CAPTION_HEIGHT
+        if x > 6 and x + width > sheet.width:
+            x, y = 6, y + CAPTION_HEIGHT
+        places.append((x, y))
+        x += width
+    explained = Image.new("RGB", (sheet.width, y + CAPTION_HEIGHT), BACKGROUND)
+    explained.paste(sheet)
+    pen = ImageDraw.Draw(explained)
+    for (x, y), (name, color) in zip(places, legend, strict=True):
+        pen.rectangle([x, y + 8, x + 12, y + 20], fill=color)
+        pen.text((x + 18, y + 5), name, fill=TEXT_COLOR, font=font)
+    return explained
+
+
+def _put_side_by_side(sides: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Put pictures of one size next to each other, each below its caption."""
     width, height = sides[0].size
-    sheet = Image.new("RGB", (2 * width + GAP, height + CAPTION_HEIGHT), BACKGROUND)
+    sheet = Image.new("RGB", (len(sides) * (width + GAP) - GAP, height + CAPTION_HEIGHT), BACKGROUND)
     writer = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
+    font = ImageFont.load_default(FONT_SIZE)
     for place, (side, caption) in enumerate(zip(sides, captions, strict=True)):
         left = place * (width + GAP)
         sheet.paste(side, (left, CAPTION_HEIGHT))
-        writer.text((left + 6, 5), caption, fill=(235, 235, 235), font=font)
-    sheet.info |= dict(zip(CAPTIONS, captions, strict=True))
+        writer.text((left + 6, 5), caption, fill=TEXT_COLOR, font=font)
     return sheet
 
 
@@ -104,11 +162,11 @@ def draw_prediction(
     pen = ImageDraw.Draw(picture)
     for coords_P2, labels_P in prompts:
         _draw_prompt(pen, coords_P2, labels_P, scale)
-    font = ImageFont.load_default(15)
+    font = ImageFont.load_default(FONT_SIZE)
     width = max(picture.width, 12 + round(font.getlength(caption)))  # a narrow image would cut the caption off
     sheet = Image.new("RGB", (width, picture.height + CAPTION_HEIGHT), BACKGROUND)
     sheet.paste(picture, (0, CAPTION_HEIGHT))
-    ImageDraw.Draw(sheet).text((6, 5), caption, fill=(235, 235, 235), font=font)
+    ImageDraw.Draw(sheet).text((6, 5), caption, fill=TEXT_COLOR, font=font)
     return sheet
 
 

@@ -271,8 +271,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, run_pipeline: RunPipeline) -
 def test_pipeline__report_has_all_columns(whole: StageResult) -> None:
     assert whole.folder is not None
     report = read_json(whole.folder / "report.json")
+    found = report.pop("without_prompts")
 
-    assert list(report) == ["before", "torch", "ir", "onnx", "int8"]
+    assert list(report) == list(found) == ["before", "torch", "ir", "onnx", "int8"]
     for column in report.values():
         assert list(column) == [row.name for row in ROWS]
         assert all(column[name] is not None for name in ("f1-score", "map", "size_mb", "load_time", "encoder_time"))
@@ -283,7 +284,12 @@ def test_pipeline__report_has_all_columns(whole: StageResult) -> None:
     in_turns = read_json(whole.folder / "ptq" / "metrics.json")["metrics"]
     assert report["ir"]["encoder_time"] == pytest.approx(in_turns["fp32/encoder_ms"] / 1000)
     assert report["int8"]["decoder_time"] == pytest.approx(in_turns["int8/decoder_ms"] / 1000)
+    for column, way in (("before", "grid"), ("torch", "auto"), ("int8", "auto")):
+        measured = read_json(whole.folder / f"find_{column}" / "metrics.json")["metrics"]
+        assert found[column] == {name: measured.get(f"test/{way}/{name}") for name in found[column]}
+        assert found[column]["seconds_per_image"] == whole.metrics[f"{column}/{way}/seconds_per_image"] > 0
     text = (whole.folder / "report.md").read_text()
+    assert "## Objects found without prompts" in text
     assert "int8 - ir: f1-score " in text
     assert "ir against torch on a trial image: of 10,000 mask pixels 0.00 flip" in text
     page = (whole.folder / "report.html").read_text()
@@ -315,7 +321,7 @@ def test_pipeline__parent_in_mlflow_has_the_numbers_and_the_report(whole: StageR
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["ir/f1-score"] == whole.metrics["ir/f1-score"]
     children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
-    assert len(children) == 9
+    assert len(children) == 14
     assert {run.info.status for run in children} == {"FINISHED"}
 
 

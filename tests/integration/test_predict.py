@@ -272,7 +272,7 @@ def test_predict__stopped_half_way_keeps_what_was_predicted(
             (DataError, "no image with prompts can be read; the first"),
         ),
         (("source='{photos}'", "prompts=grid", "data.strict=true"), (DataError, "damaged.png: .*data.strict=false")),
-        (("source='{photos}'", "prompts=null"), (ConfigError, "prompts is not given")),
+        (("source='{photos}'", "prompts=auto"), (ConfigError, "prompts=auto: this model has no prompter")),
         (("prompts=grid",), (ConfigError, "source is not given")),
     ],
 )

@@ -228,7 +228,10 @@ def convert(source_format: str, root: Path, target: str, out: Path) -> Annotated
     for task, image in zip(plan.tasks, images, strict=True):
         bare_N = np.ones(len(image), bool) if image.box_only_N is None else image.box_only_N
         masks = [mask for mask, is_bare in zip(image.masks, bare_N, strict=True) if is_bare]
-        found = [FoundMask(mask, 0.9, prompt) for prompt, mask in enumerate(masks)] if len(task.prompts or ()) else []
+        labels = task.prompts.labels if task.prompts else ()
+        found = [
+            FoundMask(mask, 0.9, prompt, label) for prompt, (mask, label) in enumerate(zip(masks, labels, strict=False))
+        ]
         collector.add(task, (image.height, image.width), found)
     collector.write()
     return load_dataset(DataConfig(format="auto", root=out, instances="classes", strict=True))

@@ -36,7 +36,7 @@ OBJECTS = {"train": 53, "val": 31, "test": 33}
 
 
 def is_time(name: str) -> bool:
-    return name.endswith((*TIMES, "load_time"))
+    return name.endswith((*TIMES, "load_time", "train_time"))
 
 
 def get_numbers(result: StageResult) -> dict[str, float]:
@@ -85,9 +85,9 @@ def test_train__run_folder_holds_what_the_design_lists(folder: Path, trained: St
         *("run.json", "images_before.json", "images_val.csv", "images_test.csv", "report.html", "images"),
     }
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert len(names) == 2
+    assert len(names) == 3
     assert re.fullmatch(r"epoch_00[01]\.ckpt", names[0])
-    assert names[1] == "last.ckpt"
+    assert names[1:] == ["last.ckpt", "prompter.ckpt"]
     assert trained.artifacts["best_checkpoint"] == folder / "checkpoints" / names[0]
     assert [path.name.startswith("events.") for path in (folder / "tensorboard").glob("events*")] == [True]
     assert Image.open(next((folder / "overlays").glob("test_*.png"))).size[0] > 64
@@ -332,7 +332,8 @@ def test_test__checkpoint_in_every_form(
 def test_test__split_val(trained: StageResult, output_dir: Path, run_debug: RunDebug) -> None:
     result = run_debug(output_dir, "stage=test", "tracking=none", "stage.split=val", "stage.overlays=0")
 
-    expected = {n: v for n, v in select(trained, "val/").items() if not n.startswith(("box_filled", "wrong_image"))}
+    others = ("box_filled", "wrong_image", "auto")
+    expected = {n: v for n, v in select(trained, "val/").items() if not n.startswith(others)}
     assert {name: value for name, value in select(result, "val/").items() if name in expected} == expected
     assert not (get_folder(result) / "overlays").exists()
 

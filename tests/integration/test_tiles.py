@@ -29,11 +29,12 @@ TRAIN = (*DRAWN, f"data.tile={TILE}", "prompt.jitter=0.3", "optimizer.lr=1e-3", 
 run_stage = partial(embedding_cache.run_stage, defaults=DEBUG)
 
 
-def count_tiles(root: Path) -> dict[str, int]:
-    """Count the tiles that have objects, by split."""
+def count_tiles(root: Path, *, empty: tuple[str, ...] = ()) -> dict[str, int]:
+    """Count the tiles by split: those that have objects, of the splits ``empty`` all."""
     (data_root,) = root.glob("cache/synthetic/*")
-    dataset = load_dataset(DataConfig(format="coco", root=str(data_root)))
-    return {name: len(TiledImages.cut(split.images, Tiling(TILE, 0.25))) for name, split in dataset.splits.items()}
+    dataset, tiling = load_dataset(DataConfig(format="coco", root=str(data_root))), Tiling(TILE, 0.25)
+    every = {name: sum(len(tiling.plan(i.height, i.width)) for i in dataset.splits[name].images) for name in empty}
+    return every or {name: len(TiledImages.cut(split.images, tiling)) for name, split in dataset.splits.items()}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,10 @@ def test_train__each_tile_is_encoded_once_and_a_resumed_run_ends_alike(trained, 
     assert tiles["train"] > 4, "more tiles than images"
     record = read_record(first)
     assert record["splits"]["train"]["images"] == 4
-    assert (record["cache"]["encoded"], record["encoder_passes"]) == (sum(tiles.values()), sum(tiles.values()))
+    every = tiles | count_tiles(root, empty=("train", "val"))  # the prompter learns from those without objects too
+    assert (record["cache"]["encoded"], record["encoder_passes"]) == (sum(every.values()), sum(every.values()))
     half = run_stage(root, *TRAIN, "trainer.max_epochs=1")
-    assert (read_record(half)["cache"]["hits"], read_record(half)["encoder_passes"]) == (sum(tiles.values()), 0)
+    assert (read_record(half)["cache"]["hits"], read_record(half)["encoder_passes"]) == (sum(every.values()), 0)
     out = capsys.readouterr().out
     assert f"  train: {tiles['train']} tiles of {TILE} px with objects" in out
     resumed = run_stage(root, *TRAIN, "trainer.max_epochs=2", f"resume={half.folder}")

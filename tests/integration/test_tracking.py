@@ -102,9 +102,10 @@ def test_run__metrics_have_their_epochs_as_steps(client: MlflowClient, trained: 
             (epoch, float(rows[epoch][name])) for epoch in range(first, 3)
         ], name
     last = client.get_run(run_id).data.metrics
-    shown = sorted(last)[:10]
+    shown = sorted(last)[:12]
     gains = ["gain/test/f1-score", "gain/val/f1-score"]
-    final = [f"{split}/{name}" for split in ("test", "val") for name in ("f1-score", "map", "mean_iou")]
+    names = ("f1-score", "map", "mean_iou")
+    final = [f"test/{name}" for name in names] + [f"val/{name}" for name in ("auto/f1", "auto/map", *names)]
     assert shown == ["before/test/f1-score", "before/val/f1-score", *gains, *final], "what MLflow's table shows first"
     assert {name: last[name] for name in shown if name not in gains} == {
         name: trained.metrics[name] for name in shown if name not in gains
@@ -112,7 +113,7 @@ def test_run__metrics_have_their_epochs_as_steps(client: MlflowClient, trained: 
     assert last["gain/val/f1-score"] == trained.metrics["val/f1-score"] - trained.metrics["before/val/f1-score"]
     for name in ("test/box_filled/f1-score", "test/map_per_class/star"):
         assert last[f"verbose/{name}"] == trained.metrics[name]
-    assert {name.partition("/")[0] for name in sorted(last)[10:]} == {"verbose", "values_by_epoch"}
+    assert {name.partition("/")[0] for name in sorted(last)[12:]} == {"verbose", "values_by_epoch"}
     assert "verbose/test/map_large" not in last, "no number, no metric"
 
 

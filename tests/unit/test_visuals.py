@@ -12,10 +12,12 @@ from vpexp.visuals import (
     MIN_SIDE,
     POINT_COLORS,
     PROMPT_COLOR,
+    Panel,
     build_legend,
     choose_colors,
     color_of,
     draw_comparison,
+    draw_panels,
     draw_prediction,
     name_picture,
     save_picture,
@@ -213,3 +215,27 @@ def test_save_picture__is_never_there_by_half(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_picture(Image.new("RGB", (4, 3)), path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_draw_panels__side_by_side_with_a_legend_that_wraps():
+    image_HW3 = np.full((480, 640, 3), 100, np.uint8)
+    mask_HW = area((480, 640), 100, 100, 200, 300)
+    panels = [
+        Panel([mask_HW], [3], "annotated: 1 object"),
+        Panel([], None, "auto: 0 masks"),
+        Panel([mask_HW], None, "grid"),
+    ]
+    legend = build_legend([f"a class with a long name, number {number}" for number in range(12)])
+
+    plain, explained = (np.asarray(draw_panels(image_HW3, panels, shown)) for shown in ((), legend))
+
+    assert plain.shape == (480 + CAPTION_HEIGHT, 3 * 640 + 2 * GAP, 3)
+    assert (explained[: len(plain)] == plain).all()
+    lefts = [place * (640 + GAP) for place in range(3)]
+    edges = [plain[CAPTION_HEIGHT + 100, left + 100].tolist() for left in lefts]
+    assert edges == [list(color_of(3)), [100, 100, 100], list(color_of(0))]
+    rows = (len(explained) - len(plain)) // CAPTION_HEIGHT
+    assert 1 < rows < 12
+    below = explained[len(plain) :].reshape(-1, 3)
+    for label in range(12):
+        assert (below == color_of(label)).all(axis=1).any()

@@ -1,7 +1,7 @@
 """One model in its several forms, side by side: as a table on the terminal, in Markdown and in JSON."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -72,6 +72,23 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table as text.
+
+    Attributes:
+        title: the heading.
+        columns: their names; that of the rows has none.
+        rows: a name and its cells.
+        note: what there is to say on it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What a report says.
 
@@ -80,12 +97,14 @@ class Comparison:
         columns: metrics by column (of ``COLUMNS``, those that were measured), each by ``Row.name``.
         sections: what else there is to say, below the table.
         in_turns: columns whose encoder and decoder were timed in turns, on one image.
+        tables: others, below that of the columns.
     """
 
     title: str
     columns: Mapping[str, Mapping[str, float]]
     sections: tuple[Section, ...] = ()
     in_turns: tuple[str, ...] = ()
+    tables: tuple[TextTable, ...] = ()
 
 
 def read_column(metrics: Mapping[str, float | None], split: str) -> dict[str, float]:
@@ -116,6 +135,17 @@ def build_table(comparison: Comparison) -> Table:
             table.add_section()
         table.add_row(row.title, *cells)
     return table
+
+
+def build_text_table(table: TextTable) -> Table:
+    """Build a table of text for the terminal."""
+    shown = PlainTable(title=table.title, min_width=len(table.title))
+    shown.add_column("")
+    for name in table.columns:
+        shown.add_column(name, justify="right", min_width=8)
+    for name, cells in table.rows:
+        shown.add_row(name, *cells)
+    return shown
 
 
 def describe_columns(comparison: Comparison) -> str:
@@ -153,19 +183,22 @@ def _format_change(value: float) -> str:
 
 def format_markdown(comparison: Comparison) -> str:
     """Format the whole report as Markdown."""
-    cells = list_cells(comparison)
-    widths = [max(len(row.title) for row, _ in cells)]
-    widths += [
-        max(len(name), *(len(texts[place]) for _, texts in cells)) for place, name in enumerate(comparison.columns)
-    ]
     lines = [f"# {comparison.title}", ""]
-    lines.append(_format_line(["", *comparison.columns], widths))
-    lines.append(f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
-    lines += [_format_line([row.title, *texts], widths) for row, texts in cells]
+    lines += _format_table(list(comparison.columns), [(row.title, cells) for row, cells in list_cells(comparison)])
     lines += ["", describe_columns(comparison)]
+    for table in comparison.tables:
+        lines += ["", f"## {table.title}", "", *_format_table(table.columns, table.rows), "", table.note]
     for section in comparison.sections:
         lines += ["", f"## {section.title}", "", *(f"- {line}" for line in section.lines)]
     return "\n".join(lines) + "\n"
+
+
+def _format_table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    widths = [max(len(name) for name, _ in rows)]
+    widths += [max(len(name), *(len(cells[place]) for _, cells in rows)) for place, name in enumerate(columns)]
+    lines = [_format_line(["", *columns], widths)]
+    lines.append(f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
+    return lines + [_format_line([name, *cells], widths) for name, cells in rows]
 
 
 def _format_line(cells: list[str], widths: list[int]) -> str:

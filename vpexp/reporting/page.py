@@ -141,11 +141,13 @@ class RunPage:
         findings: lines on what came out.
         columns: of the table: what was measured.
         rows: of the table: a metric and its numbers.
+        note: on the table.
         class_columns: the same by class.
         classes: the same by class.
-        curves: a plot of the epochs as SVG; none of a test.
         galleries: pictures below a title.
-        image_table: name of the file with a row for each image.
+        pictures_note: on them.
+        curves: a plot of the epochs as SVG; none of a test.
+        plots: PNG files beside the page.
         legend: classes and their colours.
     """
 
@@ -153,11 +155,13 @@ class RunPage:
     findings: Sequence[str]
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
+    note: str
     class_columns: Sequence[str]
     classes: Sequence[tuple[str, Sequence[str]]]
-    curves: str | None
     galleries: Sequence[tuple[str, Sequence[LinkedPicture]]]
-    image_table: str
+    pictures_note: str
+    curves: str | None = None
+    plots: Sequence[Path] = ()
     legend: Sequence[tuple[str, str]] = ()
 
 

@@ -14,11 +14,13 @@ from vpexp.reporting.comparison import (
     ROWS,
     Comparison,
     Section,
+    TextTable,
     compute_changes,
     describe_changes,
     format_markdown,
     read_column,
 )
+from vpexp.reporting.instances import AUTO, COMPARED, GRID, list_cells
 from vpexp.reporting.page import build_page, read_pictures
 from vpexp.runfolder import RunFolder
 from vpexp.visuals import build_legend
@@ -37,11 +39,13 @@ class StepRecord:
         folder: its run's folder.
         tested: the column of the report that it measured, if it is a test.
         exported: the column whose model it wrote, if it is an export.
+        found: the column whose model it asked without prompts, if it is such a test.
     """
 
     folder: RunFolder
     tested: str | None = None
     exported: str | None = None
+    found: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +57,21 @@ class Report:
         details: everything else that was measured, for ``report_details.json``.
         overlays: folder of pictures by column.
         split: the split that was tested.
+        found: what was found without prompts, by column: by a grid where the model has no prompter.
     """
 
     comparison: Comparison
     details: dict[str, Any]
     overlays: dict[str, Path]
     split: str
+    found: Columns
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All numbers of the table by name: ``int8/f1-score``."""
-        columns = self.comparison.columns
-        return {f"{column}/{name}": value for column, values in columns.items() for name, value in values.items()}
+        """All numbers of the tables by name: ``int8/f1-score``, ``int8/auto/map``, ``before/grid/map``."""
+        numbers = list(self.comparison.columns.items())
+        numbers += [(f"{column}/{find_way(column)}", values) for column, values in self.found.items()]
+        return {f"{place}/{name}": value for place, values in numbers for name, value in values.items()}
 
 
 def gather_report(
@@ -107,6 +114,9 @@ def gather_report(
         describe_training(cfg, records),
         describe_steps(steps),
     )
+    found_by = _order({step.found: step.folder for step in finished.values() if step.found})
+    found = {column: read_found(_read_metrics(folder)["metrics"], split, column) for column, folder in found_by.items()}
+    classes = max(len((record.get("data") or {}).get("categories", ())) for record in records.values())
     details = {
         "title": title,
         "images": counts["images"],
@@ -118,9 +128,11 @@ def gather_report(
         "steps": steps,
         "data": {name: {key: record.get(key) for key in ("data", "splits")} for name, record in records.items()},
         "config": {name: cfg[name] for name in REPORTED_SECTIONS},
+        "without_prompts": {column: _read_metrics(folder)["metrics"] for column, folder in found_by.items()},
     }
-    comparison = Comparison(title, columns, tuple(section for section in sections if section), tuple(timed))
-    return Report(comparison, details, {column: folder.overlays for column, folder in tests.items()}, split)
+    tables = (build_found_table(found, classes),) if found else ()
+    comparison = Comparison(title, columns, tuple(section for section in sections if section), tuple(timed), tables)
+    return Report(comparison, details, {column: folder.overlays for column, folder in tests.items()}, split, found)
 
 
 def _order(folders: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
@@ -130,7 +142,8 @@ def _order(folders: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
 def write_report(report: Report, folder: Path) -> dict[str, Path]:
     """Write ``report.json``, ``report_details.json``, ``report.md`` and ``report.html``; return them by name."""
     files = {name: folder / name for name in ("report.json", "report_details.json", "report.md", "report.html")}
-    write_json(files["report.json"], report.comparison.columns)
+    found = {"without_prompts": report.found} if report.found else {}
+    write_json(files["report.json"], {**report.comparison.columns, **found})
     write_json(files["report_details.json"], report.details)
     write_text(files["report.md"], format_markdown(report.comparison))
     pictures = read_pictures(report.overlays, f"{report.split}_", folder)
@@ -138,6 +151,27 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     legend = build_legend(data.get("categories") or ())
     write_text(files["report.html"], build_page(report.comparison, pictures, legend))
     return files
+
+
+def find_way(column: str) -> str:
+    """Return how objects are found in a column: before the training there is no prompter."""
+    return GRID if column == "before" else AUTO
+
+
+def read_found(metrics: Metrics, split: str, column: str) -> dict[str, float]:
+    """Take a column of what was found without prompts from what the test wrote; what has no number there is NaN."""
+    values = {name: metrics.get(f"{split}/{find_way(column)}/{name}") for name in COMPARED}
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def build_found_table(found: Columns, classes: int) -> TextTable:
+    """Build the table of what was found without prompts, by column; ``classes`` is how many the data set has."""
+    grid = [column for column in found if find_way(column) == GRID]
+    note = "Found by the prompter, all images of the split; map_any_class and f1 count masks whatever their class."
+    if grid:
+        note += f" {', '.join(grid)}: by a grid of points, which gives no classes; a model has no prompter before its training."
+    title = "Objects found without prompts"
+    return TextTable(title, list(found), list_cells(found, COMPARED, classes), note)
 
 
 def _read_metrics(folder: RunFolder) -> dict[str, Any]:

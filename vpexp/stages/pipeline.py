@@ -16,7 +16,8 @@ from vpexp.console import console, log_line
 from vpexp.errors import ConfigError, StepError, VpexpError
 from vpexp.inference.exported import find_exported
 from vpexp.inference.torch_model import find_checkpoint
-from vpexp.reporting.comparison import build_table
+from vpexp.reporting.comparison import build_table, build_text_table
+from vpexp.reporting.instances import AUTO
 from vpexp.reporting.report import Report, StepRecord, gather_report, write_report
 from vpexp.runfolder import RunFolder
 from vpexp.stages.shared.context import RunContext, StageResult
@@ -35,12 +36,14 @@ class Step:
         stage: which stage runs.
         source: the step whose model it takes; None: what the pipeline started from.
         column: the column of the report that a test fills.
+        finds: it is a test without prompts, of a table of its own.
     """
 
     name: str
     stage: str
     source: str | None = None
     column: str | None = None
+    finds: bool = False
 
 
 # The training comes first: a wrong option of its own is found in seconds. ONNX comes before the IR, so that the last
@@ -55,15 +58,21 @@ STEPS = (
     Step("test_ir", "test", source="export", column="ir"),
     Step("ptq", "ptq", source="export"),
     Step("test_int8", "test", source="ptq", column="int8"),
+    Step("find_before", "test", column="before", finds=True),
+    Step("find_torch", "test", source="train", column="torch", finds=True),
+    Step("find_onnx", "test", source="export_onnx", column="onnx", finds=True),
+    Step("find_ir", "test", source="export", column="ir", finds=True),
+    Step("find_int8", "test", source="ptq", column="int8", finds=True),
 )
-ONNX_STEPS = ("export_onnx", "test_onnx")
+ONNX_STEPS = ("export_onnx", "test_onnx", "find_onnx")
+CONTROLLED = ("test_torch", "find_before", "find_torch")
 DEPLOYED = "ptq"
 EXPORTED = {"export": "ir", "export_onnx": "onnx"}
 
 
 def run(context: RunContext) -> StageResult:
     """Run all steps that have not finished yet, and report."""
-    steps = [step for step in STEPS if context.cfg.stage.onnx or step.name not in ONNX_STEPS]
+    steps = _list_steps(context.cfg)
     if context.cfg.stage.onnx:
         _check_onnx()
     for place, step in enumerate(steps, 1):
@@ -87,6 +96,14 @@ def run(context: RunContext) -> StageResult:
     _register(context, report)
     files = {path.name: path for path in context.folder.path.glob("report*")}
     return StageResult(report.metrics, files, context.folder.path)
+
+
+def _list_steps(cfg: DictConfig) -> list[Step]:
+    """List the steps that are asked for; before the training only a grid finds objects, which is a control."""
+    left_out = {step.name for step in STEPS if step.finds and not cfg.prompter.enabled}
+    left_out |= set() if cfg.stage.onnx else set(ONNX_STEPS)
+    left_out |= set() if cfg.stage.controls else {"find_before"}
+    return [step for step in STEPS if step.name not in left_out]
 
 
 def _check_onnx() -> None:
@@ -123,9 +140,12 @@ def _build_config(context: RunContext, step: Step) -> DictConfig:
             name=step.stage,
             split=pipeline.stage.split,
             overlays=pipeline.stage.overlays,
-            controls=pipeline.stage.controls and step.column == "torch",  # they cost as much as the test itself
+            controls=pipeline.stage.controls and step.name in CONTROLLED,  # they cost as much as the test itself
         )
     )
+    if step.finds:
+        cfg.prompt.type = AUTO
+        cfg.prompter.enabled = step.column != "before"
     cfg.export.format = "onnx" if step.name in ONNX_STEPS else "openvino"
     cfg.checkpoint = str(_find_model(context, step.source)) if step.source else pipeline.checkpoint
     cfg.resume = None
@@ -162,7 +182,8 @@ def _report(context: RunContext) -> Report | None:
         folder = _get_folder(context, step.name)
         if _has_finished(folder):
             exported = EXPORTED.get(step.name)
-            records[step.name] = StepRecord(folder, tested=step.column, exported=exported)
+            column = {"found" if step.finds else "tested": step.column}
+            records[step.name] = StepRecord(folder, **column, exported=exported)
     cfg: Any = OmegaConf.to_container(context.cfg, resolve=True)
     report = gather_report(cfg, name_data(context.cfg), records, _read_steps(context), blind_drop=BLIND_DROP)
     if report is not None:
@@ -189,6 +210,8 @@ def _report_unfinished(context: RunContext) -> None:
 
 def _tell(context: RunContext, report: Report) -> None:
     console.print(build_table(report.comparison))
+    for table in report.comparison.tables:
+        console.print(build_text_table(table))
     for line in [line for section in report.comparison.sections if section.finding for line in section.lines]:
         log_line(line)
     log_line(f"report: {context.folder.path / 'report.html'}")

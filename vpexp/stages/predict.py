@@ -1,10 +1,10 @@
-"""``stage=predict``: masks for images without annotation, from boxes and points or from a grid of points."""
+"""``stage=predict``: masks for images without annotation, found by the model itself, or from boxes, points or a grid of points."""
 
 import contextlib
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,19 @@ from vpexp.data.images import read_image, read_image_header
 from vpexp.data.masks import compute_area, decode_thinned
 from vpexp.data.prompts import Prompts
 from vpexp.data.skipped import SkipCounts, describe_remarks, order_by_count
-from vpexp.errors import DataError
+from vpexp.errors import ConfigError, DataError
 from vpexp.inference.coco_results import CocoResultWriter, build_result, describe_prompt
-from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_grid, plan_prompts
-from vpexp.inference.predictor import Predictor
+from vpexp.inference.instances import find_instances
+from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_images, plan_prompts
+from vpexp.inference.predictor import InstanceModel, Predictor
 from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, segment
-from vpexp.inference.tiled import TiledGrid, segment_tiles
+from vpexp.inference.tiled import search_by_grid, search_image, segment_tiles
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import build_tiling, load_configured_dataset
 from vpexp.stages.shared.model import load_stage_model
 from vpexp.stages.shared.predicted_dataset import LabelCollector
 
-GRID, DATASET = "grid", "dataset"
-THINNED_SIDE = 4096  # images of twice as many pixels a side are drawn from every second row and column
+AUTO, GRID, DATASET = "auto", "grid", "dataset"
 
 
 @dataclass(slots=True)
@@ -81,6 +81,7 @@ class _Job:
     """All that a prediction carries along."""
 
     context: RunContext
+    prompts: str
     plan: PredictionPlan
     writer: CocoResultWriter
     labels: LabelCollector | None
@@ -119,11 +120,14 @@ def run(context: RunContext) -> StageResult:
     cfg = context.cfg
     skips = SkipCounts(strict=cfg.data.strict)
     plan = _plan(context, skips)
+    predictor = load_stage_model(context.cfg, "predicting with").predictor
+    prompts = _choose_prompts(context, predictor)
+    if prompts == AUTO and predictor.instances:
+        plan = replace(plan, categories=predictor.instances.labels)
     output = context.settings.output
     labels = LabelCollector(output, context.folder.path / DATASET, plan) if output.format else None
-    predictor = load_stage_model(context.cfg, "predicting with").predictor
     writer = CocoResultWriter(context.folder.path, plan.categories)
-    job = _Job(context, plan, writer, labels, skips, _Totals())
+    job = _Job(context, prompts, plan, writer, labels, skips, _Totals())
     try:
         with writer:
             _predict_all(job, predictor)
@@ -163,15 +167,39 @@ def _plan(context: RunContext, skips: SkipCounts) -> PredictionPlan:
         images = find_images(
             cfg.source, leave_out=context.output_dir, skips=skips, allow_outside=cfg.data.allow_outside
         )
-        by_file = cfg.prompts != GRID
-        plan = plan_prompts(images, Path(cfg.prompts).expanduser(), skips) if by_file else plan_grid(images)
+        by_file = cfg.prompts not in (None, AUTO, GRID)
+        plan = plan_prompts(images, Path(cfg.prompts).expanduser(), skips) if by_file else plan_images(images)
     for line in plan.warnings:
         log_line(line, style="yellow")
     return plan
 
 
+def _choose_prompts(context: RunContext, predictor: Predictor) -> str:
+    """Choose where prompts come from; where that is not asked for, from the model itself if it has learnt to find objects.
+
+    Raises:
+        ConfigError: it is asked for, and the model has not.
+    """
+    asked, instances = context.cfg.prompts, predictor.instances
+    if asked == AUTO and instances is None:
+        raise ConfigError(
+            "prompts=auto: this model has no prompter, which finds objects by itself; stage=train learns one beside the decoder "
+            "(prompter=default), prompts=grid asks with points all over the image"
+        )
+    prompts = asked or (GRID if instances is None else AUTO)
+    if prompts == AUTO and instances is not None:
+        score = _find_lowest_score(context.settings, instances)
+        log_line(f"prompts=auto: the model finds the objects by itself, and keeps masks from a score of {score:.2f} on")
+    return str(prompts)
+
+
+def _find_lowest_score(settings: Config, instances: InstanceModel) -> float:
+    chosen = settings.predict.auto_score
+    return max(instances.threshold if chosen is None else chosen, settings.predict.min_score)
+
+
 def _predict_all(job: _Job, predictor: Predictor) -> None:
-    cfg, tasks, settings = job.context.cfg, job.plan.tasks, job.context.settings
+    cfg, tasks = job.context.cfg, job.plan.tasks
     drawn = np.linspace(0, len(tasks) - 1, min(cfg.stage.overlays, len(tasks))).round().astype(int).tolist()
     taken: set[str] = set()
     with build_progress() as progress:
@@ -185,47 +213,64 @@ def _predict_all(job: _Job, predictor: Predictor) -> None:
                 job.skips.skip(error.reason, str(task.image.path))
                 continue
             started = time.perf_counter()
-            prompts, segmentation = _segment(settings, predictor, image_HW3, task, progress)
+            prompts, segmentation = _segment(job, predictor, image_HW3, task, progress)
             seconds = time.perf_counter() - started
             _write(job.writer, task, image_HW3.shape, prompts, segmentation.masks)
             if job.labels is not None:
                 job.labels.add(task, (image_HW3.shape[0], image_HW3.shape[1]), segmentation.masks)
-            if len(prompts):
+            if len(prompts) or job.prompts == AUTO:
                 job.totals.add(len(prompts), segmentation, seconds)
-            if place in drawn and len(prompts):
+            if place in drawn and (len(prompts) or job.prompts == AUTO):
                 name = visuals.name_picture(task.image.name.removesuffix(task.image.path.suffix), taken)
-                picture = _draw(image_HW3, prompts, segmentation.masks, is_grid=task.prompts is None)
+                picture = _draw(job, image_HW3, prompts, segmentation.masks)
                 visuals.save_picture(picture, job.context.folder.overlays / f"{name}.png")
 
 
 def _segment(
-    settings: Config, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask, progress: Progress
+    job: _Job, predictor: Predictor, image_HW3: NDArray[np.uint8], task: PredictionTask, progress: Progress
 ) -> tuple[Prompts, Segmentation]:
-    """Predict on one image: with its own prompts, or with a grid of points of whose masks the best are kept."""
+    """Predict on one image, and name each mask."""
+    settings = job.context.settings
+    if task.prompts is not None:
+        found = _segment_prompts(settings, predictor, image_HW3, task.prompts.prompts)
+        labels = task.prompts.labels
+        return task.prompts.prompts, replace(
+            found, masks=[replace(mask, label=labels[mask.prompt]) for mask in found.masks]
+        )
+    if job.prompts == AUTO:
+        assert predictor.instances is not None, "looked for before"
+        score = _find_lowest_score(settings, predictor.instances)
+        return find_instances(predictor, image_HW3, build_tiling(settings.data), min_score=score)
+    points, found = _segment_grid(settings, predictor, image_HW3, progress)
+    label = job.plan.categories[0]
+    return points, replace(found, masks=[replace(mask, label=label) for mask in found.masks])
+
+
+def _segment_prompts(
+    settings: Config, predictor: Predictor, image_HW3: NDArray[np.uint8], prompts: Prompts
+) -> Segmentation:
+    if not len(prompts):  # all of its objects are annotated
+        return Segmentation([])
+    tiling, min_score = build_tiling(settings.data), settings.predict.min_score
+    if tiling is not None:
+        return segment_tiles(predictor, image_HW3, prompts, tiling, min_score=min_score)
+    return segment(predictor, predictor.embed(image_HW3), prompts, min_score=min_score)
+
+
+def _segment_grid(
+    settings: Config, predictor: Predictor, image_HW3: NDArray[np.uint8], progress: Progress
+) -> tuple[Prompts, Segmentation]:
+    """Ask with a grid of points, and keep the best of the masks."""
     cfg, tiling = settings.predict, build_tiling(settings.data)
     height, width, _ = image_HW3.shape
-    if task.prompts is not None:
-        prompts = task.prompts.prompts
-        if not len(prompts):  # all of its objects are annotated
-            return prompts, Segmentation([])
-        if tiling is not None:
-            return prompts, segment_tiles(predictor, image_HW3, prompts, tiling, min_score=cfg.min_score)
-        return prompts, segment(predictor, predictor.embed(image_HW3), prompts, min_score=cfg.min_score)
-    grid = TiledGrid.plan(height, width, cfg.points_per_side, tiling)
-    prompts = grid.prompts
-    filters = GridFilter(
-        min_score=max(cfg.min_score, cfg.grid_min_score),
-        min_stability=cfg.grid_stability,
-        max_box_overlap=cfg.grid_box_overlap,
-        max_overlap=cfg.grid_overlap,
-        min_area=cfg.grid_min_area,
-    )
-    points = progress.add_task("points", total=len(prompts))
+    filters = GridFilter.from_config(cfg)
+    tiles = 1 if tiling is None else len(tiling.plan(height, width))
+    points = progress.add_task("points", total=tiles * cfg.points_per_side**2)
     try:
-        found = grid.segment(predictor, image_HW3, filters, partial(progress.advance, points))
+        search = search_by_grid(predictor, cfg.points_per_side, filters, partial(progress.advance, points))
+        return search_image(image_HW3, tiling, lambda part_hw3, _: predictor.embed(part_hw3), search, filters)
     finally:
         progress.remove_task(points)
-    return prompts, found
 
 
 def _write(
@@ -238,30 +283,45 @@ def _write(
     image = {"id": task.image.number, "file_name": task.image.name, "width": shape[1], "height": shape[0]}
     results = []
     for mask in masks:
-        label = task.prompts.labels[mask.prompt] if task.prompts else next(iter(writer.category_ids))
-        result = build_result(mask.rle, mask.score, image=image, category_id=writer.category_ids[label])
+        category_id = writer.category_ids[str(mask.label)]
+        result = build_result(mask.rle, mask.score, image=image, category_id=category_id)
         results.append(result | {"prompt": describe_prompt(prompts, mask.prompt)})
     writer.add(image, results)
 
 
-def _draw(image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequence[FoundMask], *, is_grid: bool) -> Any:
-    """Draw the largest masks first, so that what lies inside of them is seen; of a grid only the points that gave one."""
+def _draw(job: _Job, image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequence[FoundMask]) -> Any:
+    """Draw the largest masks first, so that what lies inside of them is seen; of a grid only the points that gave one.
+
+    Of what the model found by itself no prompt is drawn, and classes have colours.
+    """
     by_area = sorted(masks, key=lambda mask: -compute_area(mask.rle))
-    shown = [mask.prompt for mask in masks] if is_grid else range(len(prompts))
-    mean = f", mean predicted IoU {np.mean([mask.score for mask in masks]):.3f}" if masks else ""
-    step = max(1, max(image_HW3.shape) // THINNED_SIDE)  # of a large image a mask as large takes long to expand
+    step = max(1, max(image_HW3.shape) // visuals.THINNED_SIDE)
+    shown: Iterable[int] = range(len(prompts))
+    caption, colors = f"{format_count(len(masks), 'mask')} from {format_count(len(prompts), 'prompt')}", None
+    if job.prompts == AUTO:
+        categories = job.plan.categories
+        labels_K = np.array([categories.index(str(mask.label)) for mask in by_area], dtype=np.int64)
+        shown, colors = (), visuals.choose_colors(labels_K, len(categories))
+        caption = f"{format_count(len(masks), 'object')} found"
+    elif job.prompts == GRID:
+        shown = [mask.prompt for mask in masks]
+        caption = f"{format_count(len(masks), 'mask')} from {format_count(len(prompts), 'point')}"
+    if masks:
+        word = "score" if job.prompts == AUTO else "predicted IoU"
+        caption += f", mean {word} {np.mean([mask.score for mask in masks]):.3f}"
     return visuals.draw_prediction(
         image_HW3[::step, ::step],
         (decode_thinned(mask.rle, step) for mask in by_area),
         ((prompts.coords_NP2[index] / step, prompts.labels_NP[index]) for index in shown),
-        f"{format_count(len(masks), 'mask')} from {format_count(len(prompts), 'point' if is_grid else 'prompt')}{mean}",
+        caption,
+        colors=colors,
     )
 
 
 def _record(job: _Job) -> None:
     """Write into ``run.json`` what came of the images, and upload what was made; of a stopped run, what there is."""
     context = job.context
-    about = {"source": str(context.cfg.source or context.cfg.data.root), "prompts_from": str(context.cfg.prompts)}
+    about = {"source": str(context.cfg.source or context.cfg.data.root), "prompts_from": job.prompts}
     context.folder.update_run_json(predict=about | job.describe())
     for path in (job.writer.predictions, job.writer.image_list, context.folder.overlays):
         context.tracker.log_artifact(path)
@@ -277,7 +337,9 @@ def _tell(job: _Job) -> None:
     for name in ("images", "prompts", "masks"):
         table.add_row(name, f"{metrics[f'predict/{name}']:.0f}")
     if totals.scores:
-        table.add_row("mean predicted IoU", f"{metrics['predict/mean_score']:.4f}")
+        table.add_row(
+            "mean score" if job.prompts == AUTO else "mean predicted IoU", f"{metrics['predict/mean_score']:.4f}"
+        )
     table.add_row("time an image", f"{metrics['predict/seconds_per_image']:.3f} s")
     console.print(table)
     if job.plan.annotated:
@@ -293,7 +355,8 @@ def _tell(job: _Job) -> None:
     if any(left_out.values()):
         log_line(f"masks left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items() if count)}")
     if (totals.weak or totals.unstable) and not totals.scores:
-        key = "predict.grid_min_score" if cfg.prompts == GRID else "predict.min_score"
+        keys = {AUTO: "predict.auto_score", GRID: "predict.grid_min_score"}
+        key = keys.get(job.prompts, "predict.min_score")
         key = "predict.grid_stability" if totals.unstable else key
         log_line(
             f"no mask scored well enough: lower {key}, or fine-tune the model on images like these", style="yellow"

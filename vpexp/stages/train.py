@@ -15,12 +15,12 @@ from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.evaluation.pixel_metrics import Gain, ImageSums, compute_gain
 from vpexp.files import read_json, write_json
-from vpexp.inference.torch_model import apply_checkpoint, read_checkpoint
+from vpexp.inference.torch_model import add_instances, apply_checkpoint, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.runfolder import append_metrics
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.dataset import build_tiling, load_configured_dataset, report_tiles, tile_dataset
 from vpexp.stages.shared.distributed import fit_on_devices
 from vpexp.stages.shared.embeddings import prepare_embeddings
 from vpexp.stages.shared.evaluate import (
@@ -33,6 +33,7 @@ from vpexp.stages.shared.evaluate import (
     save_overlays,
     summarize,
 )
+from vpexp.stages.shared.instances import learn_instances, list_prompter_places
 from vpexp.stages.shared.registry import log_checkpoint
 from vpexp.stages.shared.run_report import predict_extremes, write_run_report
 from vpexp.stages.shared.training_loop import TrainingLoop, build_loop, build_start_model
@@ -162,9 +163,12 @@ def run(context: RunContext) -> StageResult:
     """Fine-tune, keep the better of the best epoch and the start, and print before and after."""
     cfg = context.cfg
     sam, brought = build_start_model(context)
-    dataset = load_configured_dataset(context, ("train", "val", "test") if cfg.stage.test else ("train", "val"))
+    splits = ("train", "val", "test") if cfg.stage.test else ("train", "val")
+    whole, tiling = load_configured_dataset(context, splits, whole=True), build_tiling(context.settings.data)
+    dataset = report_tiles(tile_dataset(whole, tiling), tiling) if tiling else whole
     loop = build_loop(context, sam, dataset, brought)
-    encoder = prepare_embeddings(context, sam, dataset, list(dataset.splits))
+    places = list_prompter_places(whole, tiling) if cfg.prompter.enabled else []
+    encoder = prepare_embeddings(context, sam, dataset, list(dataset.splits), places)
     loop.use_embeddings(encoder.cache)
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
     try:
@@ -173,13 +177,30 @@ def run(context: RunContext) -> StageResult:
         verdict, after = _keep_better(context, loop, start, assess_split)
         split = _list_splits(cfg)[-1]
         predictor = TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask)
+        found = _learn_instances(context, predictor, whole, encoder.cache, verdict.checkpoint)
         extremes = predict_extremes(context, predictor, dataset, split, after[split], cache=encoder.cache)
     finally:
         encoder.record(context)
     result = _conclude(context, start, after, verdict, loop.module.unreadable)
     before = start.metrics.get(split)
     report = write_run_report(context, split, after[split], extremes, findings=[str(verdict)], before=before)
-    return replace(result, artifacts=result.artifacts | report)
+    return replace(result, metrics=result.metrics | found, artifacts=result.artifacts | report)
+
+
+def _learn_instances(
+    context: RunContext,
+    predictor: TorchPredictor,
+    dataset: AnnotatedDataset,
+    cache: EmbeddingCache | None,
+    checkpoint: Path,
+) -> dict[str, float]:
+    """Learn to find and name objects without prompts, and write that into the checkpoint that is kept."""
+    if not context.cfg.prompter.enabled:
+        return {}
+    tiling = build_tiling(context.settings.data)
+    learnt = learn_instances(context, predictor, dataset, tiling, cache)
+    add_instances(checkpoint, learnt.parts)
+    return learnt.metrics
 
 
 def _list_splits(cfg: DictConfig) -> list[str]:

@@ -48,6 +48,7 @@ HEADLINES = (
     *(f"{model}/f1-score" for model in ("before", "before/test", "before/val", "gain/test", "gain/val")),
     *(f"{model}/f1-score" for model in ("int8", "ir", "torch")),
     *(f"{split}/{name}" for split in ("test", "val") for name in ("f1-score", "map", "mean_iou")),
+    *(f"{split}/auto/{name}" for split in ("test", "val") for name in ("map", "f1")),
 )
 VERBOSE, CURVES = "verbose/", "values_by_epoch/"
 VIEW = "vpexp"  # MLflow's page of an experiment shows these columns where its address names this view

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -9,6 +10,7 @@ from vpexp.reporting.comparison import (
     ROWS,
     Comparison,
     Section,
+    TextTable,
     build_table,
     compute_changes,
     describe_changes,
@@ -16,6 +18,7 @@ from vpexp.reporting.comparison import (
     format_markdown,
     read_column,
 )
+from vpexp.reporting.page import build_page
 
 
 def make_column(f1: float, **others: float) -> dict[str, float]:
@@ -124,3 +127,20 @@ def test_write_text__replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
 
     assert [path.name for path in tmp_path.iterdir()] == ["a.md"]
     assert (tmp_path / "a.md").read_text(encoding="utf-8") == "zwei: ä\n"
+
+
+def test_tables__stand_below_that_of_the_columns(comparison):
+    table = TextTable("Objects <found>", ["before", "torch"], [("map", ["-", "0.2500"])], "A note.")
+    both = replace(comparison, tables=(table,))
+
+    text = format_markdown(both)
+    assert text.index("size (MB)") < text.index("## Objects <found>") < text.index("| map |      - | 0.2500 |")
+    assert text.index("A note.") < text.index("## Steps")
+    page = build_page(both)
+    assert (
+        page.index("size (MB)")
+        < page.index("Objects &lt;found&gt;")
+        < page.index("0.2500</td>")
+        < page.index("A note.")
+    )
+    assert "0.2500" not in render(comparison)

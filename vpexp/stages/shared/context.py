@@ -23,6 +23,8 @@ SHOWN, MOST_SHOWN = ("f1-score", "mean_iou", "map"), 6
 OF_CLASS = "_per_class"
 IMAGES_OF = "images_of_"
 """Name of the artifact that has a row for each image of a split."""
+PRECISION_PLOT = "precision_recall"
+"""Name of the artifact that is a plot of a test without prompts."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -42,7 +44,8 @@ class StageResult:
     details: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        first = [name for name in self.metrics if name.partition("/")[2] in SHOWN] or list(self.metrics)
+        shown = [name for name in self.metrics if name.partition("/")[2].removeprefix("auto/") in SHOWN]
+        first = shown or list(self.metrics)
         numbers = [f"{name} {self.metrics[name]:.4g}" for name in first[:MOST_SHOWN]]
         files = [f"artifacts: {', '.join(self.artifacts)}"] if self.artifacts else []
         return f"StageResult({'; '.join([*numbers, *files, str(self.folder)])})"
@@ -75,8 +78,9 @@ class StageResult:
             found: dict[tuple[str, str], dict[str, float]] = {}
             for name, value in self.metrics.items():
                 if _is_of_class(name):
-                    split, metric, label = name.split("/", 2)
-                    found.setdefault((split, label), {})[metric.removesuffix(OF_CLASS)] = value
+                    metric, _, label = name.partition(f"{OF_CLASS}/")
+                    split, _, metric = metric.rpartition("/")
+                    found.setdefault((split, label), {})[metric] = value
             return pd.DataFrame([{"split": split, "class": label} | row for (split, label), row in found.items()])
         if by == "image":
             files = [path for name, path in self.artifacts.items() if name.startswith(IMAGES_OF)]
@@ -86,9 +90,13 @@ class StageResult:
     def plot(self) -> Image.Image:
         """Plot the epochs of a training (loss, and metrics on val), or how the images of a test are spread over IoU.
 
+        Of a test without prompts it is the precision by recall.
+
         Raises:
             ValueError: this stage has measured neither.
         """
+        if PRECISION_PLOT in self.artifacts:
+            return Image.open(self.artifacts[PRECISION_PLOT], formats=("PNG",))
         from matplotlib.figure import Figure
 
         from vpexp.reporting.page import plot_epochs

@@ -43,9 +43,11 @@ def load_configured_dataset(
         profile = description | {"categories": data["categories"]}
         context.tracker.log_dataset(name_data(context.cfg), str(dataset.root), name, profile)
     tiling = build_tiling(context.settings.data)
-    if whole or tiling is None:
-        return dataset
-    dataset = tile_dataset(dataset, tiling)
+    return dataset if whole or tiling is None else report_tiles(tile_dataset(dataset, tiling), tiling)
+
+
+def report_tiles(dataset: AnnotatedDataset, tiling: Tiling) -> AnnotatedDataset:
+    """Print how many tiles each split was cut into, and how many objects no tile holds; return the data set."""
     for split in dataset.splits.values():
         assert isinstance(split.images, TiledImages)
         line = f"  {split.name}: {format_count(len(split.images), 'tile')} of {tiling.side} px with objects"

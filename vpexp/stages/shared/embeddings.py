@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from vpexp.console import format_count, log_line
-from vpexp.data.annotations import AnnotatedDataset, list_places, with_objects
+from vpexp.data.annotations import AnnotatedDataset, ImagePlace, list_places, with_objects
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
 from vpexp.embeddings.fill import FillReport, ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import EmbeddingPlan, plan_embeddings
@@ -69,7 +69,13 @@ class EncoderUse:
         context.tracker.log_results({"cache/encoder_passes": float(passes)})
 
 
-def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset, splits: Sequence[str]) -> EncoderUse:
+def prepare_embeddings(
+    context: RunContext,
+    sam: Sam,
+    dataset: AnnotatedDataset,
+    splits: Sequence[str],
+    places: Sequence[ImagePlace] = (),
+) -> EncoderUse:
     """Encode what is missing in the cache of the images of some splits; say what was done, or why there is no cache.
 
     Args:
@@ -77,6 +83,7 @@ def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset,
         sam: in eval mode; it is moved to where the run computes.
         dataset: holds the splits.
         splits: the most important first, for a budget that does not hold all.
+        places: images or windows beside those with objects.
     """
     cfg = context.cfg
     passes = EncoderPasses(sam)
@@ -90,10 +97,10 @@ def prepare_embeddings(context: RunContext, sam: Sam, dataset: AnnotatedDataset,
     started = time.perf_counter()
     key = compute_encoder_key(compute_state_hash(sam.image_encoder), sam.image_size, precision)
     store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, shape, precision)
-    places = [
+    taught = [
         place for split in dict.fromkeys(splits) for place in list_places(with_objects(dataset.splits[split].images))
     ]
-    plan = plan_embeddings(store, places, max_bytes=int(cfg.cache.max_gb * GB))
+    plan = plan_embeddings(store, [*taught, *places], max_bytes=int(cfg.cache.max_gb * GB))
     sam.to(choose_device(cfg))
     encoder = _choose_encoder(cfg, sam, passes, len(plan.missing))
     report = fill_embeddings(store, plan, encoder, image_size=sam.image_size, num_workers=cfg.data.num_workers)

@@ -186,12 +186,16 @@ def save_overlays(context: RunContext, result: EvaluationResult, split: str) -> 
         except DataError as error:  # its embedding was stored, and its file is gone by now
             log_line(f"no picture: {error}", style="yellow")
             continue
-        name = kept.sample.annotations.image_id
-        if PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
-            name = name.removesuffix(PurePath(name).suffix)
-        visuals.save_picture(picture, context.folder.overlays / f"{split}_{visuals.name_picture(name, taken)}.png")
+        name = name_overlay(kept.sample.annotations.image_id, taken)
+        visuals.save_picture(picture, context.folder.overlays / f"{split}_{name}.png")
     if result.kept:
         context.tracker.log_artifact(context.folder.overlays)
+
+
+def name_overlay(image_id: str, taken: set[str]) -> str:
+    """Name the picture of an image, without the suffix of its file; see ``name_picture``."""
+    suffix = PurePath(image_id).suffix
+    return visuals.name_picture(image_id.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else image_id, taken)
 
 
 def save_image_table(context: RunContext, result: EvaluationResult, split: str) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,6 +11,9 @@ from vpexp.inference.exported import FORMATS, find_exported
 from vpexp.inference.load import load_predictor
 from vpexp.inference.predictor import Predictor
 from vpexp.stages.shared.context import find_weights_dir
+
+if TYPE_CHECKING:
+    from vpexp.inference.torch_instances import InstanceParts
 
 FLOAT_BYTES = 4
 
@@ -23,11 +26,13 @@ class StageModel:
         predictor: runs it; a ``TorchPredictor`` unless it was exported.
         size_mb: size in 10^6 bytes, of a torch model that of its float32 weights.
         categories: class names of the checkpoint that it was read from; none where it was no checkpoint.
+        instances: what a checkpoint holds to find and name objects; the predictor runs it.
     """
 
     predictor: Predictor
     size_mb: float
     categories: tuple[str, ...] = ()
+    instances: "InstanceParts | None" = None
 
 
 def load_stage_model(cfg: DictConfig, doing: str | None = None) -> StageModel:
@@ -57,7 +62,11 @@ def load_stage_model(cfg: DictConfig, doing: str | None = None) -> StageModel:
         sam = load_checkpoint_model(checkpoint, settings, weights_dir=weights_dir)
     size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
     predictor = TorchPredictor(sam.to(choose_device(cfg)), cfg.prompt.multimask)
-    return StageModel(predictor, size_mb, checkpoint.categories if checkpoint else ())
+    if checkpoint is None:
+        return StageModel(predictor, size_mb)
+    if checkpoint.instances is not None:
+        predictor.instances = checkpoint.instances.build_model(predictor.device)
+    return StageModel(predictor, size_mb, checkpoint.categories, checkpoint.instances)
 
 
 def _announce(doing: str | None, what: str) -> None:

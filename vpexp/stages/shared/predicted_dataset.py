@@ -50,9 +50,7 @@ class LabelCollector:
     def add(self, task: PredictionTask, size_HW: tuple[int, int], masks: Sequence[FoundMask]) -> None:
         """Add the masks of an image: those that it had, and those that were found."""
         objects = [] if task.annotated is None else self._list_annotated(task)
-        for mask in masks:
-            label = self._categories[0] if task.prompts is None else task.prompts.labels[mask.prompt]
-            objects.append(LabelledObject(mask.rle, label, max(mask.score, 0.0)))
+        objects += [LabelledObject(mask.rle, str(mask.label), max(mask.score, 0.0)) for mask in masks]
         distinct = drop_repeated(objects, self.settings.max_iou) if self.settings.max_iou < 1 else objects
         self.left_out[REPEATED] += len(objects) - len(distinct)
         cuts = self.settings.overlap == "cut" or not self._format.overlaps

@@ -25,6 +25,13 @@ from vpexp.visuals import build_legend, name_picture, save_picture
 EXTREMES = 6
 """How many of the worst and of the best images are shown, at most."""
 SHOWN = ("f1-score", "iou", "mean_iou", "map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+NOTE = (
+    "box filled: the prompt's box taken as the mask. wrong image: the same prompts on the embedding of another image. f1-score "
+    "counts pixels, so large objects weigh most; mean_iou counts each object alike."
+)
+PICTURES_NOTE = (
+    "Annotation on the left, the prompts and what was predicted from them on the right; a picture opens in full size."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +119,12 @@ def write_run_report(
         findings=[*findings, *(judge_baselines(result) if result.baselines else [])],
         columns=list(shown),
         rows=_list_rows([name for name in ROWS if name in SHOWN], shown),
+        note=NOTE,
         class_columns=list(per_class),
         classes=_list_rows(labels, per_class) if len(labels) > 1 else [],
-        curves=draw_curves(folder.metrics_csv),
         galleries=[(title, _save(context, title, scored)) for title, scored in extremes.items() if scored],
-        image_table=folder.images_of(split).name,
+        curves=draw_curves(folder.metrics_csv),
+        pictures_note=f"{PICTURES_NOTE} Each image is a row of {folder.images_of(split).name}.",
         legend=build_legend(list_categories(context)),
     )
     path = folder.path / "report.html"
