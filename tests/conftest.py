@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from tests.references.exports import DrawnImage, build_debug_sam, draw_vineyard, export
+from tests.references.exports import DrawnImage, build_debug_sam, draw_vineyard, export, learn_instances
 from tests.references.preloaded import PreloadedPython, copy_first_database
 from vpexp.config import compose_config
 from vpexp.inference.exported import ExportedModel, find_exported
@@ -90,15 +90,18 @@ def micro_sam():
     return load_model("sam_micro")
 
 
-def _export_once(tmp_path_factory: pytest.TempPathFactory, sam, name: str, format_: str) -> ExportedModel:
+def _export_once(
+    tmp_path_factory: pytest.TempPathFactory, sam, name: str, format_: str, instances=None
+) -> ExportedModel:
     """Export into a folder that the processes of these tests share; one of them does it."""
     root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"{name}_{format_}"
+    kind = format_ if instances is None else f"{format_}_instances"
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"{name}_{kind}"
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             draft = tmp_path_factory.mktemp(folder.name)
-            export(sam, name, draft, format_)
+            export(sam, name, draft, format_, instances=instances)
             draft.rename(folder)
     return find_exported(folder)
 
@@ -125,6 +128,24 @@ def micro_ir(micro_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedMod
 def micro_onnx(micro_sam, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """``micro_sam`` as ONNX files."""
     return _export_once(tmp_path_factory, micro_sam, "sam_micro", "onnx")
+
+
+@pytest.fixture(scope="session")
+def debug_instances(debug_sam, tmp_path_factory: pytest.TempPathFactory):
+    """A prompter that has learnt drawn images on ``debug_sam``, and a classifier of three classes."""
+    return learn_instances(debug_sam, tmp_path_factory.mktemp("instances"))
+
+
+@pytest.fixture(scope="session")
+def instance_ir(debug_sam, debug_instances, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """Both as OpenVINO IR."""
+    return _export_once(tmp_path_factory, debug_sam, "sam_debug", "openvino", debug_instances)
+
+
+@pytest.fixture(scope="session")
+def instance_onnx(debug_sam, debug_instances, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """Both as ONNX files."""
+    return _export_once(tmp_path_factory, debug_sam, "sam_debug", "onnx", debug_instances)
 
 
 @pytest.fixture(scope="session")

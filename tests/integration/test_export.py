@@ -30,8 +30,9 @@ from vpexp.stages.shared.context import StageResult
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NUCLEI = DATA / "nuclei" / "coco"
-IR_FILES = {f"exported_model_{part}.{suffix}" for part in ("image_encoder", "decoder") for suffix in ("xml", "bin")}
-ONNX_FILES = {"exported_model_image_encoder.onnx", "exported_model_decoder.onnx"}
+PARTS = ("image_encoder", "decoder", "prompter", "classifier")
+IR_FILES = {f"exported_model_{part}.{suffix}" for part in PARTS for suffix in ("xml", "bin")}
+ONNX_FILES = {f"exported_model_{part}.onnx" for part in PARTS}
 VINEYARD = ("data=synthetic", "data.synthetic.scene=vineyard", "data.synthetic.image_size=256", "data.synthetic.test=2")
 FEW = ("data.synthetic.train=1", "data.synthetic.val=1", "data.num_workers=0")
 PLAIN = ("stage.controls=false", "stage.overlays=0")
@@ -86,7 +87,7 @@ def test_export__openvino_of_what_was_trained_last(
     assert folder is not None
     assert list_model_files(folder) == IR_FILES
     assert not list(folder.glob(".draft*"))
-    assert exported.artifacts == {part: folder / f"exported_model_{part}.xml" for part in ("image_encoder", "decoder")}
+    assert exported.artifacts == {part: folder / f"exported_model_{part}.xml" for part in PARTS}
     assert (output_dir / ".latest/export").resolve() == folder
     cfg = load_config(folder / "config.yaml")
     assert (cfg.stage.name, cfg.model.name, cfg.prompt.type, cfg.seed) == ("export", "sam_debug", "point", 3)
@@ -95,10 +96,18 @@ def test_export__openvino_of_what_was_trained_last(
     metadata = read_metadata(model)
     assert (metadata.model_name, metadata.image_size, metadata.precision) == ("sam_debug", 64, "FP32")
     assert metadata.labels == read_checkpoint(trained.artifacts["best_checkpoint"]).categories != ()
-    sam = load_predictor(trained.artifacts["best_checkpoint"]).sam
-    assert metadata.source_hash == compute_state_hash(sam)
+    instances = read_checkpoint(trained.artifacts["best_checkpoint"]).instances
+    assert metadata.instances is not None
+    assert metadata.instances.labels == instances.labels == metadata.labels
+    assert (metadata.instances.threshold, metadata.instances.max_overlap) == (
+        instances.threshold,
+        instances.max_overlap,
+    )
     assert exported.metrics["export/size_mb"] == model.size_mb
     assert exported.metrics["export/flipped_per_10000"] <= 1
+    assert exported.metrics["export/prompter_boxes_px"] <= 0.5
+    assert exported.metrics["export/prompter_scores"] <= 1e-3
+    assert "as the trained model does: sides lie at most" in (folder / "vpexp.log").read_text()
     assert read_record(exported)["status"] == "FINISHED"
 
 
@@ -115,10 +124,23 @@ def test_export__half_precision(output_dir: Path, trained: StageResult, tmp_path
     assert read_metadata(find_exported(result.folder)).precision == "FP16+FP32"
 
 
+def test_export__without_a_prompter(tmp_path: Path, run_debug: RunDebug) -> None:
+    trained = run_debug(tmp_path, "prompter=none", "stage.test=false", QUIET)
+    exported = run_debug(tmp_path, "stage=export", QUIET)
+    assert exported.folder is not None
+    assert list(find_exported(exported.folder).parts) == ["image_encoder", "decoder"]
+    assert not any("prompter" in name for name in (*exported.metrics, *list_model_files(exported.folder)))
+    metadata = read_metadata(find_exported(exported.folder))
+    assert metadata.instances is None
+    sam = load_predictor(trained.artifacts["best_checkpoint"]).sam
+    assert metadata.source_hash == compute_state_hash(sam)
+
+
 def test_export__official_layout(trained: StageResult, tmp_path: Path, run_debug: RunDebug) -> None:
     result = run_debug(tmp_path, "stage=export", f"checkpoint='{trained.folder}'", "export.format=sam", QUIET)
     assert result.folder is not None
     assert list_model_files(result.folder) == {"exported_model.pth"}
+    assert "left out: what finds objects without prompts" in (result.folder / "vpexp.log").read_text()
     assert result.artifacts == {"weights": result.folder / "exported_model.pth"}
     expected = load_predictor(trained.artifacts["best_checkpoint"]).sam
     assert compute_state_hash(load_model("sam_debug", result.artifacts["weights"])) == compute_state_hash(expected)

@@ -16,7 +16,8 @@ from vpexp.inference.load import load_predictor
 from vpexp.runfolder import RunFolder
 from vpexp.stages.shared.context import StageResult
 
-FILES = {f"optimized_model_{part}{suffix}" for part in ("image_encoder", "decoder") for suffix in (".xml", ".bin")}
+PARTS = ("image_encoder", "decoder", "prompter", "classifier")
+FILES = {f"optimized_model_{part}{suffix}" for part in PARTS for suffix in (".xml", ".bin")}
 FOUR_IMAGES = "4 images to calibrate on; 32 or more are better"
 
 
@@ -39,17 +40,21 @@ def read_record(result: StageResult) -> dict:
     return RunFolder(result.folder).read_run_json()
 
 
-def test_ptq__writes_both_parts_at_the_top_of_its_folder(quantized: StageResult) -> None:
+def test_ptq__writes_all_parts_at_the_top_of_its_folder(quantized: StageResult) -> None:
     assert quantized.folder is not None
     names = {path.name for path in quantized.folder.iterdir()}
     assert names >= FILES
     assert ".draft" not in names
     model = find_exported(quantized.folder)
-    assert quantized.artifacts == {"image_encoder": model.encoder, "decoder": model.decoder}
+    assert quantized.artifacts == model.parts
+    assert [path.name for path in model.parts.values()] == [f"optimized_model_{part}.xml" for part in PARTS]
     assert read_metadata(model).precision == "INT8"
     predictor = load_predictor(quantized.folder)
     embedding = predictor.embed(np.zeros((40, 60, 3), np.uint8))
     assert predictor.decode(embedding, boxes=np.array([[3, 4, 30, 20]], np.float32)).masks.shape == (1, 40, 60)
+    boxes_K4, scores_K = predictor.instances.find_boxes(embedding.features, np.zeros((1, 3, 64, 64), np.float32))
+    assert np.isfinite(boxes_K4).all()
+    assert (np.diff(scores_K) <= 0).all()
 
 
 def test_ptq__says_what_it_gained(quantized: StageResult, exported: Path) -> None:
@@ -59,7 +64,7 @@ def test_ptq__says_what_it_gained(quantized: StageResult, exported: Path) -> Non
     assert all(metrics[f"{kind}/{part}_ms"] > 0 for kind in ("fp32", "int8") for part in ("encoder", "decoder"))
     assert not any("val" in name for name in metrics)  # nothing is evaluated without ptq.max_drop
     record = read_record(quantized)
-    assert record["quantization"]["methods"] == {"image_encoder": "int8", "decoder": "int8"}
+    assert record["quantization"]["methods"] == {"image_encoder": "int8", "decoder": "int8", "prompter": "int8"}
     assert record["quantization"]["calibration_images"] == 4
     log = RunFolder(quantized.folder).log.read_text()
     assert FOUR_IMAGES in log
@@ -75,7 +80,8 @@ def test_ptq__one_part(exported: Path, run_debug: RunDebug) -> None:
     model = find_exported(result.folder)
     source = find_exported(exported / ".latest" / "export")
     assert {file.name for file in model.files} == FILES
-    assert model.encoder.read_bytes() == source.encoder.read_bytes()
+    for part in ("image_encoder", "prompter", "classifier"):
+        assert model.parts[part].read_bytes() == source.parts[part].read_bytes()
     assert read_metadata(model).precision == "FP32+INT8-weights"
 
 
@@ -85,7 +91,9 @@ def test_ptq__keeps_accuracy_within_max_drop(exported: Path, run_debug: RunDebug
     lost = result.metrics["fp32/val/f1-score"] - result.metrics["int8/val/f1-score"]
     assert lost <= 0
     assert quantization["trials"][0]["methods"] == {"image_encoder": "weights", "decoder": "weights"}
-    last = [trial for trial in quantization["trials"] if trial["methods"] == quantization["methods"]]
+    prompter = {"prompter": "weights"}  # moves no f1-score
+    last = [trial for trial in quantization["trials"] if trial["methods"] | prompter == quantization["methods"]]
+    assert "INT8-weights" in find_exported(result.folder).parts["prompter"].read_text()
     assert last[0]["f1-score"] == result.metrics["int8/val/f1-score"]
     assert json.loads((Path(result.folder) / "metrics.json").read_text())["details"]["quantization"]["trials"]
 

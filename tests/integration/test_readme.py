@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import RunDebug
-from tests.references.exports import draw_vineyard, export
+from tests.references.exports import draw_vineyard, export, learn_instances
 from tests.references.servers import BIN, choose_port, start_mlflow
+from vpexp.data.masks import decode_rle
+from vpexp.inference.instances import find_instances
 from vpexp.inference.load import load_model, load_predictor
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -50,6 +52,28 @@ def test_onnxruntime_example__gives_the_masks_of_the_torch_model(tmp_path, monke
     assert expected.masks.any(axis=(1, 2)).all()
     assert np.count_nonzero(names["inside"] != expected.masks) == 0
     np.testing.assert_allclose(names["scores"][:, 0], expected.iou, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnxruntime_example__finds_and_names_what_the_predictor_does(tmp_path, monkeypatch, photo_HW3):
+    sam = load_model("sam_micro")
+    folder = tmp_path / "outputs" / ".latest" / "export"
+    folder.mkdir(parents=True)
+    export(sam, "sam_micro", folder, "onnx", instances=learn_instances(sam, tmp_path / "learnt"))
+    Image.fromarray(photo_HW3).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+
+    exec(find_example("import onnxruntime").replace("photo.jpg", "photo.png"), names)
+    exec(find_example("prompter.onnx"), names)
+
+    predictor = load_predictor(folder)
+    _, found = find_instances(predictor, photo_HW3)
+    assert len(found.masks) > 3
+    expected = np.array([decode_rle(mask.rle) for mask in found.masks], np.bool_)
+    assert np.count_nonzero(names["masks"] != expected) < 1e-6 * expected.size
+    np.testing.assert_allclose(names["ratings"], [mask.score for mask in found.masks], atol=1e-5)
+    assert names["labels"] == [mask.label for mask in found.masks]
 
 
 def test_model_api_example__gives_the_masks_of_the_torch_model(tmp_path, photo_HW3):

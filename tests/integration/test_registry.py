@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from tests.conftest import RunDebug
 from tests.references.servers import choose_port, start_mlflow
 from vpexp.data.images import read_image
+from vpexp.inference.instances import find_instances
 from vpexp.inference.load import load_predictor
 from vpexp.runtime import quiet_libraries
 from vpexp.stages.shared.context import StageResult
@@ -235,6 +236,17 @@ def test_served_model__gives_the_masks_of_the_predictor(server: str, pipeline: P
     np.testing.assert_array_equal(masks, np.concatenate([expected.masks[:1], of_points.masks]))
 
 
+def test_served_model__finds_objects_in_an_image_alone(server: str, pipeline: Path, image: Path) -> None:
+    status, reply = ask(server, {"image": encode(image)})
+
+    predictor = load_predictor(pipeline / "ptq")
+    _, found = find_instances(predictor, read_image(image))
+    (answer,) = reply["predictions"]
+    assert (status, answer["labels"]) == (200, [mask.label for mask in found.masks])
+    assert [rle["counts"] for rle in answer["masks"]] == [mask.rle["counts"].decode() for mask in found.masks]
+    np.testing.assert_allclose(answer["scores"], [mask.score for mask in found.masks], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
@@ -243,7 +255,6 @@ def test_served_model__gives_the_masks_of_the_predictor(server: str, pipeline: P
         ({"image": "aGVsbG8=", "boxes": [[1, 2, 30, 40]]}, "image cannot be read: no image"),
         ({"image": ..., "boxes": [[500, 2, 530, 40]]}, "boxes[0] [500.0, 2.0, 530.0, 40.0] lies outside of the image"),
         ({"image": ..., "points": [[3, 4]]}, "points[0] must be a list of points"),
-        ({"image": ...}, "give boxes, points, or both"),
     ],
 )
 def test_served_model__refuses_a_wrong_request_in_clear_words(

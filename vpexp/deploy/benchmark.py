@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vpexp.console import PlainTable, format_count
 from vpexp.deploy.calibration import CalibrationImage
-from vpexp.inference.exported import ExportedModel
+from vpexp.inference.exported import CLASSIFIER, DECODER, ENCODER, PROMPTER, ExportedModel, list_files
 from vpexp.inference.predictor import Predictor
 
 REPEATS = 9
@@ -29,17 +29,21 @@ class Cost:
         decoder_mb: the same of the decoder.
         encoder_ms: median milliseconds to embed an image.
         decoder_ms: median milliseconds to decode all prompts of it in one call.
+        prompter_mb: size of the prompter's files; None where there is none.
+        classifier_mb: the same of the classifier, which is not quantized.
     """
 
     encoder_mb: float
     decoder_mb: float
     encoder_ms: float
     decoder_ms: float
+    prompter_mb: float | None = None
+    classifier_mb: float | None = None
 
     @property
     def total_mb(self) -> float:
-        """Size of both parts."""
-        return self.encoder_mb + self.decoder_mb
+        """Size of all parts."""
+        return self.encoder_mb + self.decoder_mb + (self.prompter_mb or 0) + (self.classifier_mb or 0)
 
 
 def measure_costs(
@@ -62,7 +66,7 @@ def measure_costs(
     ]
     encoder_ms, decoder_ms = _time_in_turns(encode), _time_in_turns(decode)
     first, second = (
-        Cost(*_measure_sizes(model), encoder, decoder)
+        _build_cost(model, encoder, decoder)
         for model, encoder, decoder in zip(models, encoder_ms, decoder_ms, strict=True)
     )
     return first, second
@@ -81,25 +85,23 @@ def build_gain_table(before: Cost, after: Cost, names: tuple[str, str], prompts:
     table.add_column("")
     for name in (*names, "ratio"):
         table.add_column(name, justify="right")
-    rows = (
+    rows = [
         ("image encoder", "encoder_mb", "MB"),
         ("decoder", "decoder_mb", "MB"),
-        ("both", "total_mb", "MB"),
+        *([] if before.prompter_mb is None else [("prompter", "prompter_mb", "MB")]),
+        ("both" if before.prompter_mb is None else "all", "total_mb", "MB"),
         ("image encoder", "encoder_ms", "ms"),
         (f"decoder, {format_count(prompts, 'prompt')}", "decoder_ms", "ms"),
-    )
+    ]
     for title, field, unit in rows:
         first, second = getattr(before, field), getattr(after, field)
         table.add_row(title, f"{first:.2f} {unit}", f"{second:.2f} {unit}", f"{second / first:.2f}")
     return table
 
 
-def _measure_sizes(model: ExportedModel) -> tuple[float, float]:
-    sizes = [
-        sum(file.stat().st_size for file in model.files if file.stem == part.stem)
-        for part in (model.encoder, model.decoder)
-    ]
-    return sizes[0] / 1e6, sizes[1] / 1e6
+def _build_cost(model: ExportedModel, encoder_ms: float, decoder_ms: float) -> Cost:
+    sizes = {part: sum(one.stat().st_size for one in list_files(file)) / 1e6 for part, file in model.parts.items()}
+    return Cost(sizes[ENCODER], sizes[DECODER], encoder_ms, decoder_ms, sizes.get(PROMPTER), sizes.get(CLASSIFIER))
 
 
 def _time_in_turns(actions: Sequence[Callable[[], object]]) -> list[float]:

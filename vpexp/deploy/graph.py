@@ -1,10 +1,10 @@
-"""The two torch modules that are exported, with the inputs and outputs of the contract, and what their files state of them.
+"""The torch modules that are exported, with the inputs and outputs of the contract, and what their files state of them.
 
-Both only call what training and testing call, so that an exported model computes what was tested. OpenVINO's Model API reads
+They only call what training and testing call, so that an exported model computes what was tested. OpenVINO's Model API reads
 the keys of the metadata, so that a client needs nothing else.
 
 Shapes: N prompts, P points a prompt, M masks given (1 or N), C channels, S model input size, h w = S/4, H W rows and columns
-of the embedding (S/16) or of the original image.
+of the embedding (S/16) or of the original image, K boxes or masks.
 """
 
 import json
@@ -12,13 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vpexp.data.geometry import MEAN, STD
+from vpexp.data.masks import encode_mask
 from vpexp.data.prompts import find_ambiguous
-from vpexp.inference.exported import MODEL_TYPES
+from vpexp.inference.exported import MODEL_TYPES, PROMPTER
+from vpexp.inference.mask_crops import crop_masks
+from vpexp.inference.torch_instances import InstanceParts
+from vpexp.models.mask_classifier import MaskClassifier
 from vpexp.models.mask_decoder import ALL_MASKS, MASK_TOKENS
+from vpexp.models.prompter import Prompter
 from vpexp.models.sam import Sam, choose_tokens, upscale_logits
 
 
@@ -103,6 +109,51 @@ class ExportableDecoder(nn.Module):
         )
 
 
+class ExportablePrompter(nn.Module):
+    """Boxes of objects from an embedding and its image.
+
+    From ``image_embeddings`` [1, C, S/16, S/16] and ``images`` [1, 3, S, S] as the encoder takes it, to ``boxes`` [K, 4], xyxy in
+    the padded square's pixels, and ``scores`` [K].
+
+    Args:
+        prompter: finds the boxes, and chooses the best.
+        sam: the model whose embeddings it takes.
+    """
+
+    def __init__(self, prompter: Prompter, sam: Sam) -> None:
+        super().__init__()
+        self.prompter = prompter
+        side = sam.embedding_size
+        self.shapes = (1, sam.embedding_channels, side, side), (1, 3, sam.image_size, sam.image_size)
+
+    def forward(self, image_embeddings_1CHW: Tensor, images_13SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Find boxes, the best first."""
+        boxes_1K4, scores_1K = self.prompter(image_embeddings_1CHW, images_13SS)
+        return boxes_1K4[0], scores_1K[0]
+
+    def build_example(self) -> tuple[Tensor, ...]:
+        """Build inputs to trace with."""
+        return tuple(torch.zeros(shape) for shape in self.shapes)
+
+
+class ExportableClassifier(nn.Module):
+    """``crops`` and ``extents`` of ``MaskCrops`` to ``probabilities`` [K, classes]."""
+
+    def __init__(self, classifier: MaskClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, crops_K4PP: Tensor, extents_KF: Tensor) -> Tensor:
+        """Classify masks."""
+        logits_KC: Tensor = self.classifier(crops_K4PP, extents_KF)
+        return logits_KC.softmax(1)
+
+    def build_example(self) -> tuple[Tensor, ...]:
+        """Build inputs to trace with: two masks."""
+        crops = crop_masks(np.zeros((8, 8, 3), np.uint8), [encode_mask(np.ones((8, 8), np.bool_))] * 2)
+        return torch.from_numpy(crops.crops_K4PP), torch.from_numpy(crops.extents_K2)
+
+
 def add_mask(sam: Sam, image_1CHW: Tensor, mask_input_M1hw: Tensor, has_mask_M111: Tensor) -> Tensor:
     """Add embedded masks to an embedding, [M, C, H, W]; ``has_mask_M111`` is 1 where a mask counts, 0 elsewhere."""
     dense_MCHW = has_mask_M111 * sam.prompt_encoder.embed_masks(mask_input_M1hw)
@@ -128,10 +179,11 @@ class ExportInfo:
         model_name: name in the table of ``stage=models``.
         image_size: side of the model's square input, pixels.
         labels: class names of the data that it was trained on.
-        source_hash: hash of the weights, the same in both parts.
+        source_hash: hash of the weights, the same in all parts.
         multimask: which prompts are answered by the best of three masks; see ``find_ambiguous``.
         tile: side of the tiles that it was trained on, pixels of the original image; None: it was shown whole images.
         tile_overlap: share of a tile's side that the next one has too.
+        instances: what finds and names objects without prompts; None: nothing does.
     """
 
     model_name: str
@@ -141,6 +193,7 @@ class ExportInfo:
     multimask: str
     tile: int | None = None
     tile_overlap: float = 0.25
+    instances: InstanceParts | None = None
 
 
 def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, str]:
@@ -151,11 +204,19 @@ def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, s
 
     Args:
         info: the model.
-        part: image_encoder or decoder.
+        part: image_encoder, decoder, prompter or classifier.
         precision: FP32, FP16 or INT8.
     """
     from importlib.metadata import version
 
+    own = {}
+    if part == PROMPTER and (parts := info.instances) is not None:
+        own = {
+            "threshold": str(parts.threshold),
+            "max_overlap": str(parts.max_overlap),
+            "classifier": str(parts.classifier is not None),
+        }
+    labels = info.labels if info.instances is None else info.instances.labels
     return {
         "model_type": MODEL_TYPES[part],
         "task_type": "visual_prompting",
@@ -165,12 +226,13 @@ def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, s
         "pad_value": "0",
         "reverse_input_channels": "False",
         "image_size": str(info.image_size),
-        "labels": " ".join("_".join(label.split()) for label in info.labels),
-        "label_names": json.dumps(list(info.labels)),
+        "labels": " ".join("_".join(label.split()) for label in labels),
+        "label_names": json.dumps(list(labels)),
         "model_name": info.model_name,
         "precision": precision,
         "source_hash": info.source_hash,
         "multimask": info.multimask,
         **({} if info.tile is None else {"tile": str(info.tile), "tile_overlap": str(info.tile_overlap)}),
+        **own,
         "vpexp_version": version("vpexp"),
     }

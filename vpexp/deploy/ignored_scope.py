@@ -1,4 +1,4 @@
-"""Which nodes of the two exported graphs must not be quantized, found by what they are connected to.
+"""Which nodes of the exported graphs must not be quantized, found by what they are connected to.
 
 Names of nodes change with the version of the converter; what hangs on which port does not.
 """
@@ -26,9 +26,11 @@ def find_precise_nodes(graph: Any) -> list[str]:
     - What only an earlier mask passes through: it is hardly ever given, so calibration knows nothing of its range.
     - The decoder's upscaling: a twentieth of its weights, and the outline of a mask lies where the logits that it makes are
       near 0.
+    - The prompter's last convolution and what comes after it: peaks that are rounded are as high as their neighbours, and
+      boxes would move by whole pixels. Its convolutions that see pixels, as the encoder's.
 
     Args:
-        graph: an ``openvino.Model``, of the image encoder or the decoder.
+        graph: an ``openvino.Model``, of the image encoder, the decoder or the prompter.
     """
     nodes = graph.get_ordered_ops()
     precise = {node.get_friendly_name() for node in nodes if node.get_friendly_name().startswith(PREFIX)}
@@ -38,6 +40,7 @@ def find_precise_nodes(graph: Any) -> list[str]:
     precise |= _find_head_products(graph)
     precise |= _find_mask_branch(graph)
     precise |= _find_upscaling(graph)
+    precise |= _find_peaks(graph)
     ends = ("Constant", "Parameter", "Result")
     names = [node.get_friendly_name() for node in nodes if node.get_type_name() not in ends]
     return [name for name in names if name in precise]
@@ -100,6 +103,16 @@ def _find_upscaling(graph: Any) -> set[str]:
     # What enlarges the masks hangs on their size alone; the perceptron hangs on the image, as everything else does.
     of_image = _find_below([port.get_node() for port in graph.inputs if "image_embeddings" in port.get_names()])
     return (head - of_image) | head & (_find_above(activations) | _find_below(activations))
+
+
+def _find_peaks(graph: Any) -> set[str]:
+    """Find the last convolution that boxes are computed from, what is computed from it, and what hangs on pixels alone."""
+    if not any("boxes" in port.get_names() for port in graph.outputs):
+        return set()
+    last = [node for node in graph.get_ordered_ops() if node.get_type_name() in CONVOLUTIONS][-1]
+    ports = {name: port.get_node() for port in graph.inputs for name in port.get_names()}
+    of_pixels = _find_below([ports["images"]]) - _find_below([ports["image_embeddings"]])
+    return {last.get_friendly_name()} | _find_below([last]) | of_pixels
 
 
 def _find_above(nodes: Iterable[Any]) -> set[str]:

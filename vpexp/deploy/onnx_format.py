@@ -1,4 +1,4 @@
-"""Both parts of a model as ONNX files."""
+"""The parts of a model as ONNX files."""
 
 import warnings
 from collections.abc import Mapping
@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, ExportInfo, build_model_info
+from vpexp.deploy.graph import (
+    ExportableClassifier,
+    ExportableDecoder,
+    ExportableEncoder,
+    ExportablePrompter,
+    ExportInfo,
+    build_model_info,
+)
 from vpexp.errors import ConfigError
-from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
+from vpexp.inference.exported import CLASSIFIER, DECODER, ENCODER, EXPORTED_NAME, PROMPTER, ExportedModel
 from vpexp.inference.graph_predictor import ENCODER_INPUTS
 from vpexp.models.mask_decoder import MASK_TOKENS
 from vpexp.models.sam import Sam
@@ -33,14 +40,11 @@ SMALLEST_HALVED = 256  # elements; smaller constants are shapes and scales
 
 
 def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str, str]) -> ExportedModel:
-    """Write a model as two ONNX files; arguments as for ``write_openvino``.
+    """Write a model as ONNX files, one a part; arguments as for ``write_openvino``.
 
     Raises:
         ConfigError: the package onnx is not installed.
     """
-    model = ExportedModel(
-        folder / f"{EXPORTED_NAME}_{ENCODER}.onnx", folder / f"{EXPORTED_NAME}_{DECODER}.onnx", "onnx"
-    )
     side, low = sam.embedding_size, sam.image_size // 4
     embeddings: Shapes = {"image_embeddings": (1, sam.embedding_channels, side, side)}
     masks: Shapes = {
@@ -50,13 +54,21 @@ def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str
         "token_masks": ("N", MASK_TOKENS, low, low),
         "token_ious": ("N", MASK_TOKENS),
     }
-    parts: tuple[tuple[str, Path, nn.Module, Axes, Shapes], ...] = (
-        (ENCODER, model.encoder, ExportableEncoder(sam), {name: {} for name in ENCODER_INPUTS}, embeddings),
-        (DECODER, model.decoder, ExportableDecoder(sam, info.multimask), PROMPT_AXES, masks),
-    )
-    for part, file, module, inputs, outputs in parts:
+    parts: dict[str, tuple[nn.Module, Axes, Shapes]] = {
+        ENCODER: (ExportableEncoder(sam), {name: {} for name in ENCODER_INPUTS}, embeddings),
+        DECODER: (ExportableDecoder(sam, info.multimask), PROMPT_AXES, masks),
+    }
+    if (instances := info.instances) is not None:
+        count = min(instances.prompter.limit, low * low)
+        boxes: Shapes = {"boxes": (count, 4), "scores": (count,)}
+        parts[PROMPTER] = ExportablePrompter(instances.prompter, sam), {"image_embeddings": {}, "images": {}}, boxes
+        if instances.classifier is not None:
+            axes, named = {"crops": {0: "K"}, "extents": {0: "K"}}, {"probabilities": ("K", len(instances.labels))}
+            parts[CLASSIFIER] = ExportableClassifier(instances.classifier), axes, named
+    model = ExportedModel.plan(folder / f"{EXPORTED_NAME}_", ".onnx", parts)
+    for part, (module, inputs, outputs) in parts.items():
         model_info = build_model_info(info, part, precisions[part])
-        write_graph(module, file, inputs, outputs, model_info, halve=precisions[part] == "FP16")
+        write_graph(module, model.parts[part], inputs, outputs, model_info, halve=precisions[part] == "FP16")
     return model
 
 

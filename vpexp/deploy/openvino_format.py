@@ -1,4 +1,4 @@
-"""Both parts of a model as OpenVINO IR, straight from torch; the encoder also without files, to fill the embedding cache."""
+"""The parts of a model as OpenVINO IR, straight from torch; the encoder also without files, to fill the embedding cache."""
 
 import logging
 import warnings
@@ -12,10 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, ExportInfo, build_model_info
+from vpexp.deploy.graph import (
+    ExportableClassifier,
+    ExportableDecoder,
+    ExportableEncoder,
+    ExportablePrompter,
+    ExportInfo,
+    build_model_info,
+)
 from vpexp.deploy.preprocessing import accept_any_size
-from vpexp.inference.exported import DECODER, ENCODER, EXPORTED_NAME, ExportedModel
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS, get_core
+from vpexp.inference.exported import CLASSIFIER, DECODER, ENCODER, EXPORTED_NAME, PROMPTER, ExportedModel
+from vpexp.inference.graph_predictor import DECODER_INPUTS, PORTS, get_core
 from vpexp.models.sam import Sam
 from vpexp.runtime import find_thread_limit
 
@@ -23,20 +30,23 @@ MODEL_API_MASK_SIZE = 256  # the side of the empty mask that Model API sends, wh
 
 
 def write_openvino(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str, str]) -> ExportedModel:
-    """Write a model as two IRs.
+    """Write a model as IRs, one a part.
 
     Args:
         sam: in eval mode, float32, on the CPU.
         folder: where the files go.
-        info: what goes into the metadata.
+        info: what goes into the metadata; its ``instances`` are written too.
         precisions: FP32 or FP16 of each part: how weights are stored; FP16 is computed in float32 too.
     """
-    model = ExportedModel(
-        folder / f"{EXPORTED_NAME}_{ENCODER}.xml", folder / f"{EXPORTED_NAME}_{DECODER}.xml", "openvino"
-    )
-    graphs = build_encoder(sam), _build_decoder(sam, info.multimask)
-    for part, file, graph in zip((ENCODER, DECODER), (model.encoder, model.decoder), graphs, strict=True):
-        save_graph(graph, file, build_model_info(info, part, precisions[part]), halve=precisions[part] == "FP16")
+    graphs = {ENCODER: build_encoder(sam), DECODER: _build_decoder(sam, info.multimask)}
+    if (instances := info.instances) is not None:
+        graphs[PROMPTER] = _build_part(PROMPTER, ExportablePrompter(instances.prompter, sam))
+        if instances.classifier is not None:
+            graphs[CLASSIFIER] = _build_part(CLASSIFIER, ExportableClassifier(instances.classifier))
+    model = ExportedModel.plan(folder / f"{EXPORTED_NAME}_", ".xml", graphs)
+    for part, file in model.parts.items():
+        model_info = build_model_info(info, part, precisions[part])
+        save_graph(graphs[part], file, model_info, halve=precisions[part] == "FP16")
     return model
 
 
@@ -65,7 +75,7 @@ def convert_encoder(sam: Sam) -> Any:
 def build_encoder(sam: Sam) -> Any:
     """Convert the encoder to an ``openvino.Model`` of one input, images of any size, and one output."""
     graph = accept_any_size(convert_encoder(sam), sam.image_size)
-    name_ports(graph, ENCODER_INPUTS, ENCODER_OUTPUTS)
+    name_ports(graph, *PORTS[ENCODER])
     graph.validate_nodes_and_infer_types()
     return graph
 
@@ -76,9 +86,42 @@ def _build_decoder(sam: Sam, multimask: str) -> Any:
     graph = convert_module(ExportableDecoder(sam, multimask), shapes)
     if low != MODEL_API_MASK_SIZE:
         graph = _accept_any_mask(graph, low)
-    name_ports(graph, DECODER_INPUTS, DECODER_OUTPUTS)
+    name_ports(graph, *PORTS[DECODER])
     graph.validate_nodes_and_infer_types()
     return graph
+
+
+def _build_part(part: str, module: ExportablePrompter | ExportableClassifier) -> Any:
+    """Convert what finds boxes, of one image, or what names masks, of any number."""
+    shapes = [list(tensor.shape) for tensor in module.build_example()]
+    if part == CLASSIFIER:
+        shapes = [[-1, *shape[1:]] for shape in shapes]
+    graph = convert_module(module, shapes)
+    _spell_out_group_norms(graph)
+    name_ports(graph, *PORTS[part])
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _spell_out_group_norms(graph: Any) -> None:
+    """Replace GroupNormalization: OpenVINO 2026.4 crashes when it compiles one whose output a residual is added to."""
+    from openvino import opset13 as ops
+
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "GroupNormalization":
+            continue
+        data, scale, shift = (port.get_source_output() for port in node.inputs())
+        shape, settings = list(node.get_output_shape(0)), node.get_attributes()
+        groups = ops.constant([shape[0], settings["num_groups"], -1], np.int64)
+        grouped = ops.reshape(data, groups, special_zero=False)
+        axes = ops.constant([2], np.int64)
+        normalized = ops.mvn(grouped, axes, True, settings["epsilon"], "inside_sqrt")
+        whole = ops.reshape(normalized, ops.constant(shape, np.int64), special_zero=False)
+        one_a_channel = ops.constant([1, -1, 1, 1], np.int64)
+        scale, shift = (ops.reshape(value, one_a_channel, special_zero=False) for value in (scale, shift))
+        moved = ops.add(ops.multiply(whole, scale), shift)
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(moved.output(0))
 
 
 def convert_module(module: nn.Module, shapes: list[list[int]]) -> Any:

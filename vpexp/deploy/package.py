@@ -75,9 +75,13 @@ def _build_signature() -> Any:
     mask = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
     # MLflow would refuse whole numbers where the signature has doubles, so the prompts are checked by vpexp.
     prompts = [ColSpec(AnyType(), name, required=False) for name in PROMPTS]
+    found = [
+        ColSpec(numbers, "scores", required=False),
+        ColSpec(Array(DataType.string), "labels", required=False),
+    ]
     return ModelSignature(
         Schema([ColSpec(DataType.string, IMAGE), *prompts]),
-        Schema([ColSpec(Array(mask), "masks"), ColSpec(numbers, "iou"), ColSpec(Array(numbers), "boxes")]),
+        Schema([ColSpec(Array(mask), "masks"), ColSpec(numbers, "iou"), ColSpec(Array(numbers), "boxes"), *found]),
     )
 
 

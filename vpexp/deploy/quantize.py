@@ -23,8 +23,17 @@ from vpexp.console import build_progress
 from vpexp.deploy.calibration import CalibrationSet, PartInputs
 from vpexp.deploy.ignored_scope import find_precise_nodes
 from vpexp.deploy.openvino_format import name_ports, save_graph
-from vpexp.inference.exported import DECODER, ENCODER, OPTIMIZED_NAME, ExportedModel
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS, lend_core
+from vpexp.inference.exported import (
+    CLASSIFIER,
+    DECODER,
+    ENCODER,
+    MODEL_TYPES,
+    OPTIMIZED_NAME,
+    PROMPTER,
+    ExportedModel,
+    list_files,
+)
+from vpexp.inference.graph_predictor import PORTS, lend_core
 
 INT8, WEIGHTS, KEEP = "int8", "weights", "keep"
 """What is done to a part: weights and activations, weights only, nothing; from the fastest to the most exact."""
@@ -32,7 +41,6 @@ INT8, WEIGHTS, KEEP = "int8", "weights", "keep"
 PRECISIONS = {INT8: "INT8", WEIGHTS: "INT8-weights"}
 """What ``model_info`` calls it."""
 
-PORTS = {ENCODER: (ENCODER_INPUTS, ENCODER_OUTPUTS), DECODER: (DECODER_INPUTS, DECODER_OUTPUTS)}
 LARGE_TABLE = 4096  # bytes
 COUNTED_NAME = re.compile(r"[A-Za-z]+_\d+")
 SAFER = {INT8: WEIGHTS, WEIGHTS: KEEP}
@@ -47,7 +55,7 @@ def quantize_model(
     recipe: PtqConfig,
     methods: Mapping[str, str],
 ) -> ExportedModel:
-    """Quantize both parts of an exported model; the same inputs give the same files, byte for byte.
+    """Quantize encoder and decoder of an exported model; the same inputs give the same files, byte for byte.
 
     The decoder is calibrated on the embeddings of the encoder as it was quantized, which is what it will be given.
 
@@ -58,9 +66,7 @@ def quantize_model(
         recipe: how.
         methods: ``int8``, ``weights`` or ``keep`` (copied as it is) for ``image_encoder`` and ``decoder``.
     """
-    target = ExportedModel(
-        folder / f"{OPTIMIZED_NAME}_{ENCODER}.xml", folder / f"{OPTIMIZED_NAME}_{DECODER}.xml", source.format
-    )
+    target = ExportedModel.plan(folder / f"{OPTIMIZED_NAME}_", ".xml", (ENCODER, DECODER))
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet_nncf(), lend_core() as core, build_progress() as progress:
         inputs: Sequence[PartInputs] = _Inputs(calibration)
@@ -70,6 +76,38 @@ def quantize_model(
             inputs = calibration.build_decoder_inputs(_embed(core, target.encoder, calibration, progress))
         quantize_part(core, source.decoder, target.decoder, inputs=inputs, method=methods[DECODER], **shared)
     return target
+
+
+def add_prompter(
+    source: ExportedModel, made: ExportedModel, calibration: CalibrationSet, recipe: PtqConfig, method: str
+) -> ExportedModel:
+    """Quantize the prompter of an exported model, and copy its classifier, if it has them.
+
+    The prompter is calibrated on the embeddings of the encoder as it was quantized.
+
+    Args:
+        source: OpenVINO IR.
+        made: what ``quantize_model`` made of it; the other parts are put beside it.
+        calibration: as for ``quantize_model``.
+        recipe: how.
+        method: ``int8``, ``weights`` or ``keep``.
+    """
+    if source.prompter is None:
+        return made
+    target = ExportedModel.plan(made.folder / f"{OPTIMIZED_NAME}_", ".xml", source.parts)
+    with _quiet_nncf(), lend_core() as core, build_progress() as progress:
+        embeddings = _embed(core, made.encoder, calibration, progress) if method == INT8 else []
+        inputs = _PrompterInputs(calibration, embeddings)
+        shared: dict[str, Any] = {"recipe": recipe, "progress": progress}
+        quantize_part(core, source.prompter, target.parts[PROMPTER], inputs=inputs, method=method, **shared)
+    if source.classifier is not None:
+        _copy_part(source.classifier, target.parts[CLASSIFIER])
+    return target
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    for file, copy in zip(list_files(source), list_files(target), strict=True):
+        shutil.copyfile(file, copy)
 
 
 def quantize_part(
@@ -82,7 +120,7 @@ def quantize_part(
     method: str,
     progress: Progress,
 ) -> None:
-    """Quantize one of the two files, keeping its ports and its metadata.
+    """Quantize one part, keeping its ports and its metadata.
 
     Args:
         core: an ``openvino.Core``.
@@ -94,12 +132,11 @@ def quantize_part(
         progress: where a bar is shown.
     """
     if method == KEEP:
-        for suffix in (".xml", ".bin"):
-            shutil.copyfile(source.with_suffix(suffix), target.with_suffix(suffix))
+        _copy_part(source, target)
         return
     import nncf
 
-    part = ENCODER if source.stem.endswith(ENCODER) else DECODER
+    part = next(part for part in MODEL_TYPES if source.stem.endswith(part))
     graph = core.read_model(source)
     model_info = {key: str(value.value) for key, value in graph.get_rt_info()["model_info"].items()}
     ignored = nncf.IgnoredScope(names=find_precise_nodes(graph), validate=False)
@@ -193,6 +230,19 @@ class _Inputs(Sequence[PartInputs]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.calibration.build_encoder_inputs(index)
+
+
+class _PrompterInputs(Sequence[PartInputs]):
+    """The prompter's inputs, made when they are asked for, as the encoder's."""
+
+    def __init__(self, calibration: CalibrationSet, embeddings: Sequence[NDArray[np.float32]]) -> None:
+        self.calibration, self.embeddings = calibration, embeddings
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.calibration.build_encoder_inputs(index) | {"image_embeddings": self.embeddings[index]}
 
 
 class _Tracked:

@@ -11,17 +11,20 @@ from mlflow.pyfunc import PythonModel
 
 from vpexp.deploy.serving import answer
 from vpexp.errors import DataError
+from vpexp.inference.graph_predictor import GraphPredictor
 from vpexp.inference.load import load_predictor
 from vpexp.runtime import quiet_libraries
 
 
 class MaskServer(PythonModel):  # type: ignore[misc]
-    """Answers tables of images and prompts with masks."""
+    """Answers tables of images, with or without prompts, with masks."""
 
     def load_context(self, context: Any) -> None:
         """Load the exported model that MLflow has laid out."""
         quiet_libraries()
-        self._predictor = load_predictor(Path(next(iter(context.artifacts.values()))).parent)
+        predictor = load_predictor(Path(next(iter(context.artifacts.values()))).parent)
+        assert isinstance(predictor, GraphPredictor), "only exported models are packed"
+        self._predictor = predictor
         self._lock = threading.Lock()  # a server asks from several threads; the predictor's outputs hold for one call
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[dict[str, Any]]:

@@ -2,27 +2,32 @@
 
     {"image": "<base64 of a PNG or JPEG file>", "boxes": [[x1, y1, x2, y2]], "points": [[[x, y]]], "point_labels": [[1]]}
     {"masks": [{"size": [H, W], "counts": "..."}], "iou": [0.93], "boxes": [[x1, y1, x2, y2]]}
+    {"image": "..."}
+    {"masks": [...], "iou": [0.81], "boxes": [...], "scores": [0.81], "labels": ["apple"]}
 
 Each box is one prompt and each set of points is another; the answer has one mask for each prompt, boxes first, as COCO
 run lengths (``pycocotools.mask.decode``), with the predicted IoU and the bounds of the mask. All in pixels of the image as
-viewers show it. This is imported where a model is served: it needs no torch and no MLflow.
+viewers show it. An image without prompts is answered with the objects that the model finds, best first, by their scores and
+classes; an image larger than the tiles that the model was trained on is cut likewise. This is imported where a model is served: it needs no torch and no MLflow.
 """
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.annotations import SCORE_DIGITS
+from vpexp.data.annotations import SCORE_DIGITS, Rle
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image
 from vpexp.data.masks import compute_box, rle_to_json
+from vpexp.data.tiles import Tiling
 from vpexp.errors import DataError
-from vpexp.inference.predictor import Predictor
+from vpexp.inference.graph_predictor import GraphPredictor
+from vpexp.inference.instances import find_instances
 from vpexp.inference.prompt_file import ImagePrompts, fit_prompts, parse_prompts
 from vpexp.inference.segment import decode_in_chunks
 
@@ -31,11 +36,11 @@ PROMPTS = ("boxes", "points", "point_labels")
 DATA_URL = "base64,"  # browsers put the file's type before it
 
 
-def answer(predictor: Predictor, record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Segment what the prompts of one image show.
+def answer(predictor: GraphPredictor, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Segment what the prompts of one image show, or without prompts what the model finds.
 
     Args:
-        predictor: any backend.
+        predictor: of an exported model.
         record: image and prompts.
         name: of the record, for errors.
 
@@ -44,15 +49,36 @@ def answer(predictor: Predictor, record: Mapping[str, Any], name: str) -> dict[s
     """
     given = {key: to_plain(value) for key, value in record.items()}
     image_HW3 = _read_image(given.get(IMAGE), name)
+    if all(given.get(key) is None for key in PROMPTS):
+        return _find(predictor, image_HW3, name)
     image_prompts = _read_prompts(given, name, image_HW3.shape)
     embedding = predictor.embed(image_HW3)
-    reply: dict[str, list[Any]] = {"masks": [], "iou": [], "boxes": []}
-    for _, prediction in decode_in_chunks(predictor, embedding, image_prompts.prompts):
-        for rle, score in zip(prediction.encode_masks(), prediction.iou.tolist(), strict=True):
-            reply["masks"].append(rle_to_json(rle))
-            reply["iou"].append(round(score, SCORE_DIGITS))
-            reply["boxes"].append(compute_box(rle).tolist())
-    return reply
+    found = [
+        (rle, score)
+        for _, prediction in decode_in_chunks(predictor, embedding, image_prompts.prompts)
+        for rle, score in zip(prediction.encode_masks(), prediction.iou.tolist(), strict=True)
+    ]
+    return _build_reply(found)
+
+
+def _find(predictor: GraphPredictor, image_HW3: NDArray[np.uint8], name: str) -> dict[str, Any]:
+    if predictor.instances is None:
+        raise DataError(
+            f"{name!r}: give boxes, points, or both: this model has no prompter, which finds objects by itself"
+        )
+    metadata = predictor.metadata
+    tiling = None if metadata.tile is None else Tiling(metadata.tile, metadata.tile_overlap)
+    _, found = find_instances(predictor, image_HW3, tiling)
+    reply = _build_reply([(mask.rle, mask.score) for mask in found.masks])
+    return reply | {"scores": reply["iou"], "labels": [mask.label for mask in found.masks]}
+
+
+def _build_reply(found: Sequence[tuple[Rle, float]]) -> dict[str, Any]:
+    return {
+        "masks": [rle_to_json(rle) for rle, _ in found],
+        "iou": [round(score, SCORE_DIGITS) for _, score in found],
+        "boxes": [compute_box(rle).tolist() for rle, _ in found],
+    }
 
 
 def to_plain(value: Any) -> Any:

@@ -6,27 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vpexp.config.schema import DataConfig, PromptConfig, SyntheticConfig
-from vpexp.console import log_line
+from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.data.batch import EvaluationSample, EvaluationSet
 from vpexp.data.dataset import load_dataset
 from vpexp.data.prompts import Prompts, build_evaluation_prompts
 from vpexp.deploy.graph import ExportInfo
-from vpexp.deploy.parity import Parity, check_parity, measure_parity
+from vpexp.deploy.parity import (
+    InstanceParity,
+    Parity,
+    check_instance_parity,
+    check_parity,
+    measure_instance_parity,
+    measure_parity,
+)
 from vpexp.errors import VpexpError
-from vpexp.inference.exported import DECODER, ENCODER, ExportedModel
+from vpexp.inference.exported import CLASSIFIER, DECODER, ENCODER, PROMPTER, ExportedModel
 from vpexp.inference.load import load_predictor
-from vpexp.inference.predictor import Predictor
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash, write_official
 from vpexp.registry import VPEXP
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import build_tiling, read_configured_dataset, tile_dataset
-from vpexp.stages.shared.model import load_stage_model
+from vpexp.stages.shared.model import StageModel, load_stage_model
 from vpexp.stages.shared.registry import log_exported, log_target, log_weights, read_trained_scores, register_exported
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
@@ -41,6 +48,10 @@ def run(context: RunContext) -> StageResult:
     model = load_stage_model(context.cfg, "exporting")
     assert isinstance(model.predictor, TorchPredictor), "exported models were refused before"
     sam = model.predictor.sam.cpu()
+    if model.instances is not None:
+        model.predictor.instances = model.instances.build_model(torch.device("cpu"))
+        if cfg.export.format == "sam" or cfg.export.target != VPEXP:
+            log_line("left out: what finds objects without prompts; it needs export.target=vpexp as openvino or onnx")
     # What is written lies aside until it has passed the check.
     draft = context.folder.path / ".draft"
     shutil.rmtree(draft, ignore_errors=True)
@@ -48,36 +59,54 @@ def run(context: RunContext) -> StageResult:
     try:
         if cfg.export.format == "sam":
             return _export_weights(context, sam, draft)
-        info = ExportInfo(
-            model_name=cfg.model.name,
-            image_size=sam.image_size,
-            labels=model.categories,
-            source_hash=compute_state_hash(sam),
-            multimask=cfg.prompt.multimask,
-            tile=cfg.data.tile,
-            tile_overlap=cfg.data.tile_overlap,
-        )
+        info = _describe(context, model, sam)
         if cfg.export.target != VPEXP:
             return _export_target(context, sam, draft, info)
         written = _write(context, sam, draft, info)
-        parity = _check(context, model.predictor, written)
-        exported = _publish(written, context.folder.path)
+        parity, of_instances = _check(context, model, written)
+        exported = written.move_to(context.folder.path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     log_line(f"{NAMES[exported.format]}, {exported.size_mb:.1f} MB: {exported.folder}")
     log_exported(context, exported)
     register_exported(context, exported, read_trained_scores(cfg.checkpoint))
-    metrics = _list_metrics(parity, exported.size_mb, started)
-    return StageResult(metrics, {ENCODER: exported.encoder, DECODER: exported.decoder}, context.folder.path)
+    metrics = _list_metrics(parity, exported.size_mb, started, of_instances)
+    return StageResult(metrics, exported.parts, context.folder.path)
 
 
-def _list_metrics(parity: Parity, size_mb: float, started: float) -> dict[str, float]:
-    return {
+def _describe(context: RunContext, model: StageModel, sam: Sam) -> ExportInfo:
+    """Describe what is exported."""
+    cfg = context.cfg
+    parts = model.instances if cfg.export.target == VPEXP else None
+    modules = [sam] if parts is None else [sam, parts.prompter, *([parts.classifier] if parts.classifier else [])]
+    return ExportInfo(
+        model_name=cfg.model.name,
+        image_size=sam.image_size,
+        labels=model.categories,
+        source_hash=compute_state_hash(sam if parts is None else torch.nn.ModuleList(modules)),
+        multimask=cfg.prompt.multimask,
+        tile=cfg.data.tile,
+        tile_overlap=cfg.data.tile_overlap,
+        instances=parts,
+    )
+
+
+def _list_metrics(
+    parity: Parity, size_mb: float, started: float, of_instances: InstanceParity | None = None
+) -> dict[str, float]:
+    metrics = {
         "export/size_mb": size_mb,
         "export/flipped_per_10000": parity.flipped * 1e4,
         "export/logits_difference": parity.logits,
         "export/seconds": time.perf_counter() - started,
     }
+    if of_instances is not None:
+        metrics |= {
+            "export/prompter_boxes_px": of_instances.boxes_px,
+            "export/prompter_scores": of_instances.scores,
+            "export/classifier_probabilities": of_instances.probabilities,
+        }
+    return metrics
 
 
 def _export_weights(context: RunContext, sam: Sam, draft: Path) -> StageResult:
@@ -116,7 +145,10 @@ def _export_target(context: RunContext, sam: Sam, draft: Path, info: ExportInfo)
 def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> ExportedModel:
     settings = context.cfg.export
     precisions = {ENCODER: settings.precision, DECODER: settings.decoder_precision}
-    log_line(f"writing {NAMES[settings.format]}: image encoder {precisions[ENCODER]}, decoder {precisions[DECODER]}")
+    if info.instances is not None:  # of the classifier's few weights half would save nothing
+        precisions |= {PROMPTER: settings.precision} | ({CLASSIFIER: "FP32"} if info.instances.classifier else {})
+    described = ", ".join(f"{part.replace('_', ' ')} {precision}" for part, precision in precisions.items())
+    log_line(f"writing {NAMES[settings.format]}: {described}")
     if settings.format == "onnx":
         from vpexp.deploy.onnx_format import write_onnx
 
@@ -126,13 +158,30 @@ def _write(context: RunContext, sam: Sam, folder: Path, info: ExportInfo) -> Exp
     return write_openvino(sam, folder, info, precisions=precisions)
 
 
-def _check(context: RunContext, trained: Predictor, written: ExportedModel) -> Parity:
+def _check(context: RunContext, model: StageModel, written: ExportedModel) -> tuple[Parity, InstanceParity | None]:
     """Run both forms on an image; ExportError where they differ."""
     trial = find_trial_image(context)
     predictor = load_predictor(written, threads=context.cfg.trainer.threads)
-    parity = measure_parity(trained, predictor, trial.image_HW3, trial.prompts)
-    _judge(context, parity, trial, NAMES[written.format])
-    return parity
+    parity = measure_parity(model.predictor, predictor, trial.image_HW3, trial.prompts)
+    what, precision = NAMES[written.format], context.cfg.export.precision
+    _judge(context, parity, trial, what)
+    if model.instances is None:
+        return parity, None
+    of_instances = measure_instance_parity(
+        model.instances.prompter,
+        model.predictor,
+        predictor,
+        trial.image_HW3,
+        prompts=trial.prompts[0],
+        precision=precision,
+    )
+    check_instance_parity(of_instances, precision, what)
+    log_line(
+        f"finds {format_count(of_instances.boxes, 'box', 'boxes')} there as the trained model does: sides lie at most "
+        f"{of_instances.boxes_px:.2g} pixels elsewhere, scores differ by {of_instances.scores:.1e}, "
+        f"probabilities of classes by {of_instances.probabilities:.1e}"
+    )
+    return parity, of_instances
 
 
 def _judge(context: RunContext, parity: Parity, trial: "TrialImage", what: str) -> None:
@@ -143,12 +192,6 @@ def _judge(context: RunContext, parity: Parity, trial: "TrialImage", what: str) 
         f"checked against the trained model with {parity.prompts} prompts on {trial.name}: of 10,000 mask pixels "
         f"{parity.flipped * 1e4:.2f} flip; logits differ by {parity.logits:.1e} standard deviations at most"
     )
-
-
-def _publish(written: ExportedModel, folder: Path) -> ExportedModel:
-    for file in written.files:
-        file.replace(folder / file.name)
-    return ExportedModel(folder / written.encoder.name, folder / written.decoder.name, written.format)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,26 @@ from vpexp.console import console, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.deploy.benchmark import Cost, build_gain_table, measure_costs
 from vpexp.deploy.calibration import CalibrationSet, read_calibration_set
-from vpexp.deploy.quantize import INT8, KEEP, WEIGHTS, ControlledModel, Trial, quantize_model, quantize_within
+from vpexp.deploy.quantize import (
+    INT8,
+    KEEP,
+    WEIGHTS,
+    ControlledModel,
+    Trial,
+    add_prompter,
+    quantize_model,
+    quantize_within,
+)
 from vpexp.errors import CheckpointError, ConfigError
-from vpexp.inference.exported import DECODER, ENCODER, ExportedModel, ModelMetadata, find_exported, read_metadata
+from vpexp.inference.exported import (
+    DECODER,
+    ENCODER,
+    PROMPTER,
+    ExportedModel,
+    ModelMetadata,
+    find_exported,
+    read_metadata,
+)
 from vpexp.inference.load import load_predictor
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import load_configured_dataset
@@ -37,7 +55,7 @@ def run(context: RunContext) -> StageResult:
     shutil.rmtree(draft, ignore_errors=True)
     try:
         made = _quantize(context, source, draft, calibration, dataset)
-        model = _publish(made.model, context.folder.path)
+        model = made.model.move_to(context.folder.path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     costs = _tell_gain(context, source, metadata, model, calibration)
@@ -47,8 +65,7 @@ def run(context: RunContext) -> StageResult:
     register_exported(context, model, read_trained_scores(cfg.checkpoint) | scores)
     details = _describe(made, calibration)
     context.folder.update_run_json(quantization=details)
-    artifacts = {ENCODER: model.encoder, DECODER: model.decoder}
-    return StageResult(metrics, artifacts, context.folder.path, {"quantization": details})
+    return StageResult(metrics, model.parts, context.folder.path, {"quantization": details})
 
 
 def _find_source(checkpoint: str | None) -> ExportedModel:
@@ -86,27 +103,36 @@ def _quantize(
 ) -> ControlledModel:
     """Quantize as configured; with ``ptq.max_drop`` as much of it as accuracy on val allows."""
     settings = context.settings.ptq
-    methods = {part: settings.method if part in settings.parts else KEEP for part in (ENCODER, DECODER)}
-    log_line(f"quantizing on {len(calibration)} training images: {_describe_methods(methods)}")
+    planned = {
+        part: settings.method if part in settings.parts else KEEP
+        for part in (ENCODER, DECODER, PROMPTER)
+        if part in source.parts
+    }
+    log_line(f"quantizing on {len(calibration)} training images: {_describe_methods(planned)}")
+    methods = {part: planned[part] for part in (ENCODER, DECODER)}
 
     def build(chosen: Mapping[str, str]) -> ExportedModel:
         folder = draft / "_".join(chosen.values())
         return quantize_model(source, folder, calibration, settings, chosen)
 
     if settings.max_drop is None:
-        return ControlledModel(build(methods), methods)
-    controlled = quantize_within(
-        source,
-        build,
-        partial(_measure, context, dataset),
-        methods=methods,
-        max_drop=settings.max_drop,
-        report=_print_trial,
-    )
-    log_line(
-        f"kept, for f1-score on val to lose no more than {settings.max_drop:g}: {_describe_methods(controlled.methods)}"
-    )
-    return controlled
+        controlled = ControlledModel(build(methods), methods)
+    else:
+        controlled = quantize_within(
+            source,
+            build,
+            partial(_measure, context, dataset),
+            methods=methods,
+            max_drop=settings.max_drop,
+            report=_print_trial,
+        )
+        log_line(
+            f"kept, for f1-score on val to lose no more than {settings.max_drop:g}: {_describe_methods(controlled.methods)}"
+        )
+    if PROMPTER not in planned:
+        return controlled
+    model = add_prompter(source, controlled.model, calibration, settings, planned[PROMPTER])
+    return replace(controlled, model=model, methods={**controlled.methods, PROMPTER: planned[PROMPTER]})
 
 
 def _measure(context: RunContext, dataset: AnnotatedDataset, model: ExportedModel) -> float:
@@ -122,12 +148,6 @@ def _print_trial(trial: Trial) -> None:
 
 def _describe_methods(methods: Mapping[str, str]) -> str:
     return "; ".join(f"{part.replace('_', ' ')} {WORDS[method]}" for part, method in methods.items())
-
-
-def _publish(made: ExportedModel, folder: Path) -> ExportedModel:
-    for file in made.files:
-        file.replace(folder / file.name)
-    return ExportedModel(folder / made.encoder.name, folder / made.decoder.name, made.format)
 
 
 def _tell_gain(

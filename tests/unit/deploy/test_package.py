@@ -20,14 +20,17 @@ import pandas
 from mlflow.pyfunc import load_model
 folder = sys.argv[1]
 example = json.load(open(f"{folder}/serving_input_example.json"))["dataframe_split"]
-replies = load_model(folder).predict(pandas.DataFrame(**example))
+model, table = load_model(folder), pandas.DataFrame(**example)
+replies = model.predict(table)
+if len(sys.argv) > 2:
+    replies += model.predict(table[["image"]])
 import vpexp
 print(json.dumps({"replies": replies, "code": vpexp.__file__}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["debug_ir", "debug_onnx"])
+@pytest.mark.parametrize("model", ["debug_ir", "debug_onnx", "instance_ir"])
 def test_write_mlflow_model__is_served_without_torch_and_without_the_checkout(model, tmp_path, request, capfd):
     quiet_libraries()
     exported = request.getfixturevalue(model)
@@ -40,15 +43,23 @@ def test_write_mlflow_model__is_served_without_torch_and_without_the_checkout(mo
     assert capfd.readouterr().err == ""
     assert not (folder / "of an earlier start").exists()
     served = subprocess.run(
-        [sys.executable, "-c", SERVE, str(folder)], capture_output=True, text=True, cwd="/", check=False, timeout=120
+        [sys.executable, "-c", SERVE, str(folder), *(["alone"] * (model == "instance_ir"))],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+        timeout=120,
     )
     assert served.returncode == 0, served.stderr
     said = json.loads(served.stdout.splitlines()[-1])
     assert said["code"] == str(folder / "code" / "vpexp" / "__init__.py")
-    (reply,) = said["replies"]
+    reply, *alone = said["replies"]
+    assert len(alone) == (model == "instance_ir")
+    for found in alone:
+        assert len(found["labels"]) == len(found["scores"]) == len(found["masks"]) > 0
     assert [rle["size"] for rle in reply["masks"]] == [[64, 96]]
     assert np.isfinite(reply["iou"]).all()
     needed = (folder / "requirements.txt").read_text().split()
     assert [line.partition("==")[0] for line in needed[:-1]] == ["mlflow", "numpy", "pillow", "pycocotools"]
-    assert needed[-1].startswith("openvino==" if model == "debug_ir" else "onnxruntime==")
+    assert needed[-1].startswith("onnxruntime==" if model == "debug_onnx" else "openvino==")
     assert {path.name for path in (folder / "artifacts").iterdir()} == {file.name for file in exported.files}

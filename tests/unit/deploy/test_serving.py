@@ -1,4 +1,5 @@
 import base64
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from vpexp.data.tiles import Tiling
 from vpexp.deploy.serving import answer
 from vpexp.errors import DataError
 from vpexp.inference import segment
+from vpexp.inference.instances import find_instances
 from vpexp.inference.load import load_predictor
 
 
@@ -61,6 +64,23 @@ def test_answer__takes_what_a_table_makes_of_json(predictor, image):
     assert answer(predictor, {"image": f"data:image/png;base64,{image}\n", "boxes": BOXES}, "row 0") == plain
 
 
+@pytest.mark.parametrize("tile", [None, 40])
+def test_answer__an_image_alone_gives_what_the_model_finds(instance_ir, image, image_HW3, tile):
+    finder = load_predictor(instance_ir)
+    finder.metadata = replace(finder.metadata, tile=tile)
+
+    reply = answer(finder, {"image": image, "boxes": None}, "row 0")
+
+    _, found = find_instances(finder, image_HW3, tile and Tiling(tile, finder.metadata.tile_overlap))
+    assert len(found.masks) > 1
+    np.testing.assert_array_equal(decode(reply), [coco_mask.decode(mask.rle).astype(bool) for mask in found.masks])
+    np.testing.assert_allclose(reply["scores"], [mask.score for mask in found.masks], atol=1e-5)
+    assert reply["iou"] == reply["scores"]
+    assert reply["labels"] == [mask.label for mask in found.masks]
+    assert len(reply["boxes"]) == len(found.masks)
+    assert answer(finder, {"image": image, "boxes": BOXES}, "row 0").keys() == {"masks", "iou", "boxes"}
+
+
 def test_answer__empty_lists_are_no_prompts(predictor, image):
     assert answer(predictor, {"image": image, "boxes": []}, "row 0") == {"masks": [], "iou": [], "boxes": []}
 
@@ -73,7 +93,7 @@ def test_answer__empty_lists_are_no_prompts(predictor, image):
         ({"image": 3, "boxes": BOXES}, "'row 7': image is missing"),
         ({"image": "ä", "boxes": BOXES}, "'row 7': image is no base64 text"),
         ({"image": "aGVsbG8=", "boxes": BOXES}, "'row 7': image cannot be read: no image, or its header is damaged"),
-        ({"image": ...}, "'row 7': give boxes, points, or both"),
+        ({"image": ...}, "'row 7': give boxes, points, or both: this model has no prompter"),
         ({"image": ..., "point_labels": [[1]]}, "'row 7': give boxes, points, or both"),
         ({"image": ..., "boxes": [[1, 2, 3]]}, "'row 7': boxes[0] must be [x1, y1, x2, y2], not [1, 2, 3]"),
         ({"image": ..., "boxes": [[9, 2, 3, 5]]}, "'row 7': boxes[0] [9, 2, 3, 5] is empty"),
