@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from pycocotools.coco import COCO
 
 from tests.conftest import RunDebug
-from tests.references.labelling import PATIENCE, Server, Truth, Window
+from tests.references.labelling import PATIENCE, Server, Truth, Window, draw_instances
 from vpexp.config.schema import DataConfig, SyntheticConfig
 from vpexp.data.dataset import load_dataset
+from vpexp.inference.torch_model import add_instances
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -329,6 +330,33 @@ def test_two_windows__see_each_other_s_masks_and_lose_nothing(open_window, serve
     assert here.ask("state.kept.map(mask => mask.id).sort()") == there.ask("state.kept.map(mask => mask.id).sort()")
     here.page.locator("#kept .delete").last.click()
     there.wait("state.kept.length === 2")
+
+
+def test_find__keeps_what_the_model_finds_and_one_undo_takes_it_away(
+    browser, truths, run_debug: RunDebug, tmp_path: Path
+) -> None:
+    lean = ("prompter=none", "stage.test=false", "stage.overlays=0", "tracking=none")
+    checkpoint = run_debug(tmp_path, "experiment=debug", *lean).artifacts["best_checkpoint"]
+    add_instances(checkpoint, draw_instances())
+    server = Server(Path(next(iter(truths))).parent, tmp_path, f"checkpoint='{checkpoint}'")
+    server.start("tracking=none")
+    window = Window(browser.new_context(viewport={"width": 1100, "height": 700}).new_page())
+    window.open(server.address, 1)
+    assert window.ask("state.labels") == ["berry", "leaf", "shoot"]  # those of demo.labels first
+    window.page.locator("#find").click()
+    window.wait("state.kept.length > 0 && !state.finding.size")
+
+    found = server.read_annotations()
+    assert window.page.inner_text("#toast") == f"found {len(found)} objects"
+    assert window.page.locator("#kept li").count() == len(found) == window.ask("view.scene.kept.length")
+    window.press("g")
+    window.page.get_by_text("nothing new found").wait_for()
+    for key, count in (("Control+z", 0), ("Control+y", len(found)), ("Control+z", 0)):
+        window.press(key)
+        window.wait("state.kept.length === given", count)
+        assert len(server.read_annotations()) == count
+    assert window.mistakes == []
+    server.end(signal.SIGKILL)
 
 
 def test_second_server__is_refused_in_one_line(server) -> None:

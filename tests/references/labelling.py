@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tests.references.servers import choose_port
 from vpexp.data.masks import decode_rle
 from vpexp.data.prompts import find_deepest_point
+from vpexp.inference.torch_instances import InstanceParts
+from vpexp.models.mask_classifier import MaskClassifier
+from vpexp.models.prompter import Prompter
 
 PATIENCE = 150.0
 
@@ -33,16 +37,26 @@ class Truth:
         return float((mask_HW & self.mask_HW).sum() / (mask_HW | self.mask_HW).sum())
 
 
+def draw_instances() -> InstanceParts:
+    """Draw the weights of a prompter and a classifier, which find two classes everywhere and are sure of nothing."""
+    torch.manual_seed(0)
+    prompter = Prompter(width=32, depth=0, limit=30).eval()
+    torch.nn.init.normal_(prompter.outputs.weight)
+    classifier = MaskClassifier(2, width=0, statistics=True).eval()
+    return InstanceParts(prompter, classifier, ("berry", "shoot"), threshold=0.0, max_overlap=0.5)
+
+
 class Server:
     """``python -m vpexp stage=demo`` in a process of its own."""
 
-    def __init__(self, photos: Path, output_dir: Path) -> None:
+    def __init__(self, photos: Path, output_dir: Path, *model: str) -> None:
         self.photos, self.output_dir = photos, output_dir
+        self.model = model or ("model=sam_micro", "checkpoint=null")
         self.folder = output_dir / "labels" / photos.name
         self.port = choose_port()
 
     def command(self, *asked: str) -> list[str]:
-        common = ("stage=demo", "model=sam_micro", "checkpoint=null", f"source={self.photos}")
+        common = ("stage=demo", *self.model, f"source={self.photos}")
         paths = (f"paths.output_dir={self.output_dir}", f"demo.port={self.port}")
         return [sys.executable, "-m", "vpexp", *common, *paths, "demo.labels=[berry,leaf]", *asked]
 

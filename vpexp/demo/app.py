@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.resources import files
@@ -33,8 +33,9 @@ from vpexp.demo.session import (
     parse_steps,
     read_size,
 )
-from vpexp.demo.store import LabelStore, UnknownMaskError
+from vpexp.demo.store import LabelStore, NewMask, UnknownMaskError
 from vpexp.errors import OutputError
+from vpexp.inference.coco_results import describe_prompt
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class LabellingApp:
     def list_images(self, request: Request, content: Any) -> Any:
         """Describe what is labelled with what: once a page."""
         del request, content
-        return {**self.title, "images": [image.name for image in self.session.images], **self._describe_state()}
+        names = [image.name for image in self.session.images]
+        return {**self.title, "images": names, "find": self.session.can_find, **self._describe_state()}
 
     def read_state(self, request: Request, content: Any) -> Any:
         """Describe what other pages have changed since a version."""
@@ -122,6 +124,40 @@ class LabellingApp:
         mask = self.store.keep(image, label, answer.rle, score=answer.iou, prompt=describe_steps(steps), uid=uid)
         self._add_label(label)
         return {"mask": self._describe_mask(mask.entry, *answer.rle["size"])}
+
+    def find(self, request: Request, content: Any) -> Any:
+        """Find the objects of an image, and keep those that have no mask yet."""
+        uid = _read_text(content, "uid")
+        image = self._find_image(request)
+        if not self.session.can_find:
+            raise RequestError(
+                409, "this model cannot find objects by itself: stage=train learns it (prompter=default)"
+            )
+        self._check_picture(request, content)
+        prompts, found = self.session.find(request.path_params["index"])
+        self._check_picture(request, content)  # once more, after it was read
+        masks = []
+        for one in found:
+            prompt = describe_prompt(prompts, one.prompt)
+            del prompt["index"]
+            masks.append(NewMask(str(one.label), one.rle, one.score, prompt))
+        new = self.store.keep_new(image, masks, uid)
+        kept = [self._describe_mask(mask.entry, *mask.entry["segmentation"]["size"]) for mask in new]
+        for mask in kept:
+            self._add_label(mask["label"])
+        return {"masks": kept}
+
+    def delete_all(self, request: Request, content: Any) -> Any:
+        """Delete what was found at once."""
+        del content
+        self.store.delete_all(_read_text(request.query_params, "uid"))
+        return {}
+
+    def restore_all(self, request: Request, content: Any) -> Any:
+        """Bring back what was found at once."""
+        del content
+        self.store.restore_all(_read_text(request.query_params, "uid"))
+        return {}
 
     def delete(self, request: Request, content: Any) -> Any:
         """Delete a kept mask."""
@@ -219,6 +255,9 @@ def build_app(labelling: LabellingApp, host: str) -> Starlette:
         Route("/api/images/{index:number}/encode", _answer(labelling.encode), methods=post),
         Route("/api/images/{index:number}/segment", _answer(labelling.segment), methods=post),
         Route("/api/images/{index:number}/masks", _answer(labelling.keep), methods=post),
+        Route("/api/images/{index:number}/find", _answer(labelling.find), methods=post),
+        Route("/api/masks", _answer(labelling.delete_all), methods=["DELETE"]),
+        Route("/api/masks/restore", _answer(labelling.restore_all), methods=post),
         Route("/api/masks/{number:number}", _answer(labelling.delete), methods=["DELETE"]),
         Route("/api/masks/{number:number}/restore", _answer(labelling.restore), methods=post),
         Route("/api/masks/{number:number}/label", _answer(labelling.relabel), methods=post),
@@ -291,7 +330,7 @@ def _read_label(content: dict[str, Any]) -> str:
     return " ".join(_read_text(content, "label").split())
 
 
-def _read_text(content: dict[str, Any], name: str) -> str:
+def _read_text(content: Mapping[str, Any], name: str) -> str:
     value = content.get(name)
     if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME or not value.isprintable():
         raise RequestError(400, f"{name} must be a text of 1 to {LONGEST_NAME} characters")

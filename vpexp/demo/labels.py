@@ -5,7 +5,7 @@ Every change makes a new set, so that one that cannot be written is dropped and 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -64,9 +64,9 @@ class LabelSet:
         image = self.images.get(file_name)
         return [] if image is None else [m for m in self.masks.values() if m.entry["image_id"] == image["id"]]
 
-    def find(self, uid: str) -> KeptMask | None:
-        """Find the mask that was kept under a name of the page's own."""
-        return next((mask for mask in self.masks.values() if mask.entry.get("uid") == uid), None)
+    def find(self, uid: str) -> list[KeptMask]:
+        """Find what was kept under a name of the page's own: one mask, or all that were found at once."""
+        return [mask for mask in self.masks.values() if mask.entry.get("uid") == uid]
 
     def with_label(self, label: str) -> "LabelSet":
         """Add a category, unless there is one of this name."""
@@ -82,17 +82,16 @@ class LabelSet:
         entry = {"id": number, "file_name": file_name, "width": width, "height": height}
         return replace(self, images={**self.images, file_name: entry})
 
-    def with_mask(self, mask: KeptMask) -> "LabelSet":
-        """Add a mask, or put it in the place of the one of its id."""
-        return replace(self, masks={**self.masks, mask.entry["id"]: mask})
+    def with_masks(self, masks: Iterable[KeptMask]) -> "LabelSet":
+        """Add masks, or put each in the place of the one of its id."""
+        return replace(self, masks={**self.masks, **{mask.entry["id"]: mask for mask in masks}})
 
-    def without_mask(self, number: int) -> "LabelSet":
-        """Take a mask away, and its image where it was the last one of it."""
-        gone = self.masks[number].entry["image_id"]
-        masks = {other: mask for other, mask in self.masks.items() if other != number}
-        if any(mask.entry["image_id"] == gone for mask in masks.values()):
-            return replace(self, masks=masks)
-        images = {name: entry for name, entry in self.images.items() if entry["id"] != gone}
+    def without_masks(self, numbers: Collection[int]) -> "LabelSet":
+        """Take masks away, and images whose last ones they were."""
+        masks = {number: mask for number, mask in self.masks.items() if number not in numbers}
+        gone = {self.masks[number].entry["image_id"] for number in numbers}
+        gone -= {mask.entry["image_id"] for mask in masks.values()}
+        images = {name: entry for name, entry in self.images.items() if entry["id"] not in gone}
         return replace(self, masks=masks, images=images)
 
     def write(self) -> Iterator[str]:

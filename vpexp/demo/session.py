@@ -23,12 +23,16 @@ from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpexp.data.annotations import Rle
+from vpexp.data.annotations import Region, Rle
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import SourceImage
 from vpexp.data.images import open_image, read_image, read_image_header
 from vpexp.data.masks import compute_area
+from vpexp.data.prompts import Prompts
+from vpexp.data.tiles import Tiling
+from vpexp.inference.instances import find_instances
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
+from vpexp.inference.segment import FoundMask
 
 REMEMBERED = 64  # answers; each holds the low-resolution logits, 256 kB for a model of 1024 px
 MASKS = (1, 2, 3)  # of a point alone, as the model numbers its mask tokens
@@ -191,17 +195,30 @@ class LabelSession:
         predictor: any backend.
         images: those of the source.
         kept: how many embeddings are kept; the one that was not used for longest goes first.
+        tiling: how images are cut where the model finds objects by itself; None: they are not.
+        min_score: lowest score of what it finds; None: the model's own.
     """
 
-    def __init__(self, predictor: Predictor, images: Sequence[SourceImage], *, kept: int) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        images: Sequence[SourceImage],
+        *,
+        kept: int,
+        tiling: Tiling | None = None,
+        min_score: float | None = None,
+    ) -> None:
         self.images = images
         self._predictor = predictor
+        self._tiling = tiling
+        self._min_score = min_score
         self._embeddings: LRUCache[Any, ImageEmbedding] = LRUCache(kept)
         self._answers: LRUCache[Any, Answer] = LRUCache(REMEMBERED)
         self._waiting = threading.Condition()  # for the same image or answer, that somebody else has asked for
         self._opened: dict[int, str] = {}  # what the file of an image was when a page opened it
         self._encoding = threading.Lock()
         self._decoding = threading.Lock()
+        self._finding = threading.Lock()
 
     def open(self, index: int) -> str:
         """Note what the file of an image is now, as a page shows it, and return that."""
@@ -248,6 +265,33 @@ class LabelSession:
         assert answer is not None
         return answer
 
+    @property
+    def can_find(self) -> bool:
+        """Whether the model finds objects by itself."""
+        return self._predictor.instances is not None
+
+    def find(self, index: int) -> tuple[Prompts, list[FoundMask]]:
+        """Find and name the objects of an image, where the model can; clicks are answered meanwhile.
+
+        Returns:
+            Prompts, and the masks with their classes, best first.
+
+        Raises:
+            ImageFileError: the image cannot be read.
+        """
+        decoder: Any = _SharedDecoder(self._predictor, self._decoding)
+        with self._finding:
+            image_HW3 = read_image(self.images[index].path)
+
+            def embed(part_hw3: NDArray[np.uint8], _: Region) -> ImageEmbedding:
+                if part_hw3.shape == image_HW3.shape:
+                    return self.encode(index)
+                with self._encoding:
+                    return self._predictor.embed(part_hw3)
+
+            prompts, found = find_instances(decoder, image_HW3, self._tiling, min_score=self._min_score, embed=embed)
+        return prompts, found.masks
+
     @cachedmethod(
         attrgetter("_answers"), key=lambda _, __, steps, ___, place: (place, steps), condition=attrgetter("_waiting")
     )
@@ -278,6 +322,21 @@ class LabelSession:
             scores,
             MASKS[place],
         )
+
+
+class _SharedDecoder:
+    """A predictor whose decoder is free for others between any two chunks of prompts."""
+
+    def __init__(self, predictor: Predictor, decoding: threading.Lock) -> None:
+        self._predictor = predictor
+        self._decoding = decoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._predictor, name)
+
+    def decode_prompts(self, *given: Any, **named: Any) -> Prediction:
+        with self._decoding:
+            return self._predictor.decode_prompts(*given, **named)
 
 
 def _build_answer(prediction: Prediction) -> Answer:

@@ -13,15 +13,17 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pycocotools import mask as coco_mask
+
 from vpexp.data.annotations import SCORE_DIGITS, Rle
 from vpexp.data.image_source import SourceImage
-from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels
+from vpexp.demo.labels import Entry, KeptMask, LabelSet, build_annotation, read_labels, read_mask
 from vpexp.demo.session import PictureChangedError
 from vpexp.errors import CheckpointError, ConfigError, OutputError
 from vpexp.files import write_text
@@ -30,6 +32,27 @@ from vpexp.runfolder import RunFolder
 ANNOTATIONS = Path("annotations", "instances_train.json")
 IMAGES = Path("images", "train")
 DRAFT = re.compile(r"\..+\.[A-Za-z]+\.\d+")  # of a file that is written beside its place, by a process of that number
+
+
+SAME_OBJECT = 0.5
+"""IoU with a kept mask above which a mask that was found is of the same object."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMask:
+    """A mask to keep.
+
+    Attributes:
+        label: what it shows.
+        rle: at the size of the image as it is shown.
+        score: the predicted IoU, or what the model that found it gave it.
+        prompt: what gave the mask.
+    """
+
+    label: str
+    rle: Rle
+    score: float
+    prompt: Mapping[str, Any]
 
 
 class UnknownMaskError(LookupError):
@@ -96,19 +119,27 @@ class LabelStore:
             OutputError: it cannot be written; nothing was kept.
         """
         with self._lock:
-            found = self.labels.find(uid)
-            if found is not None:
+            found = self.labels.find(uid) or self._add(image, [NewMask(label, rle, score, prompt)], uid)
+            return found[0]
+
+    def keep_new(self, image: SourceImage, masks: Sequence[NewMask], uid: str) -> list[KeptMask]:
+        """Keep those masks of an image that are of no object that has a mask, in one change, under one ``uid``.
+
+        Returns:
+            What was kept; what was kept under this ``uid`` before.
+
+        Raises:
+            OutputError: it cannot be written; nothing was kept.
+        """
+        with self._lock:
+            if found := self.labels.find(uid):
                 return found
-            number = self._last_mask + 1
-            image_id = self._image_ids.get(image.name, max(self._image_ids.values(), default=0) + 1)
-            height, width = rle["size"]
-            labels = self.labels.with_label(label).with_image(image.name, height, width, image_id)
-            extra = {"score": round(score, SCORE_DIGITS), "prompt": dict(prompt), "uid": uid}
-            mask = KeptMask.of(build_annotation(number, image_id, labels.labels[label], rle, extra))
-            self._write(labels.with_mask(mask), image)
-            self._last_mask = number
-            self._image_ids[image.name] = image_id
-            return mask
+            entries = [mask.entry for mask in self.labels.list_masks(image.name)] if masks else []
+            kept = [rle for entry in entries if (rle := read_mask(entry, *masks[0].rle["size"])) is not None]
+            if kept:
+                overlap_K = coco_mask.iou([mask.rle for mask in masks], kept, [0] * len(kept)).max(axis=1)
+                masks = [mask for mask, overlap in zip(masks, overlap_K, strict=True) if overlap <= SAME_OBJECT]
+            return self._add(image, masks, uid)
 
     def delete(self, number: int, uid: str | None = None) -> None:
         """Take a mask away.
@@ -123,11 +154,15 @@ class LabelStore:
             OutputError: it cannot be written; nothing was changed.
         """
         with self._lock:
-            mask = self._find(number, uid)
-            name = next(name for name, entry in self.labels.images.items() if entry["id"] == mask.entry["image_id"])
-            entry = self.labels.images[name]
-            self._write(self.labels.without_mask(number))
-            self._deleted[number] = mask, name, entry
+            self._delete([self._find(number, uid)])
+
+    def delete_all(self, uid: str) -> None:
+        """Take all masks away that were kept under one ``uid``, in one change; errors as of ``delete``."""
+        with self._lock:
+            masks = self.labels.find(uid)
+            if not masks:
+                raise UnknownMaskError("these masks are not there any more")
+            self._delete(masks)
 
     def restore(self, number: int, uid: str | None = None) -> None:
         """Bring a mask back that was deleted in this session, unless it is there; arguments and errors as of ``delete``."""
@@ -137,23 +172,58 @@ class LabelStore:
                 return
             if number not in self._deleted:
                 raise UnknownMaskError(f"mask {number} was not deleted in this session")
-            mask, name, entry = self._deleted[number]
-            labels = replace(self.labels, images={**self.labels.images, name: entry})
-            self._write(labels.with_mask(mask))
-            del self._deleted[number]
+            self._restore([number])
+
+    def restore_all(self, uid: str) -> None:
+        """Bring all masks back that were kept under one ``uid`` and deleted in this session, unless they are there."""
+        with self._lock:
+            numbers = [number for number, (mask, *_) in self._deleted.items() if mask.entry.get("uid") == uid]
+            if numbers:
+                self._restore(numbers)
+            elif not self.labels.find(uid):
+                raise UnknownMaskError("these masks were not deleted in this session")
 
     def relabel(self, number: int, label: str, uid: str | None = None) -> None:
         """Report that a mask shows something else; arguments and errors as of ``delete``."""
         with self._lock:
             labels = self.labels.with_label(label)
             entry = {**self._find(number, uid).entry, "category_id": labels.labels[label]}
-            self._write(labels.with_mask(KeptMask.of(entry)))
+            self._write(labels.with_masks([KeptMask.of(entry)]))
 
     def _find(self, number: int, uid: str | None) -> KeptMask:
         mask = self.labels.masks.get(number)
         if mask is None or (uid is not None and mask.entry.get("uid") != uid):
             raise UnknownMaskError(f"mask {number} is not there any more")
         return mask
+
+    def _add(self, image: SourceImage, masks: Sequence[NewMask], uid: str) -> list[KeptMask]:
+        if not masks:
+            return []
+        image_id = self._image_ids.get(image.name, max(self._image_ids.values(), default=0) + 1)
+        height, width = masks[0].rle["size"]
+        labels = self.labels.with_image(image.name, height, width, image_id)
+        kept = []
+        for number, mask in enumerate(masks, self._last_mask + 1):
+            labels = labels.with_label(mask.label)
+            extra = {"score": round(mask.score, SCORE_DIGITS), "prompt": dict(mask.prompt), "uid": uid}
+            kept.append(KeptMask.of(build_annotation(number, image_id, labels.labels[mask.label], mask.rle, extra)))
+        self._write(labels.with_masks(kept), image)
+        self._last_mask += len(kept)
+        self._image_ids[image.name] = image_id
+        return kept
+
+    def _delete(self, masks: Sequence[KeptMask]) -> None:
+        images = {entry["id"]: (name, entry) for name, entry in self.labels.images.items()}
+        gone = {mask.entry["id"]: (mask, *images[mask.entry["image_id"]]) for mask in masks}
+        self._write(self.labels.without_masks(gone))
+        self._deleted |= gone
+
+    def _restore(self, numbers: Sequence[int]) -> None:
+        found = [self._deleted[number] for number in numbers]
+        images = {**self.labels.images, **{name: entry for _, name, entry in found}}
+        self._write(replace(self.labels, images=images).with_masks(mask for mask, *_ in found))
+        for number in numbers:
+            del self._deleted[number]
 
     def _write(self, labels: LabelSet, image: SourceImage | None = None) -> None:
         """Write a changed set, the image before the file that names it."""

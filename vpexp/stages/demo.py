@@ -11,6 +11,7 @@ from vpexp.data.skipped import SkipCounts, order_by_count
 from vpexp.demo.store import LabelStore, hold_folder
 from vpexp.errors import ConfigError
 from vpexp.stages.shared.context import RunContext, StageResult
+from vpexp.stages.shared.dataset import build_tiling
 from vpexp.stages.shared.model import load_stage_model
 
 
@@ -34,9 +35,12 @@ def run(context: RunContext) -> StageResult:
         store = LabelStore(folder)
         store.check_images(images)
         predictor = load_stage_model(context.cfg, "labelling with").predictor
-        session = LabelSession(predictor, images, kept=cfg.demo.embeddings)
+        settings = context.settings
+        tiling, min_score = build_tiling(settings.data), settings.predict.auto_score
+        session = LabelSession(predictor, images, kept=cfg.demo.embeddings, tiling=tiling, min_score=min_score)
         title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
-        labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels]))
+        classes = predictor.instances.labels if predictor.instances else ()
+        labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels, *classes]))
         app = build_app(LabellingApp(session, store, title, labels), cfg.demo.host)
         address = name_address(cfg.demo.host, opened)
         if not is_local(opened):

@@ -1,4 +1,4 @@
-"""Images to label."""
+"""Images to label, and a model that finds objects in them."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.references.labelling import draw_instances
 from vpexp.data.image_source import SourceImage, find_images
+from vpexp.inference.load import load_predictor
 
 
 @pytest.fixture
@@ -21,3 +23,11 @@ def images(tmp_path: Path) -> list[SourceImage]:
     exif[0x0112] = 6
     Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8)).save(photos / "turned.jpg", exif=exif)
     return find_images(str(photos))
+
+
+@pytest.fixture
+def finder(debug_sam):
+    """A predictor that finds something everywhere."""
+    predictor = load_predictor(debug_sam)
+    predictor.instances = draw_instances().build_model(predictor.device)
+    return predictor

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,21 @@ def labelling(debug_sam, images, tmp_path):
 def client(labelling):
     app = build_app(labelling, "127.0.0.1")
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+@pytest.fixture
+def finding(finder, images, tmp_path):
+    session = LabelSession(finder, images, kept=2)
+    return LabellingApp(session, LabelStore(tmp_path / "labels"), {"model": "sam_debug"}, ["grape"])
+
+
+@pytest.fixture
+def finding_client(finding):
+    return TestClient(build_app(finding, "127.0.0.1"), base_url="http://127.0.0.1:8000")
+
+
+def find(client, uid="all", index=0, **changed):
+    return client.post(f"/api/images/{index}/find", json={"uid": uid, **changed})
 
 
 def keep(client, index=0, **changed):
@@ -320,3 +336,65 @@ def test_keep__a_photo_that_was_exchanged_gets_no_mask(client, labelling, images
 
     images[0].path.unlink()
     assert keep(client, uid="gone", stamp=opened).status_code == 422
+
+
+def test_find__keeps_new_objects_in_one_change_and_one_undo_takes_them_away(finding, finding_client, monkeypatch):
+    client, store, written = finding_client, finding.store, []
+    monkeypatch.setattr(store, "_write", lambda *given, write=store._write: (written.append(1), write(*given)))
+    assert client.get("/api/images").json()["find"] is True
+
+    found = find(client, stamp=client.get("/api/images/0").json()["stamp"]).json()["masks"]
+
+    assert len(written) == 1
+    assert len(found) > 3
+    assert client.get("/api/images/0").json()["masks"] == found
+    assert client.get("/api/state").json()["labels"] == ["grape", *dict.fromkeys(mask["label"] for mask in found)]
+    assert {mask["label"] for mask in found} <= {"berry", "shoot"}
+    for entry in json.loads(store.annotations.read_text())["annotations"]:
+        left, top, right, bottom = entry["prompt"]["box"]
+        ((x, y),) = entry["prompt"]["points"]
+        assert left < x < right and top < y < bottom  # noqa: PT018
+        assert entry["prompt"].keys() == {"box", "points", "point_labels"}
+    assert find(client).json()["masks"] == found  # a request that is sent again
+    assert find(client, uid="other").json()["masks"] == []
+    assert client.delete(f"/api/masks/{found[1]['id']}", params={"uid": "all"}).status_code == 200
+    (missing,) = find(client, uid="other").json()["masks"]
+    assert missing["mask"] == found[1]["mask"]
+    assert len(written) == 3
+
+    assert client.delete("/api/masks", params={"uid": "all"}).status_code == 200
+    assert client.get("/api/images/0").json()["masks"] == [missing]
+    assert client.delete("/api/masks", params={"uid": "all"}).status_code == 404
+    for _ in range(2):
+        assert client.post("/api/masks/restore", params={"uid": "all"}, json={}).status_code == 200
+    assert len(written) == 5
+    restored = client.get("/api/images/0").json()["masks"]
+    assert sorted(mask["id"] for mask in restored) == sorted(mask["id"] for mask in [*found, missing])
+    assert client.delete("/api/masks").status_code == 400
+    assert client.post("/api/masks/restore", params={"uid": "x"}, json={}).status_code == 404
+
+
+def test_find__a_photo_that_was_exchanged_gets_no_masks(finding, finding_client, finder, images, tmp_path):
+    stamp = finding_client.get("/api/images/0").json()["stamp"]
+    find_boxes = finder.instances.find_boxes
+
+    def exchange(*given):
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "other.png")
+        (tmp_path / "other.png").replace(images[0].path)
+        return find_boxes(*given)
+
+    finder.instances = replace(finder.instances, find_boxes=exchange)
+    for _ in ("while objects are found", "before"):
+        refused = find(finding_client, stamp=stamp)
+        assert refused.status_code == 409
+        assert "a.png was exchanged since it was opened: open it again" in refused.json()["error"]
+    assert not finding.store.annotations.exists()
+
+
+def test_find__a_model_that_cannot_says_so(client):
+    assert client.get("/api/images").json()["find"] is False
+
+    refused = find(client)
+
+    assert refused.status_code == 409
+    assert "cannot find objects by itself: stage=train learns it" in refused.json()["error"]

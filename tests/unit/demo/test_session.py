@@ -1,13 +1,16 @@
 """What the model answers to steps: the same for the same steps, whatever was asked before."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
+from vpexp.data.tiles import Tiling
 from vpexp.demo.session import Box, LabelSession, Point
+from vpexp.inference.instances import find_instances
 from vpexp.inference.load import load_predictor
 
 STEPS = (Point(20, 20, True), Box(5, 6, 40, 35), Point(30, 10, False))
@@ -142,3 +145,44 @@ def test_exported_model__refines_as_torch_does(predictor, images, exported, requ
     expected = build(predictor, images).segment(0, STEPS)
     assert np.count_nonzero(decode_rle(found.rle) != decode_rle(expected.rle)) <= 2
     assert found.iou == pytest.approx(expected.iou, abs=1e-3)
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(32, 0.25)])
+def test_find__encodes_what_is_not_encoded_yet_and_gives_what_predict_does(finder, images, monkeypatch, tiling):
+    image_HW3 = read_image(images[0].path)
+    prompts, expected = find_instances(finder, image_HW3, tiling)
+    encoded = []
+    embed = finder.embed
+    monkeypatch.setattr(finder, "embed", lambda part_hw3: encoded.append(part_hw3.shape) or embed(part_hw3))
+    session = LabelSession(finder, images, kept=2, tiling=tiling)
+    session.encode(0)
+
+    asked, masks = session.find(0)
+
+    assert masks == expected.masks
+    np.testing.assert_array_equal(asked.coords_NP2, prompts.coords_NP2)
+    tiles = [] if tiling is None else [(32, 32, 3)] * len(tiling.plan(40, 60))
+    assert encoded == [(40, 60, 3), *tiles]
+    assert LabelSession(finder, images, kept=2, min_score=1.0).find(0)[1] == []
+
+
+def test_find__leaves_clicks_answered(finder, images):
+    started, clicked = threading.Event(), threading.Event()
+    find_boxes, found = finder.instances.find_boxes, []
+
+    def wait(*given):
+        started.set()
+        assert clicked.wait(60)
+        return find_boxes(*given)
+
+    finder.instances = replace(finder.instances, find_boxes=wait)
+    session = LabelSession(finder, images, kept=2)
+    thread = threading.Thread(target=lambda: found.append(session.find(0)))
+    thread.start()
+    assert started.wait(60)
+    assert session.segment(0, STEPS).rle["size"] == [40, 60]
+    assert session.segment(1, STEPS[:1]).rle["size"] == [30, 50]
+    clicked.set()
+    thread.join()
+
+    assert found[0][1]

@@ -24,8 +24,11 @@ async function request(method, path, content) {
 export const get = (path) => request("GET", path);
 export const post = (path, content) => request("POST", path, content);
 
-/** Where a kept mask is; by its own name too: after a restart of vpexp another mask may have its number. */
-const pathOf = ({ id, uid }, change = "") => `/api/masks/${id}${change}${uid ? `?uid=${encodeURIComponent(uid)}` : ""}`;
+/** The page's own name of what it asks for, so that a request that is sent again keeps nothing twice. */
+export const makeUid = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/** Where a kept mask is; by its own name too: after a restart of vpexp another mask may have its number. Without an id: all of that name. */
+const pathOf = ({ id, uid }, change = "") => `/api/masks${id ? `/${id}` : ""}${change}${uid ? `?uid=${encodeURIComponent(uid)}` : ""}`;
 export const deleteMask = (mask) => request("DELETE", pathOf(mask));
 export const changeMask = (mask, change, content) => post(pathOf(mask, `/${change}`), content);
 

@@ -1,9 +1,9 @@
 // The page's state, and what changes it. The server answers for masks; what is kept lies there and nowhere else.
 
-import { changeMask, deleteMask, get, loadPicture, post } from "./api.js";
+import { changeMask, deleteMask, get, loadPicture, makeUid, post } from "./api.js";
 import { tracePath } from "./mask.js";
 import * as panels from "./panels.js";
-import { setStatus, tell } from "./panels.js";
+import { guarded, inTurn, setStatus, tell } from "./panels.js";
 import { View } from "./view.js";
 
 const POLL = 2000; // milliseconds between two looks at what other pages have changed
@@ -13,6 +13,7 @@ const byId = (id) => document.getElementById(id);
 export const state = {
   images: [], counts: {}, labels: [], version: "", broken: new Set(),
   index: -1, label: "", kept: [], selected: null, hidden: false,
+  canFind: false, finding: new Set(), // images whose objects are being found
   steps: [], answer: null, path: null, waiting: false, unchanged: false, // the object that is being clicked
   undo: [], redo: [], left: new Map(), // what was done to this image, last thing last; the same, and steps, of others
   latency: null,
@@ -40,16 +41,6 @@ function drawPanels() {
   panels.drawKept(state, { select, remove });
   draw();
 }
-
-/** Run what asks the server; what goes wrong is one line on the page. */
-const guarded = (action) => async (...given) => {
-  try {
-    return await action(...given);
-  } catch (error) {
-    tell(error.message, true);
-    return undefined;
-  }
-};
 
 // --- images
 
@@ -140,15 +131,6 @@ function note({ undo, redo }, change) {
   undo.push(change);
   redo.length = 0;
 }
-
-let turns = Promise.resolve();
-
-/** Run what changes what is kept, one thing after another: Ctrl+Z undoes the keep that it follows at once. */
-const inTurn = (action) => guarded((...given) => {
-  const turn = turns.then(() => action(...given));
-  turns = turn.catch(() => {});
-  return turn;
-});
 
 const travel = (from, to) => inTurn(async () => {
   const { [from]: past, [to]: future } = state, change = past.pop();
@@ -241,7 +223,7 @@ const keep = inTurn(async () => {
   while (state.waiting) await asking; // who is quick keeps the mask that is about to come
   if (!state.answer?.area) return;
   const { index, steps, label, undo, redo } = state;
-  steps.uid ??= Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  steps.uid ??= makeUid();
   const { mask } = await post(`/api/images/${index}/masks`, { steps, label, uid: steps.uid, stamp: state.stamp });
   note({ undo, redo }, {
     undo: async () => {
@@ -261,6 +243,23 @@ const keep = inTurn(async () => {
 function drop() {
   if (state.steps.length) changeSteps([]);
 }
+
+/** Find and keep objects; what is clicked and kept meanwhile does not wait for it. */
+const find = guarded(async () => {
+  const { index, stamp, undo, redo, finding } = state, uid = makeUid();
+  if (!state.canFind || !view.image || finding.has(index)) return;
+  finding.add(index);
+  draw();
+  try {
+    const { masks } = await post(`/api/images/${index}/find`, { uid, stamp });
+    if (masks.length) note({ undo, redo }, { undo: () => removeNow({ uid }), redo: () => restoreNow({ uid }) });
+    tell(masks.length ? `found ${masks.length} object${masks.length === 1 ? "" : "s"}` : "nothing new found");
+  } finally {
+    finding.delete(index);
+    draw();
+  }
+  await refreshKept();
+});
 
 // --- kept masks and labels
 
@@ -347,7 +346,7 @@ const KEYS = {
   n: () => open(state.index + 1), d: () => open(state.index + 1), ArrowRight: () => open(state.index + 1),
   p: () => open(state.index - 1), a: () => open(state.index - 1), ArrowLeft: () => open(state.index - 1),
   h: () => { state.hidden = !state.hidden; drawPanels(); },
-  f: () => view.fit(), l: () => byId("label-name").focus(), "?": () => byId("help").showModal(),
+  f: () => view.fit(), g: find, l: () => byId("label-name").focus(), "?": () => byId("help").showModal(),
   Delete: () => { if (state.selected !== null) remove(state.selected); },
 };
 KEYS.Backspace = KEYS.Delete;
@@ -377,7 +376,7 @@ byId("new-label").addEventListener("submit", async (event) => {
   await addLabel(name);
 });
 for (const [id, action] of Object.entries({
-  keep, undo, redo, drop, previous: KEYS.p, next: KEYS.n, fit: KEYS.f, hide: KEYS.h, "help-button": KEYS["?"],
+  keep, undo, redo, drop, find, previous: KEYS.p, next: KEYS.n, fit: KEYS.f, hide: KEYS.h, "help-button": KEYS["?"],
 })) byId(id).addEventListener("click", () => { action(); if (id !== "help-button") byId("canvas").focus(); });
 
 // --- start
@@ -385,6 +384,8 @@ for (const [id, action] of Object.entries({
 const start = guarded(async () => {
   const about = await get("/api/images");
   state.images = about.images;
+  state.canFind = about.find;
+  byId("find").hidden = byId("find-help").hidden = !about.find;
   byId("model").textContent = about.model;
   byId("folder").textContent = `saved in ${about.folder}`;
   document.title = `${about.source} · vpexp`;

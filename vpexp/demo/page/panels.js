@@ -32,6 +32,25 @@ export function tell(line, wrong = false) {
   toastEnds = setTimeout(() => { toast.hidden = true; }, wrong ? 8000 : 1800);
 }
 
+/** Run what asks the server; what goes wrong is one line on the page. */
+export const guarded = (action) => async (...given) => {
+  try {
+    return await action(...given);
+  } catch (error) {
+    tell(error.message, true);
+    return undefined;
+  }
+};
+
+let turns = Promise.resolve();
+
+/** Run what changes what is kept, one thing after another: Ctrl+Z undoes the keep that it follows at once. */
+export const inTurn = (action) => guarded((...given) => {
+  const turn = turns.then(() => action(...given));
+  turns = turn.catch(() => {});
+  return turn;
+});
+
 export function setStatus(line, busy = false) {
   byId("status").textContent = line;
   byId("status").classList.toggle("busy", busy);
@@ -84,7 +103,7 @@ export function drawKept({ kept, selected, hidden }, { select, remove }) {
     button.title = "Delete this mask";
     button.addEventListener("click", (event) => { event.stopPropagation(); remove(mask.id); });
     const score = make("span", "score", mask.score === null ? "" : mask.score.toFixed(2));
-    score.title = "predicted IoU";
+    score.title = "predicted IoU; of an object that the model found, its score";
     const item = make("li", mask.id === selected ? "chosen" : "", makeSwatch(mask.color), make("span", "text", mask.label), score, button);
     item.dataset.id = mask.id;
     item.addEventListener("click", () => select(mask.id));
@@ -92,7 +111,7 @@ export function drawKept({ kept, selected, hidden }, { select, remove }) {
   }));
 }
 
-export function drawObject({ steps, answer, waiting, unchanged, undo, redo }, choose) {
+export function drawObject({ index, finding, steps, answer, waiting, unchanged, undo, redo }, choose) {
   const points = steps.filter((step) => step.point), inside = points.filter((step) => step.inside).length;
   const parts = [];
   if (inside) parts.push(`${inside} inside`);
@@ -114,6 +133,8 @@ export function drawObject({ steps, answer, waiting, unchanged, undo, redo }, ch
     return button;
   }));
   byId("keep").disabled = !answer?.area || waiting;
+  byId("find").disabled = finding.has(index);
+  byId("find").textContent = finding.has(index) ? "Finding objects …" : "Find objects";
   byId("undo").disabled = !undo.length;
   byId("redo").disabled = !redo.length;
   byId("drop").disabled = !steps.length;
