@@ -97,6 +97,11 @@ class AnnotatedImage:
         """Where its pixels come from."""
         return ImagePlace(self.path, self.exif_transpose, self.window)
 
+    def locate(self, window: Region) -> ImagePlace:
+        """Name a window of an image that is whole; the window that is all of it is the image's own place."""
+        everything = Region(0, 0, self.height, self.width)
+        return self.place._replace(window=None if window == everything else window)
+
     def select(self, chosen_N: NDArray[np.bool_]) -> "AnnotatedImage":
         """Take some of the objects."""
         places = np.flatnonzero(chosen_N).tolist()

@@ -75,6 +75,11 @@ class Tiling:
         return starts_A[best_N], margins_NA[np.arange(len(best_N)), best_N]
 
 
+def plan_windows(tiling: Tiling | None, height: int, width: int) -> list[Region]:
+    """Choose the tiles of an image; the whole of it where it is not cut."""
+    return [Region(0, 0, height, width)] if tiling is None else tiling.plan(height, width)
+
+
 @dataclass(frozen=True, slots=True)
 class TileChoice:
     """A tile for each of N boxes.
@@ -279,9 +284,7 @@ class TiledImages(LazyImages):
         """List where the pixels of each tile come from; of one that is all of its image, the image's own."""
         places = []
         for row, image in enumerate(self.whole):
-            everything = Region(0, 0, image.height, image.width)
-            windows = [self._get_window(tile) for tile in self._list_tiles(row)]
-            places += [image.place._replace(window=None if one == everything else one) for one in windows]
+            places += [image.locate(self._get_window(tile)) for tile in self._list_tiles(row)]
         return places
 
     def cut_image(self, row: int) -> tuple[AnnotatedImage, list[tuple[AnnotatedImage, NDArray[np.int64]]]]:

@@ -8,6 +8,8 @@ Legend: N prompts, K masks, W windows.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +18,14 @@ from pycocotools import mask as coco_mask
 from vpexp.data.annotations import Region, Rle
 from vpexp.data.masks import compute_area, compute_box, compute_overlap, merge_rles
 from vpexp.data.prompts import Prompts
-from vpexp.data.tiles import Tiling, move_prompts, place_prompts, put_back, see_mask, touches_seam
+from vpexp.data.tiles import Tiling, move_prompts, place_prompts, plan_windows, put_back, see_mask, touches_seam
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, build_grid, segment, segment_grid
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from vpexp.config.schema import PredictConfig
 
 EmbedWindow = Callable[[NDArray[np.uint8], Region], ImageEmbedding]
 """Gives the embedding of a window of an image: its pixels, RGB [h, w, 3], and where they lie."""
@@ -99,7 +106,7 @@ def search_image(
         All prompts, pixels of the image, and the masks, best first.
     """
     height, width, _ = image_HW3.shape
-    windows = [Region(0, 0, height, width)] if tiling is None else tiling.plan(height, width)
+    windows = plan_windows(tiling, height, width)
     if len(windows) == 1:
         return search(image_HW3, embed(image_HW3, windows[0]))
     asked: list[Prompts] = []
@@ -131,6 +138,39 @@ def search_by_grid(
         return grid, segment_grid(predictor, embedding, grid, filters, advance)
 
     return search
+
+
+def find_by_grid(
+    predictor: Predictor,
+    image_HW3: NDArray[np.uint8],
+    tiling: Tiling | None,
+    settings: "PredictConfig",
+    progress: "Progress",
+    *,
+    embed: EmbedWindow | None = None,
+) -> tuple[Prompts, Segmentation]:
+    """Find what is in an image by a grid of points on it, or on each of its tiles.
+
+    Args:
+        predictor: any backend.
+        image_HW3: RGB uint8.
+        tiling: how it is cut; None: it is not.
+        settings: how many points, and which masks are kept.
+        progress: shows the points.
+        embed: gives the embedding of a tile, or of the image; None: the predictor encodes it.
+
+    Returns:
+        The points, pixels of the image, and the masks, best first.
+    """
+    filters, side = GridFilter.from_config(settings), settings.points_per_side
+    windows = plan_windows(tiling, image_HW3.shape[0], image_HW3.shape[1])
+    points = progress.add_task("points of the grid", total=len(windows) * side**2)
+    embed = embed or (lambda part_hw3, _: predictor.embed(part_hw3))
+    try:
+        search = search_by_grid(predictor, side, filters, partial(progress.advance, points))
+        return search_image(image_HW3, tiling, embed, search, filters)
+    finally:
+        progress.remove_task(points)
 
 
 @dataclass(frozen=True, slots=True)

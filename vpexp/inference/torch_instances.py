@@ -4,7 +4,7 @@ Legend: K boxes or masks, C channels of the embedding, E = S/16.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,6 @@ class InstanceParts:
     labels: tuple[str, ...]
     threshold: float
     max_overlap: float
-
-    def choose_threshold(self, threshold: float) -> "InstanceParts":
-        """Take another lowest score."""
-        return replace(self, threshold=threshold)
 
     def to_content(self) -> dict[str, Any]:
         """Build what a checkpoint holds: tensors and plain values."""

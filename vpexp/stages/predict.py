@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from vpexp.inference.coco_results import CocoResultWriter, build_result, describ
 from vpexp.inference.instances import find_instances
 from vpexp.inference.predict_plan import PredictionPlan, PredictionTask, plan_dataset, plan_images, plan_prompts
 from vpexp.inference.predictor import InstanceModel, Predictor
-from vpexp.inference.segment import FoundMask, GridFilter, Segmentation, segment
-from vpexp.inference.tiled import search_by_grid, search_image, segment_tiles
+from vpexp.inference.segment import FoundMask, Segmentation, segment
+from vpexp.inference.tiled import find_by_grid, segment_tiles
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import build_tiling, load_configured_dataset
 from vpexp.stages.shared.model import load_stage_model
@@ -241,7 +240,7 @@ def _segment(
         assert predictor.instances is not None, "looked for before"
         score = _find_lowest_score(settings, predictor.instances)
         return find_instances(predictor, image_HW3, build_tiling(settings.data), min_score=score)
-    points, found = _segment_grid(settings, predictor, image_HW3, progress)
+    points, found = find_by_grid(predictor, image_HW3, build_tiling(settings.data), settings.predict, progress)
     label = job.plan.categories[0]
     return points, replace(found, masks=[replace(mask, label=label) for mask in found.masks])
 
@@ -255,22 +254,6 @@ def _segment_prompts(
     if tiling is not None:
         return segment_tiles(predictor, image_HW3, prompts, tiling, min_score=min_score)
     return segment(predictor, predictor.embed(image_HW3), prompts, min_score=min_score)
-
-
-def _segment_grid(
-    settings: Config, predictor: Predictor, image_HW3: NDArray[np.uint8], progress: Progress
-) -> tuple[Prompts, Segmentation]:
-    """Ask with a grid of points, and keep the best of the masks."""
-    cfg, tiling = settings.predict, build_tiling(settings.data)
-    height, width, _ = image_HW3.shape
-    filters = GridFilter.from_config(cfg)
-    tiles = 1 if tiling is None else len(tiling.plan(height, width))
-    points = progress.add_task("points", total=tiles * cfg.points_per_side**2)
-    try:
-        search = search_by_grid(predictor, cfg.points_per_side, filters, partial(progress.advance, points))
-        return search_image(image_HW3, tiling, lambda part_hw3, _: predictor.embed(part_hw3), search, filters)
-    finally:
-        progress.remove_task(points)
 
 
 def _write(

@@ -198,9 +198,9 @@ def _learn_instances(
     if not context.cfg.prompter.enabled:
         return {}
     tiling = build_tiling(context.settings.data)
-    learnt = learn_instances(context, predictor, dataset, tiling, cache)
-    add_instances(checkpoint, learnt.parts)
-    return learnt.metrics
+    parts, metrics = learn_instances(context, predictor, dataset, tiling, cache)
+    add_instances(checkpoint, parts)
+    return metrics
 
 
 def _list_splits(cfg: DictConfig) -> list[str]:

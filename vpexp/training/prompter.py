@@ -24,7 +24,7 @@ from torch import Tensor
 from vpexp.config.schema import PrompterConfig
 from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, scale_boxes
-from vpexp.data.tiles import Tiling
+from vpexp.data.tiles import Tiling, plan_windows
 from vpexp.evaluation.instances import NONE, compute_best_f1, compute_box_ious, match
 from vpexp.files import replacing
 from vpexp.models.prompter import CELL, Prompter
@@ -84,13 +84,12 @@ def list_views(
     """
     views = []
     for image in images:
-        everything = Region(0, 0, image.height, image.width)
-        for window in [everything] if tiling is None else tiling.plan(image.height, image.width):
+        boxes_N4 = _enlarge(image.boxes_N4, margin)
+        for window in plan_windows(tiling, image.height, image.width):
             size = window.bottom - window.top, window.right - window.left
             resized_hw = compute_resized_size(*size, image_size)
-            boxes_n4 = scale_boxes(_clip_boxes(_enlarge(image.boxes_N4, margin), window), size, resized_hw)
-            place = image.place._replace(window=None if window == everything else window)
-            views.append(View(place, boxes_n4, resized_hw))
+            boxes_n4 = scale_boxes(_clip_boxes(boxes_N4, window), size, resized_hw)
+            views.append(View(image.locate(window), boxes_n4, resized_hw))
     return views
 
 

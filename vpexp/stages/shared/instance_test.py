@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,8 @@ from vpexp.errors import DataError
 from vpexp.evaluation.instances import InstanceEvaluator, InstanceResult
 from vpexp.inference.instances import find_instances
 from vpexp.inference.predictor import ImageEmbedding, Predictor
-from vpexp.inference.segment import FoundMask, GridFilter, segment
-from vpexp.inference.tiled import EmbedWindow, search_by_grid, search_image, segment_tiles
+from vpexp.inference.segment import FoundMask, segment
+from vpexp.inference.tiled import EmbedWindow, find_by_grid, segment_tiles
 from vpexp.reporting.instances import AUTO, BOXES, GRID, TITLES, WITHOUT_CLASSES
 
 HELD_TILES = 64
@@ -72,8 +71,7 @@ class ImageEmbeddings:
         return embed
 
     def _get(self, image: AnnotatedImage, part_hw3: NDArray[np.uint8], window: Region) -> ImageEmbedding:
-        is_whole = window == Region(0, 0, image.height, image.width)
-        place = image.place._replace(window=None if is_whole else window)
+        place = image.locate(window)
         stored_CHW = self.cache.stored.read(place) if self.cache else None
         if stored_CHW is not None:
             return self.predictor.restore(stored_CHW, (part_hw3.shape[0], part_hw3.shape[1]))
@@ -117,15 +115,8 @@ class Searches:
     def find_by_grid(self, view: View, min_score: float) -> Sequence[FoundMask]:
         """Find objects by a grid of points, whose masks have no classes; its lowest score is that of the settings."""
         del min_score
-        side = self.settings.points_per_side
-        tiles = 1 if self.tiling is None else len(self.tiling.plan(view.annotations.height, view.annotations.width))
-        points = self.progress.add_task("points of the grid", total=tiles * side**2)
-        filters = GridFilter.from_config(self.settings)
-        try:
-            search = search_by_grid(self.predictor, side, filters, partial(self.progress.advance, points))
-            return search_image(view.image_HW3, self.tiling, view.embed, search, filters)[1].masks
-        finally:
-            self.progress.remove_task(points)
+        image_HW3, embed = view.image_HW3, view.embed
+        return find_by_grid(self.predictor, image_HW3, self.tiling, self.settings, self.progress, embed=embed)[1].masks
 
     def find_in_boxes(self, view: View, min_score: float) -> Sequence[FoundMask]:
         """Take the annotated boxes as prompts, and their classes."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from vpexp.config.schema import PrompterConfig
 from vpexp.console import build_progress, format_count, log_line, show_progress
-from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, ImagePlace
+from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
-from vpexp.data.tiles import Tiling
+from vpexp.data.tiles import Tiling, plan_windows
 from vpexp.embeddings.cache import EmbeddingCache, encode_images
 from vpexp.errors import DataError
 from vpexp.evaluation.instances import InstanceEvaluator, InstanceResult
@@ -107,24 +107,14 @@ class PlaceReader:
         return readable
 
 
-@dataclass(frozen=True, slots=True)
-class LearntInstances:
-    """What was learnt to find and name objects.
-
-    Attributes:
-        parts: for the checkpoint.
-        metrics: by name.
-        result: on val, at the lowest score that was chosen there.
-    """
-
-    parts: InstanceParts
-    metrics: dict[str, float]
-    result: InstanceResult
-
-
 def list_prompter_places(dataset: AnnotatedDataset, tiling: Tiling | None) -> list[ImagePlace]:
     """List the images or tiles that the prompter learns from and is measured on, with objects and without."""
-    return [view.place for split in SPLITS for view in list_views(dataset.splits[split].images, tiling, 1)]
+    return [
+        image.locate(window)
+        for split in SPLITS
+        for image in dataset.splits[split].images
+        for window in plan_windows(tiling, image.height, image.width)
+    ]
 
 
 def learn_instances(
@@ -133,7 +123,7 @@ def learn_instances(
     dataset: AnnotatedDataset,
     tiling: Tiling | None,
     cache: EmbeddingCache | None,
-) -> LearntInstances:
+) -> tuple[InstanceParts, dict[str, float]]:
     """Train prompter and classifier beside a trained decoder, and choose on val the score that masks are kept from.
 
     A training that was stopped goes on from its state.
@@ -144,6 +134,9 @@ def learn_instances(
         dataset: images whole, with splits train and val.
         tiling: how they are cut.
         cache: of the embeddings that the decoder was trained on.
+
+    Returns:
+        What was learnt, for the checkpoint, and metrics by name.
     """
     reader = PlaceReader(predictor.sam, cache)
     started = time.perf_counter()
@@ -155,15 +148,16 @@ def learn_instances(
     parts = InstanceParts(trainer.prompter, classifier, dataset.categories, UNCHOSEN, overlap)
     predictor.instances = parts.build_model(predictor.device)
     result = measure_instances(predictor, dataset, _spread(dataset.splits["val"].images), tiling, reader)
-    parts = parts.choose_threshold(result.threshold if result.objects else UNCHOSEN)
-    predictor.instances = parts.build_model(predictor.device)
+    if result.objects:
+        parts = replace(parts, threshold=result.threshold)
+        predictor.instances = replace(predictor.instances, threshold=result.threshold)
     metrics = {f"val/auto/{name}": value for name, value in result.metrics.items()}
     metrics |= {"val/auto/threshold": parts.threshold, "prompter/f1_boxes": trainer.best_score}
     metrics |= {"prompter/steps": float(trainer.best_step), "prompter/train_time": found - started}
     metrics |= {f"classifier/accuracy_{kind}": value for kind, value in accuracies.items()}
     metrics |= {"classifier/train_time": named - found} if classifier else {}
     _report_result(result, metrics)
-    return LearntInstances(parts, metrics, result)
+    return parts, metrics
 
 
 def _train_prompter(
@@ -229,9 +223,9 @@ def measure_instances(
         except DataError:
             continue  # reported where the decoder was measured on it
 
-        def embed(part_hw3: NDArray[np.uint8], window: Any, image: AnnotatedImage = image) -> ImageEmbedding:
-            place = image.place._replace(window=None if part_hw3.shape[:2] == (image.height, image.width) else window)
-            return predictor.restore(reader.read_embedding(place), (part_hw3.shape[0], part_hw3.shape[1]))
+        def embed(part_hw3: NDArray[np.uint8], window: Region, image: AnnotatedImage = image) -> ImageEmbedding:
+            stored_CEE = reader.read_embedding(image.locate(window))
+            return predictor.restore(stored_CEE, (part_hw3.shape[0], part_hw3.shape[1]))
 
         _, found = find_instances(predictor, image_HW3, tiling, min_score=0.0, embed=embed)
         evaluator.update_found(found.masks, image)
