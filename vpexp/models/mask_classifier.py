@@ -46,7 +46,7 @@ class MaskClassifier(nn.Module):
         for factor, stride in CONVOLUTIONS if width else ():
             self.convolutions.append(_build_layer(in_channels, factor * width, stride))
             in_channels = factor * width
-        self.output = nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * in_channels, classes)) if width else None
+        self.output = nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * in_channels + 2, classes)) if width else None
 
     def forward(self, crops_K4PP: Tensor, extents_K2: Tensor) -> Tensor:
         """Classify all masks of one image, in eval mode, or any masks each by itself, in training; crops are 0 to 255 of any type."""
@@ -57,7 +57,7 @@ class MaskClassifier(nn.Module):
         if self.output is not None:
             features_KWpp = self.convolutions(crops_K4PP * 4 - 2)
             cover_K1pp = F.avg_pool2d(crops_K4PP[:, 3:], REDUCTION)
-            pooled = [_average(features_KWpp, cover_K1pp), features_KWpp.mean((2, 3))]
+            pooled = [_average(features_KWpp, cover_K1pp), features_KWpp.mean((2, 3)), extents_K2]
             logits.append(self.output(torch.cat(pooled, dim=1)))
         logits_KC: Tensor = sum(logits[1:], logits[0])
         if self.training:

@@ -271,7 +271,7 @@ def _train(train: LabelledCrops, classes: int, steps: int, seed: int) -> MaskCla
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
         for _ in range(steps):
             chosen = torch.from_numpy(rng.choice(len(labels_K), BATCH, p=shares_K))
-            logits = classifier(change_crops(crops_K4PP[chosen], rng), extents_K2[chosen])
+            logits = classifier(*change_crops(crops_K4PP[chosen], extents_K2[chosen], rng))
             loss = functional.cross_entropy(logits, labels_K[chosen], label_smoothing=SMOOTHING)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -280,19 +280,24 @@ def _train(train: LabelledCrops, classes: int, steps: int, seed: int) -> MaskCla
     return classifier.eval()
 
 
-def change_crops(crops_K4PP: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mirror and turn crops, all alike, and change the brightness and contrast of each; 0 to 255, float."""
+def change_crops(crops_K4PP: Tensor, extents_K2: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror and turn crops, all alike, and change the brightness and contrast of each.
+
+    Returns:
+        Crops, float, 0 to 255, and extents.
+    """
     crops_K4PP = crops_K4PP.float()
     for axis in (2, 3):
         if rng.random() < 0.5:
             crops_K4PP = crops_K4PP.flip(axis)
     if rng.random() < 0.5:
         crops_K4PP = crops_K4PP.transpose(2, 3)
+        extents_K2 = extents_K2 * torch.tensor([1.0, -1.0])  # height over width
     gain_K111, shift_K111 = (
         torch.from_numpy(rng.uniform(-limit, limit, (len(crops_K4PP), 1, 1, 1))).float() for limit in (GAIN, SHIFT)
     )
     colors_K3PP = (crops_K4PP[:, :3] * (1 + gain_K111) + 255 * shift_K111).clamp(0, 255)
-    return torch.cat([colors_K3PP, crops_K4PP[:, 3:]], dim=1)
+    return torch.cat([colors_K3PP, crops_K4PP[:, 3:]], dim=1), extents_K2
 
 
 @torch.no_grad()

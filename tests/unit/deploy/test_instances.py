@@ -9,6 +9,7 @@ import torch
 
 from tests.references.exports import FULL, LABELS, draw_vineyard, export
 from vpexp.config.schema import PtqConfig
+from vpexp.data.masks import encode_mask
 from vpexp.deploy.benchmark import build_gain_table, measure_costs
 from vpexp.deploy.parity import InstanceParity, _compare_boxes, check_instance_parity, measure_instance_parity
 from vpexp.deploy.quantize import INT8, KEEP, add_prompter, quantize_model
@@ -17,7 +18,9 @@ from vpexp.inference.exported import find_exported, read_metadata
 from vpexp.inference.graph_predictor import get_core
 from vpexp.inference.instances import find_instances
 from vpexp.inference.load import load_predictor
+from vpexp.inference.mask_crops import crop_masks
 from vpexp.inference.torch_predictor import TorchPredictor
+from vpexp.models.mask_classifier import MaskClassifier
 
 HALF = FULL | {"image_encoder": "FP16", "prompter": "FP16"}
 
@@ -82,6 +85,22 @@ def test_export__half_precision_and_one_class(format_, debug_sam, debug_instance
     parity = measure_instance_parity(parts.prompter, alone, predictor, image_HW3, prompts=prompts, precision="FP16")
     assert parity.boxes_px > 0
     check_instance_parity(parity, "FP16", "model")
+
+
+@pytest.mark.parametrize("format_", ["openvino", "onnx"])
+def test_export__every_kind_of_classifier_has_the_same_ports(format_, debug_sam, debug_instances, drawn, tmp_path):
+    squares_KHW = np.zeros((2, *drawn[0].image_HW3.shape[:2]), np.bool_)
+    squares_KHW[0, 5:20, 8:30] = squares_KHW[1, 40:60, 30:45] = True
+    crops = crop_masks(drawn[0].image_HW3, [encode_mask(mask_HW) for mask_HW in squares_KHW])
+    for name, settings in {"learnt": (4, False), "linear": (0, True)}.items():
+        classifier = MaskClassifier(3, width=settings[0], statistics=settings[1]).eval()
+        parts = replace(debug_instances, classifier=classifier)
+        (tmp_path / name).mkdir()
+        predictor = load_predictor(export(debug_sam, "sam_debug", tmp_path / name, format_, instances=parts), threads=1)
+        with torch.no_grad():
+            tensors = torch.from_numpy(crops.crops_K4PP), torch.from_numpy(crops.extents_K2)
+            expected_KC = classifier(*tensors).softmax(dim=1).numpy()
+        np.testing.assert_allclose(predictor.instances.classify(crops), expected_KC, atol=1e-4)
 
 
 def test_graphs__ports(instance_ir):
