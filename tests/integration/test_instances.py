@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,30 @@ def test_auto__measures_three_ways_on_the_same_embeddings(
     assert result.plot().size == Image.open(result.artifacts["precision_recall"]).size
     cfg = load_config(folder.config)
     assert (cfg.prompt.type, cfg.prompt.multimask) == ("auto", "never")  # as the model was trained
+
+
+def test_auto__images_without_objects_are_learnt_from_and_measured(
+    photos: Path, tmp_path: Path, run_debug: RunDebug, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((photos / "annotations" / "instances_test.json").read_text())
+    root = tmp_path / "data"
+    shutil.copytree(photos / "images", root / "images")
+    (root / "annotations").mkdir()
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] == 1]
+    for split in ("train", "val", "test"):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    data = ("data=coco", f"data.root={root}", "data.unannotated=keep", "data.num_workers=0", "tracking=none")
+
+    checkpoint = run_debug(tmp_path / "out", *DEBUG, *data, "stage.test=false").artifacts["best_checkpoint"]
+
+    out = capsys.readouterr().out
+    assert "learns from 2 images or tiles" in out  # the third is damaged
+    found = run_debug(tmp_path / "out", *AUTO, *data, f"checkpoint={checkpoint}", "predict.auto_score=0").details[
+        "test"
+    ]
+    assert (found["images"], found["objects"]) == (2, len(content["annotations"]))
+    survey = run_debug(tmp_path / "out", "stage=data", *data)
+    assert survey.artifacts["report"].exists()
 
 
 def test_auto__tiles_are_encoded_once_and_kept(trained: Path, tmp_path: Path, run_debug: RunDebug) -> None:

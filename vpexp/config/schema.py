@@ -112,6 +112,8 @@ class DataConfig:
     """Semantic masks: one object for each connected component, or one for each class (classes)."""
     crowd: str = setting("skip", choices=("skip", "keep"))
     """Regions annotated as crowd: skip and count them, or keep them as objects (CVAT writes all masks of its brush as crowd)."""
+    unannotated: str = setting("skip", choices=("skip", "keep"))
+    """Images without any annotation: skip and count them, or keep them as images in which there is nothing to find."""
     allow_outside: bool = False
     """Use files outside of the folder (data.root, source) that links, absolute paths or .. name; otherwise they are counted."""
     strict: bool = False

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpexp.config.schema import DataConfig
+from vpexp.console import format_count
 from vpexp.data.annotation_cache import FOLDER, WORTH_KEEPING_SECONDS, KeptAnnotations
 from vpexp.data.annotations import (
     SPLIT_NAMES,
@@ -77,16 +78,22 @@ def load_dataset(
     folder = Folder(Path(settings.root).expanduser(), allow_outside=settings.allow_outside)
     kept = None
     if cache_dir is not None and settings._target_ is None:
-        same = ("format", "instances", "strict", "val_fraction", "crowd", "allow_outside")
+        same = ("format", "instances", "strict", "val_fraction", "crowd", "unannotated", "allow_outside")
         options = {name: getattr(settings, name) for name in same} | {"seed": seed, "keep_boxes": keep_boxes}
         options |= {"requested": _list_requested(settings), "splits": sorted(set(splits))}
         kept = KeptAnnotations(Path(cache_dir) / FOLDER, folder, options)
     dataset = kept.read() if kept is not None else None
     if dataset is None:
         started = time.monotonic()
-        skips = partial(SkipCounts, strict=settings.strict, keep_boxes=keep_boxes, keep_crowds=settings.crowd == "keep")
+        skips = partial(
+            SkipCounts,
+            strict=settings.strict,
+            keep_boxes=keep_boxes,
+            keep_crowds=settings.crowd == "keep",
+            keep_unannotated=settings.unannotated == "keep",
+        )
         dataset = _read_dataset(folder, settings, seed, splits, skips, keep_empty=keep_empty)
-        is_whole = all(len(split.images) for split in dataset.splits.values())  # what every caller may be given
+        is_whole = all(split.object_count for split in dataset.splits.values())  # what every caller may be given
         if kept is not None and is_whole and time.monotonic() - started >= WORTH_KEEPING_SECONDS:
             kept.write(dataset)
     return dataset
@@ -224,7 +231,9 @@ class _Loading:
 
     def _is_unannotated(self, name: str) -> bool:
         subset = self._read_subset(name)
-        return not len(subset.images) and set(subset.skips.counts) == {NO_ANNOTATIONS}
+        if len(subset.images):
+            return not count_objects(subset.images).any()
+        return set(subset.skips.counts) == {NO_ANNOTATIONS}
 
     def _read_subset(self, name: str) -> "_ReadSubset":
         """Read a subset once."""
@@ -248,14 +257,19 @@ class _Loading:
         for name, source in plan.sources.items():
             subset = self._read_subset(source.subset)
             skips = subset.skips
-            if not len(subset.images) and not keep_empty:
+            if not count_objects(subset.images).any() and not keep_empty:
                 place = self._folder
                 raise DataError(explain_shortage(name, source.subset, skips, place.root, place.image_count))
             if source.subset not in tables:
                 table = subset.images.table
                 places = [self._index.setdefault(category, len(self._index)) for category in subset.categories]
                 tables[source.subset] = replace(table, labels_M=np.array(places, dtype=np.int64)[table.labels_M])
-            rows = _take_part(len(subset.images), source, val_fraction, seed)
+            has_objects_I = subset.images.object_counts > 0  # each kind is divided, so that each part has some of it
+            parts = [
+                _take_part(np.flatnonzero(kind_I), source, val_fraction, seed)
+                for kind_I in (has_objects_I, ~has_objects_I)
+            ]
+            rows = np.sort(np.concatenate(parts))
             counted = source.part != "held out" or "train" not in plan.sources
             counts = dict(skips.counts) if counted else {}
             examples = dict(skips.examples) if counted else {}
@@ -273,6 +287,11 @@ class _Loading:
                 "as viewers show them"
             )
         for name, subset in used.items():
+            empty = int((subset.images.object_counts == 0).sum())
+            if empty:
+                notes.append(
+                    f"{format_count(empty, 'image')} of '{name}' without objects: the prompter learns from them, the decoder does not"
+                )
             crowds, objects = subset.skips.counts.get(CROWD, 0), int(count_objects(subset.images).sum())
             if crowds and crowds >= objects:
                 notes.append(
@@ -288,11 +307,11 @@ class _Loading:
         return notes
 
 
-def _take_part(count: int, source: SplitSource, val_fraction: float, seed: int) -> NDArray[np.int64]:
-    """Choose the rows of a split among those of its subset."""
-    if source.part == "all":
-        return np.arange(count, dtype=np.int64)
-    kept, held_out = divide(range(count), val_fraction, seed)
+def _take_part(rows: NDArray[np.int64], source: SplitSource, val_fraction: float, seed: int) -> NDArray[np.int64]:
+    """Choose the rows of a split among some of its subset."""
+    if source.part == "all" or not len(rows):
+        return rows
+    kept, held_out = divide(rows.tolist(), val_fraction, seed)
     return np.array(kept if source.part == "kept" else held_out, dtype=np.int64)
 
 

@@ -66,7 +66,7 @@ _CAUSES = {
     ),
     NO_ANNOTATIONS: (
         ("image has no annotations", "images have no annotations"),
-        "check that the annotations belong to this split",
+        "check that the annotations belong to this split; data.unannotated=keep takes them as images in which there is nothing",
     ),
     SIZE_DIFFERS: (
         ("image is of another size than annotated", "images are of another size than annotated"),
@@ -120,19 +120,29 @@ class SkipCounts:
         remarks: Text with places for the numbers -> how often it is true; of images that are used, and not as they are.
         keep_boxes: Whether readers hand on objects that are boxes only, as filled boxes, instead of skipping them here.
         keep_crowds: Whether readers hand on crowd regions as objects, instead of skipping them here.
+        keep_unannotated: Whether readers hand on images without annotations, instead of skipping them here.
     """
 
-    def __init__(self, *, strict: bool = False, keep_boxes: bool = False, keep_crowds: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        strict: bool = False,
+        keep_boxes: bool = False,
+        keep_crowds: bool = False,
+        keep_unannotated: bool = False,
+    ) -> None:
         """Start with nothing skipped.
 
         Args:
             strict: Raise at the first defect instead of counting it.
             keep_boxes: See above.
             keep_crowds: See above.
+            keep_unannotated: See above.
         """
         self.strict = strict
         self.keep_boxes = keep_boxes
         self.keep_crowds = keep_crowds
+        self.keep_unannotated = keep_unannotated
         self.counts: dict[str, int] = {}
         self.examples: dict[str, str] = {}
         self.remarks: dict[str, Remark] = {}

@@ -22,6 +22,7 @@ SURFACE = {
             "val_fraction",
             "instances",
             "crowd",
+            "unannotated",
             "allow_outside",
             "strict",
         ),

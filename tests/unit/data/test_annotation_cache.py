@@ -214,7 +214,7 @@ def test_write__keeps_the_newest(coco, tmp_path, monkeypatch):
     assert len(files) == 2
     assert not draft.exists()
     options = {"format": "coco", "instances": "components", "strict": False, "val_fraction": 0.2, "seed": 3}
-    options |= {"keep_boxes": False, "crowd": "skip", "allow_outside": False}
+    options |= {"keep_boxes": False, "crowd": "skip", "unannotated": "skip", "allow_outside": False}
     requested = {name: name for name in ("train", "val", "test")}
     newest = KeptAnnotations(
         cache_dir / "annotations",

@@ -56,6 +56,28 @@ def test_load_dataset__one_unnamed_file(coco):
     assert {image.image_id for image in other.splits["val"].images} != ids["val"]
 
 
+def test_load_dataset__images_without_objects_are_kept_and_divided(coco, tmp_path):
+    fill(coco, 4)
+    for number in range(4):
+        coco.image(f"empty{number}.png")
+    coco.save("annotations/instances_default.json")
+    assert load(coco.root).splits["train"].skipped == {"image without annotations": 4}
+    for _ in range(2):  # read, then as it was kept
+        dataset = load(coco.root, unannotated="keep", val_fraction=0.25, cache_dir=tmp_path / "cache")
+        assert {name: [len(image) for image in split.images] for name, split in dataset.splits.items()} == {
+            "train": [1, 1, 1, 0, 0, 0], "val": [1, 0], "test": [1, 0]
+        }  # fmt: skip
+    assert "4 images of 'default' without objects: the prompter learns from them, the decoder does not" in dataset.notes
+
+
+def test_load_dataset__a_test_split_without_annotations_is_none_though_such_images_are_kept(coco):
+    fill(coco, 3).save("annotations/instances_train.json")
+    fill(coco, 2, prefix="test", objects=0).save("annotations/instances_test.json")
+    dataset = load(coco.root, unannotated="keep")
+    assert "'test' has no annotations: it is not used as test" in dataset.notes
+    assert dataset.splits["test"].object_count == 1
+
+
 def test_load_dataset__skipped_is_counted_once(coco):
     fill(coco, 10)
     coco.object([], image_id=1)

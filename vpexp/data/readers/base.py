@@ -1,7 +1,7 @@
 """What every reader offers, and the steps that all of them share: placing an image, gathering its objects, comparing boxes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -139,13 +139,17 @@ def gather_objects(placed: PlacedImage, objects: Iterable[ObjectMask], skips: Sk
     if not kept:
         skips.skip(NOTHING_USABLE, str(placed.path))
         return None
+    return _build_image(placed, kept)
+
+
+def _build_image(placed: PlacedImage, kept: Sequence[ObjectMask]) -> AnnotatedImage:
     return AnnotatedImage(
         image_id=placed.image_id,
         path=placed.path,
         height=placed.height,
         width=placed.width,
         masks=tuple(one.mask for one in kept),
-        boxes_N4=np.array([one.box or compute_box(one.mask) for one in kept], dtype=np.float32),
+        boxes_N4=np.array([one.box or compute_box(one.mask) for one in kept], dtype=np.float32).reshape(-1, 4),
         labels_N=np.array([one.label for one in kept], dtype=np.int64),
         object_ids=make_unique([one.object_id for one in kept]),
         exif_transpose=placed.exif_transpose,
@@ -171,9 +175,21 @@ def describe_repeated(file_name: str, images: Sequence[AnnotatedImage]) -> list[
     return [f"{file_name}: {repeated} of the images are files that another image names too"] if repeated else []
 
 
-def skip_unannotated(image_name: str, skips: SkipCounts) -> None:
-    """Count an image that has no annotation at all."""
-    skips.skip(NO_ANNOTATIONS, image_name)
+def take_unannotated(
+    image_name: str, place: Callable[[], PlacedImage | None], skips: SkipCounts
+) -> AnnotatedImage | None:
+    """Make an image without objects of one that has no annotation at all, where such are kept; else count it.
+
+    Args:
+        image_name: what to call it where it is counted.
+        place: looks at its file.
+        skips: Where it is counted.
+    """
+    if not skips.keep_unannotated:
+        skips.skip(NO_ANNOTATIONS, image_name)
+        return None
+    placed = place()
+    return None if placed is None else _build_image(placed, ())
 
 
 def compute_intersection(first: Box, second: Box) -> float:

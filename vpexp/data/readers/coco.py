@@ -8,6 +8,7 @@ file has them.
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,7 +29,7 @@ from vpexp.data.readers.base import (
     keep_box,
     make_unique,
     place_image,
-    skip_unannotated,
+    take_unannotated,
 )
 from vpexp.data.readers.json_files import (
     DeclaredIds,
@@ -151,7 +152,8 @@ class _CocoFile:
             elif key in seen:
                 self._skips.skip(REPEATED_IMAGE, f"{self._path.name}: image {key} ({file_name})")
             elif key not in annotations:
-                skip_unannotated(f"{self._path.name}: {file_name}", self._skips)
+                place = partial(self._place, name, file_name, entry)
+                images.append(take_unannotated(f"{self._path.name}: {file_name}", place, self._skips))
             else:
                 image = self._place(name, file_name, entry)
                 if image is not None:

@@ -6,6 +6,7 @@ group number. Where a file repeats annotation ids, several objects share a numbe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +29,7 @@ from vpexp.data.readers.base import (
     keep_box,
     make_unique,
     place_image,
-    skip_unannotated,
+    take_unannotated,
 )
 from vpexp.data.readers.json_files import (
     JsonReader,
@@ -280,8 +281,8 @@ class _DatumaroFile:
         """Read one item; None if nothing is left of it."""
         annotations = [one for one in item.annotations if one.type.name not in _SILENT_TYPES]
         if not annotations:
-            skip_unannotated(f"{self._path.name}: {name}", self._skips)
-            return None
+            place = partial(self._place, name, item.media)
+            return take_unannotated(f"{self._path.name}: {name}", place, self._skips)
         placed = self._place(name, item.media)
         if placed is None:
             return None

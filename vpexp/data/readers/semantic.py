@@ -17,7 +17,7 @@ from vpexp.console import show_progress
 from vpexp.data.annotations import SPLIT_NAMES, AnnotatedImage
 from vpexp.data.folder import Folder, compose
 from vpexp.data.image_files import prefer_read
-from vpexp.data.readers.base import PlacedImage, Reader, Subset, gather_objects, place_image, skip_unannotated
+from vpexp.data.readers.base import PlacedImage, Reader, Subset, gather_objects, place_image, take_unannotated
 from vpexp.data.readers.label_images import (
     META_FILE,
     UNKNOWN_COLOR,
@@ -144,9 +144,10 @@ class SemanticReader(Reader):
             seen.update(find_values(classes_HW))
             image_id = PurePosixPath(image).relative_to(images_directory).as_posix()
             placed = place_image(image_id, self._folder.path(image), classes_HW.shape, skips)
-            if placed is not None and (one := self._read_objects(placed, mask, classes_HW, label_map, skips)):
+            one = None if placed is None else self._read_objects(placed, mask, classes_HW, label_map, skips)
+            if one is not None:
                 images.append(one)
-        if pairs and not images and set(skips.counts) <= {NO_ANNOTATIONS}:
+        if pairs and not any(map(len, images)) and set(skips.counts) <= {NO_ANNOTATIONS}:
             self._explain_values(masks_directory, seen, label_map)
         return Subset(label_map.categories, tuple(images))
 
@@ -172,7 +173,7 @@ class SemanticReader(Reader):
                 skips.skip(MISSING_IMAGE, f"{mask_names[0]}: no image of this name in {images_directory}")
         for stem, image_names in images.items():
             if stem not in masks:
-                skip_unannotated(image_names[0], skips)
+                skips.skip(NO_ANNOTATIONS, image_names[0])
         return pairs
 
     def _list_by_stem(self, directory: str) -> dict[str, list[str]]:
@@ -228,8 +229,7 @@ class SemanticReader(Reader):
     ) -> AnnotatedImage | None:
         """Take the objects out of one class map."""
         if has_only_background(classes_HW, label_map):
-            skip_unannotated(str(placed.path), skips)
-            return None
+            return take_unannotated(str(placed.path), lambda: placed, skips)
         path = self._folder.path(mask)
         objects = extract_objects(classes_HW, label_map, path, skips, by_component=self._by_component)
         return gather_objects(placed, objects, skips)

@@ -7,6 +7,7 @@ Shapes: H W size of the image in pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from vpexp.data.readers.base import (
     gather_objects,
     keep_box,
     place_image,
-    skip_unannotated,
+    take_unannotated,
 )
 from vpexp.data.readers.label_images import (
     VOC_LABEL_FILES,
@@ -115,7 +116,7 @@ class VocReader(Reader):
         for image_id in show_progress(ids, f"Reading masks of {name}"):
             if barred := home.find_barred(image_id):
                 skips.skip(*barred)
-            elif image := subset.read_image(image_id):
+            elif (image := subset.read_image(image_id)) is not None:
                 images.append(image)
         return Subset(tuple(subset.categories), tuple(images))
 
@@ -158,8 +159,7 @@ class _VocSubset:
         else:
             objects = self._read_instances(placed, instances_HW, classes_HW, xml.objects)
         if objects is None:
-            skip_unannotated(image_id, self._skips)
-            return None
+            return take_unannotated(image_id, lambda: placed, self._skips)
         return gather_objects(placed, objects, self._skips)
 
     def _read_xml(self, image_id: str) -> XmlFile:
@@ -178,8 +178,7 @@ class _VocSubset:
         """Read or count the boxes of an image without masks."""
         self._skips.skip(NO_SHAPE, f"{image_id}: no mask and no box in {self._home.path}", count=xml.boxless)
         if xml.objects and self._skips.keep_boxes:
-            path = self._find_image(image_id)
-            placed = path and place_image(image_id, path, xml.size, self._skips)
+            placed = self._place_unmasked(image_id, xml)
             return gather_objects(placed, self._keep_boxes(xml.objects, placed), self._skips) if placed else None
         if xml.objects:
             self._skips.skip(BOX_ONLY, f"{image_id}: no mask in {self._home.path}", count=len(xml.objects))
@@ -188,8 +187,12 @@ class _VocSubset:
         elif image_id not in self._home.images and image_id not in self._home.xml_files:
             self._skips.skip(MISSING_IMAGE, f"{image_id} in {self._home.path}")
         else:
-            skip_unannotated(image_id, self._skips)
+            return take_unannotated(image_id, partial(self._place_unmasked, image_id, xml), self._skips)
         return None
+
+    def _place_unmasked(self, image_id: str, xml: XmlFile) -> PlacedImage | None:
+        path = self._find_image(image_id)
+        return None if path is None else place_image(image_id, path, xml.size, self._skips)
 
     def _keep_boxes(self, boxes: Sequence[XmlObject], placed: PlacedImage) -> list[ObjectMask]:
         return [

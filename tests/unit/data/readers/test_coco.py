@@ -119,6 +119,13 @@ def test_coco_reader__strict_names_file_and_object(coco, read_subset, segmentati
     assert "\n" not in str(caught.value)
 
 
+def test_coco_reader__image_without_annotations_is_kept_as_one_without_objects(coco, read_subset):
+    coco.image("empty.png")
+    image, skips = read_one(read_subset, coco.save(), keep_unannotated=True)
+    assert (len(image), image.boxes_N4.shape, image.height, image.width) == (0, (0, 4), 10, 20)
+    assert skips.counts == {}
+
+
 def test_coco_reader__strict_lets_crowds_pass(coco, read_subset):
     coco.image()
     coco.object()

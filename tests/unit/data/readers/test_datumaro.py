@@ -168,6 +168,9 @@ def test_datumaro_reader__labels_of_the_whole_image_are_no_objects(dm, read_subs
     subset, skips = read_subset(DatumaroReader, dm.save())
     assert [image.image_id for image in subset.images] == ["b.png"]
     assert skips.counts == {"image without annotations": 1}
+    subset, skips = read_subset(DatumaroReader, dm.root, keep_unannotated=True)
+    assert [len(image) for image in subset.images] == [0, 1]
+    assert skips.counts == {}
 
 
 def test_datumaro_reader__same_stem_with_two_endings(dm, read_subset):

@@ -136,6 +136,8 @@ def test_semantic_reader__images_and_masks_without_a_partner(tmp_path, read_subs
     (tmp_path / "masks/c.png").unlink()
     _, skips = read_subset(components, tmp_path, "default")
     assert skips.counts == {"image file is missing": 1, "image without annotations": 1}
+    subset, _ = read_subset(components, tmp_path, "default", keep_unannotated=True)
+    assert [image.image_id for image in subset.images] == ["a.jpg"]  # nobody says that there is nothing on c
 
 
 def test_semantic_reader__damaged_and_odd_files(tmp_path, read_subset):
@@ -154,6 +156,8 @@ def test_semantic_reader__damaged_and_odd_files(tmp_path, read_subset):
         "several image files of this name": 1,
         "image without annotations": 1,
     }
+    subset, _ = read_subset(components, tmp_path, "default", keep_unannotated=True)
+    assert {image.image_id: len(image) > 0 for image in subset.images} == {"empty.jpg": False, "good.jpg": True}
 
 
 def test_semantic_reader__strict(tmp_path, read_subset):

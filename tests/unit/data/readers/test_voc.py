@@ -88,6 +88,9 @@ def test_voc_reader__void_is_no_object(voc, read_subset):
     subset, skips = read_subset(components, voc.save())
     assert subset.images == ()
     assert skips.counts == {"image without annotations": 1}
+    subset, skips = read_subset(components, voc.root, keep_unannotated=True)
+    assert [len(image) for image in subset.images] == [0]
+    assert skips.counts == {}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
