@@ -71,11 +71,11 @@ def learn_instances(sam, root: Path, *, labels=LABELS, steps=40):
     embeddings = torch.cat([predictor.embed(image).features for image in images])
     size = sam.image_size
     pixels = torch.from_numpy(np.stack([normalize_and_pad(resize_image(image, size), size) for image in images]))
-    targets = build_targets(views, 4 * sam.embedding_size)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         prompter = Prompter(sam.embedding_channels, width=32, depth=1, limit=100)
         classifier = MaskClassifier(len(labels), width=8, statistics=True).eval() if len(labels) > 1 else None
+        targets = build_targets(views, size, prompter.cell)
         optimizer = torch.optim.AdamW(prompter.parameters(), 3e-3)
         for _ in range(steps):
             optimizer.zero_grad()

@@ -20,7 +20,7 @@ from vpexp.errors import ExportError
 from vpexp.inference.instances import LOWEST_SCORE
 from vpexp.inference.mask_crops import crop_masks
 from vpexp.inference.predictor import InstanceModel, Predictor
-from vpexp.models.prompter import CELL, Prompter
+from vpexp.models.prompter import Prompter
 
 LIMITS = {"FP32": 1e-4, "FP16": 1e-2}
 """Largest share of mask pixels that may flip: one in 10,000; with weights of half the precision one in 100."""
@@ -189,7 +189,7 @@ def _list_peaks(
     middles_G = torch.arange(heat_11GG.shape[-1], device=heat_11GG.device) + 0.5
     middles_M2 = torch.cartesian_prod(middles_G, middles_G).flip(1)
     sides_M4, heat_M = distances_14GG[0].flatten(1).T, heat_11GG.flatten()
-    corners_M4 = CELL * torch.cat([middles_M2 - sides_M4[:, :2], middles_M2 + sides_M4[:, 2:]], dim=1)
+    corners_M4 = prompter.cell * torch.cat([middles_M2 - sides_M4[:, :2], middles_M2 + sides_M4[:, 2:]], dim=1)
     cells_M5 = torch.cat([corners_M4, heat_M[:, None]], dim=1)
     certain_M = (heat_M == highest_M) & (highest_M - second_M > slack)
     return cells_M5[certain_M].cpu().numpy(), cells_M5[heat_M >= highest_M - slack].cpu().numpy()

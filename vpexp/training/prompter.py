@@ -6,7 +6,7 @@ seed and the step's number alone.
 Sources: the focal loss of heat maps, Law & Deng 2018 "CornerNet"; generalised IoU of boxes, Rezatofighi et al. 2019; one cycle of the
 learning rate, Smith & Topin 2019.
 
-Legend: B views of a step, N objects of one view, C channels, E = S/16 and G = S/4 cells a side, S model input size.
+Legend: B views of a step, N objects of one view, C channels, E = S/16 and G = S/4 or S/8 cells a side, S model input size.
 """
 
 import copy
@@ -27,7 +27,7 @@ from vpexp.data.geometry import compute_resized_size, normalize_and_pad, scale_b
 from vpexp.data.tiles import Tiling, plan_windows
 from vpexp.evaluation.instances import NONE, compute_best_f1, compute_box_ious, match
 from vpexp.files import replacing
-from vpexp.models.prompter import CELL, Prompter
+from vpexp.models.prompter import Prompter
 from vpexp.models.registry import STRIDE
 
 Read = Callable[[ImagePlace], tuple[NDArray[Any], NDArray[np.uint8]]]
@@ -35,12 +35,15 @@ Read = Callable[[ImagePlace], tuple[NDArray[Any], NDArray[np.uint8]]]
 
 VISIBLE = 0.25
 """Share of its box that a tile must show of an object to teach and to test it."""
+HEAT_SPREAD = 16.0
+"""The heat of a centre falls with a standard deviation of this part of the box's side, along each side: small objects before a large
+one must stay peaks."""
 SPREAD = 6.0
-"""The heat of a centre falls with a standard deviation of this part of the box's side, along each side."""
+"""So do the weights by which cells around it learn the box."""
 NARROWEST = 0.6
 """Cells of the standard deviation, at least."""
 NEAR = 0.3
-"""Heat from which a cell learns the box."""
+"""Weight from which a cell learns the box."""
 BOX_WEIGHT = 2.0
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -114,8 +117,8 @@ class Targets:
 
     Attributes:
         heat_BGG: 1 at the cell of each centre, falling around it.
-        distances_B4GG: from the middle of a cell to the sides of the box whose heat is highest there, in cells.
-        weights_BGG: that heat, where it is above ``NEAR``, else 0.
+        distances_B4GG: from the middle of a cell to the sides of the box whose centre is nearest for its size, in cells.
+        weights_BGG: how much a cell learns of it: 1 for each object, all its cells together.
         inside_BGG: 1 where a cell lies in the image.
     """
 
@@ -134,26 +137,39 @@ class Targets:
         return Targets(heat, distances[:, SWAPPED_SIDES[how]], weights, inside)
 
 
-def build_targets(views: Sequence[View], cells: int) -> Targets:
-    """Build the targets of views on ``cells`` cells a side."""
+def build_targets(views: Sequence[View], image_size: int, cell: int) -> Targets:
+    """Build the targets of views.
+
+    Args:
+        views: B of them.
+        image_size: S.
+        cell: pixels to a side of a cell.
+    """
+    cells = image_size // cell
     heat_BGG = np.zeros((len(views), cells, cells), np.float32)
     distances_B4GG = np.zeros((len(views), 4, cells, cells), np.float32)
     weights_BGG, inside_BGG = np.zeros_like(heat_BGG), np.zeros_like(heat_BGG)
     for place, view in enumerate(views):
-        rows, columns = (math.ceil(length / CELL) for length in view.resized_hw)
+        rows, columns = (math.ceil(length / cell) for length in view.resized_hw)
         inside_BGG[place, :rows, :columns] = 1
-        for box_4 in view.boxes_N4 / CELL:
-            _draw_object(box_4, heat_BGG[place], distances_B4GG[place], weights_BGG[place])
+        owners_GG = np.full((cells, cells), NONE)
+        for number, box_4 in enumerate(view.boxes_N4 / cell):
+            _draw_object(number, box_4, heat_BGG[place], distances_B4GG[place], weights_BGG[place], owners_GG)
+        is_owned_GG = owners_GG != NONE
+        owners_k, weights_k = owners_GG[is_owned_GG], weights_BGG[place][is_owned_GG]
+        weights_BGG[place][is_owned_GG] = weights_k / np.bincount(owners_k, weights_k)[owners_k]
     return Targets(*map(torch.from_numpy, (heat_BGG, distances_B4GG, weights_BGG, inside_BGG)))
 
 
-def _draw_object(
+def _draw_object(  # noqa: PLR0917 (four maps)
+    number: int,
     box_4: NDArray[np.float32],
     heat_GG: NDArray[np.float32],
     distances_4GG: NDArray[np.float32],
     weights_GG: NDArray[np.float32],
+    owners_GG: NDArray[np.int64],
 ) -> None:
-    """Draw an object's heat and distances, around its centre; each cell keeps those of the object that it is hottest of."""
+    """Draw an object's heat, and distances around its centre; each cell keeps those of the object that it is nearest to."""
     cells = len(heat_GG)
     middle_2 = (box_4[:2] + box_4[2:]) / 2
     centre_2 = np.minimum(middle_2.astype(int), cells - 1)
@@ -163,13 +179,23 @@ def _draw_object(
     right, bottom = np.minimum(centre_2 + reach_2 + 1, cells).tolist()
     xs, ys = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
     part = (slice(top, bottom), slice(left, right))
-    own_gg = np.exp(-(((xs - centre_2[0]) / spread_2[0]) ** 2 + ((ys - centre_2[1]) / spread_2[1]) ** 2) / 2)
-    heat_GG[part] = np.maximum(heat_GG[part], own_gg)
+    own_gg = _draw_peak(xs - centre_2[0], ys - centre_2[1], spread_2)
+    heat_2 = np.maximum((box_4[2:] - box_4[:2]) / HEAT_SPREAD, NARROWEST)
+    heat_GG[part] = np.maximum(heat_GG[part], _draw_peak(xs - centre_2[0], ys - centre_2[1], heat_2))
     takes_gg = (own_gg > NEAR) & (own_gg > weights_GG[part])
     sides = (xs + 0.5 - box_4[0], ys + 0.5 - box_4[1], box_4[2] - xs - 0.5, box_4[3] - ys - 0.5)
     for axis, side in enumerate(sides):
         distances_4GG[axis][part] = np.where(takes_gg, side, distances_4GG[axis][part])
     weights_GG[part] = np.where(takes_gg, own_gg, weights_GG[part])
+    owners_GG[part] = np.where(takes_gg, number, owners_GG[part])
+
+
+def _draw_peak(
+    xs_w: NDArray[np.float32], ys_h1: NDArray[np.float32], spread_2: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Draw a normal distribution [h, w] around 0, 1 at its peak."""
+    peak_hw: NDArray[np.float32] = np.exp(-((xs_w / spread_2[0]) ** 2 + (ys_h1 / spread_2[1]) ** 2) / 2)
+    return peak_hw
 
 
 def compute_loss(logits_B1GG: Tensor, distances_B4GG: Tensor, targets: Targets) -> Tensor:
@@ -272,7 +298,7 @@ class PrompterTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
             embeddings_BCEE, images_B3SS = read_views(views, self.read)
-            targets = build_targets(views, embeddings_BCEE.shape[-1] * STRIDE // CELL)
+            targets = build_targets(views, images_B3SS.shape[-1], self.prompter.cell)
             embeddings_BCEE, images_B3SS, targets = _vary(embeddings_BCEE, images_B3SS, targets, rng)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.lr * compute_rate(self.step, self.settings.steps)

@@ -24,7 +24,7 @@ from vpexp.inference.predictor import ImageEmbedding
 from vpexp.inference.torch_instances import InstanceParts
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.mask_classifier import MaskClassifier
-from vpexp.models.prompter import Prompter
+from vpexp.models.prompter import Prompter, choose_cell
 from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.shared.context import RunContext
@@ -166,7 +166,8 @@ def _train_prompter(
     settings, seed, sam = context.settings.prompter, context.cfg.seed, reader.sam
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        prompter = Prompter(sam.embedding_channels, width=settings.width, depth=settings.depth, limit=settings.limit)
+        sizes = {"width": settings.width, "depth": settings.depth, "limit": settings.limit}
+        prompter = Prompter(sam.embedding_channels, cell=choose_cell(sam.image_size), **sizes)
     margin = context.settings.prompt.jitter / 2  # what boxes in training are larger by on average
     views = {split: list_views(dataset.splits[split].images, tiling, sam.image_size, margin=margin) for split in SPLITS}
     readable = {split: reader.choose_readable(views[split]) for split in SPLITS}
