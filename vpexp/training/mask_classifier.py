@@ -111,18 +111,18 @@ def choose_masks(labels: Sequence[NDArray[np.int64]], most: int, seed: int) -> l
 
 def train_classifier(
     train: LabelledCrops, val: LabelledCrops, classes: int, *, steps: int, seed: int
-) -> tuple[MaskClassifier, dict[str, float]]:
+) -> tuple[MaskClassifier, str, dict[str, float]]:
     """Train a classifier of each kind, and keep the one that names most masks of val rightly; of equals the simplest.
 
     Where val has too few masks or one class alone to choose by, it is ``both``.
 
     Returns:
-        The classifier in eval mode, and the accuracy of each kind on val, NaN without masks there.
+        The classifier in eval mode, its kind, and the accuracy of each kind on val, NaN without masks there.
     """
     trained = train_kinds(train, val, classes, steps=steps, seed=seed)
     accuracies = {name: measure_accuracy(classifier, val) for name, classifier in trained.items()}
     best = max(accuracies, key=accuracies.__getitem__) if can_judge(val) else SAFEST
-    return trained[best], accuracies
+    return trained[best], best, accuracies
 
 
 def can_judge(val: LabelledCrops) -> bool:

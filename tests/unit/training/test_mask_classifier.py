@@ -50,7 +50,7 @@ def draw_labelled(labels, seed=0, by_shape=False):
 
 def test_train_classifier__names_colors_and_never_a_class_without_examples():
     train, val = draw_labelled([0, 1, 2] * 6 + [3]), draw_labelled([0, 1, 2] * 10, seed=1)
-    classifier, accuracies = train_classifier(train, val, 5, steps=4, seed=0)
+    classifier, _, accuracies = train_classifier(train, val, 5, steps=4, seed=0)
     assert set(accuracies) == {"discriminant", "regression", "learnt", "both"}
     assert accuracies["discriminant"] > 0.95
     assert accuracies["regression"] > 0.95
@@ -62,7 +62,7 @@ def test_train_classifier__names_colors_and_never_a_class_without_examples():
 
 def test_train_classifier__names_shapes_whatever_their_color():
     train, val = (draw_labelled([0, 1, 2] * count, seed, by_shape=True) for seed, count in ((0, 20), (1, 15)))
-    classifier, accuracies = train_classifier(train, val, 3, steps=4, seed=0)
+    classifier, _, accuracies = train_classifier(train, val, 3, steps=4, seed=0)
     assert measure_accuracy(classifier, val) > 0.9
     assert max(accuracies["discriminant"], accuracies["regression"]) > 0.9
 
@@ -70,7 +70,7 @@ def test_train_classifier__names_shapes_whatever_their_color():
 @pytest.mark.slow
 def test_train_classifier__learnt_features_name_shapes_too():
     train, val = (draw_labelled([0, 1, 2] * count, seed, by_shape=True) for seed, count in ((0, 60), (1, 30)))
-    _, accuracies = train_classifier(train, val, 3, steps=150, seed=0)
+    _, _, accuracies = train_classifier(train, val, 3, steps=150, seed=0)
     assert accuracies["learnt"] > 0.9
     assert accuracies["both"] > 0.9
 
@@ -78,7 +78,7 @@ def test_train_classifier__learnt_features_name_shapes_too():
 @pytest.mark.parametrize("val_labels", [[], [0, 1], [1] * 30])
 def test_train_classifier__reads_both_where_val_cannot_choose(val_labels):
     train, val = draw_labelled([0, 0, 1]), draw_labelled(val_labels, seed=1)
-    classifier, accuracies = train_classifier(train, val, 2, steps=2, seed=0)
+    classifier, _, accuracies = train_classifier(train, val, 2, steps=2, seed=0)
     assert classifier.settings["width"] > 0
     assert classifier.settings["statistics"]
     assert np.isnan(accuracies["learnt"]) == (not val_labels)

@@ -201,7 +201,7 @@ def test_prompter__its_cells_are_wider_in_a_large_input(image_size, cell):
     assert choose_cell(image_size) == cell
     prompter = Prompter(8, cell=cell, width=32, depth=0, limit=20).eval()
     embeddings, images = torch.randn(1, 8, SIZE // 16, SIZE // 16), torch.randn(1, 3, SIZE, SIZE)
-    logits_11GG, distances_14GG = prompter.compute_maps(embeddings, images)
+    logits_11GG, _ = prompter.compute_maps(embeddings, images)
     assert logits_11GG.shape == (1, 1, SIZE // cell, SIZE // cell)
     box_4 = np.array([9, 3, 50, 33], np.float32)
     targets = build_targets([build_view(box_4)], SIZE, cell)

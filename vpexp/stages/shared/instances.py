@@ -198,9 +198,11 @@ def _train_classifier(context: RunContext, dataset: AnnotatedDataset) -> tuple[M
     seed = context.cfg.seed
     show = partial(show_progress, description="cutting out masks")
     train, val = (collect_crops(dataset.splits[split].images, MOST_MASKS, seed, show) for split in SPLITS)
-    return train_classifier(
-        train, val, len(dataset.categories), steps=context.settings.prompter.classifier_steps, seed=seed
-    )
+    steps = context.settings.prompter.classifier_steps
+    classifier, kind, accuracies = train_classifier(train, val, len(dataset.categories), steps=steps, seed=seed)
+    shares = ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in accuracies.items())
+    log_line(f"classifier: {kind}, from {format_count(len(train), 'mask')}; share of val's named rightly: {shares}")
+    return classifier, accuracies
 
 
 def _spread(images: Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
