@@ -81,7 +81,8 @@ def build_identity(sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], catego
 def find_checkpoint(reference: str, output_dir: Path) -> Path:
     """Find the file that ``checkpoint=`` means: ``latest``, a file, or a folder.
 
-    Of a run's folder it is the best epoch, of a pipeline's that of its training, of a sweep's that of its best job.
+    Of a run's folder it is the best epoch, of a pipeline's that of its training, of a sweep's that of its best job, of a folder
+    of runs that of its latest training.
 
     Raises:
         CheckpointError: there is none.
@@ -104,6 +105,9 @@ def find_checkpoint(reference: str, output_dir: Path) -> Path:
 
 def _find_training(folder: RunFolder) -> RunFolder:
     """Find the training that a folder stands for, which most folders are themselves."""
+    if latest := find_latest(folder.path, "train"):
+        log_line(f"of the runs in {folder.path}, its latest training is taken: {latest.path}")
+        folder = latest
     record = folder.read_run_json()
     if record.get("sweep") is not None:
         number = record.get("best_job")

@@ -191,6 +191,7 @@ def test_find__latest_and_file(tmp_path):
     for folder in (second, first):
         mark_latest(tmp_path, "train", folder)
     assert find_checkpoint("latest", tmp_path) == first.checkpoints / "epoch_000.ckpt"
+    assert find_checkpoint(str(tmp_path), tmp_path / "elsewhere") == first.checkpoints / "epoch_000.ckpt"
     file = second.checkpoints / "epoch_001.ckpt"
     assert find_checkpoint(str(file), tmp_path) == file
 
