@@ -23,8 +23,6 @@ GROUPS = 8
 PIXEL_CHANNELS = 16
 REDUCTION = 4
 """Of a side of the image by the layers that look at its pixels."""
-LONGEST = 6.0
-"""Logarithm of the longest distance to a side, in cells."""
 RARE = -3.0
 """First logit of the heat map: a centre is rare."""
 
@@ -87,7 +85,7 @@ class Prompter(nn.Module):
             lower side of the box [B, 4, G, G], in cells, above 0.
         """
         maps_B5GG = self.outputs(self.compute_features(embeddings_BCEE, images_B3SS))
-        return maps_B5GG[:, :1], maps_B5GG[:, 1:].clamp(max=LONGEST).exp()
+        return maps_B5GG[:, :1], F.softplus(maps_B5GG[:, 1:])
 
     def compute_features(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> Tensor:
         """Compute what the maps are made of: [B, F, G, G]."""

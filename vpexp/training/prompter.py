@@ -35,15 +35,12 @@ Read = Callable[[ImagePlace], tuple[NDArray[Any], NDArray[np.uint8]]]
 
 VISIBLE = 0.25
 """Share of its box that a tile must show of an object to teach and to test it."""
-HEAT_SPREAD = 16.0
-"""The heat of a centre falls with a standard deviation of this part of the box's side, along each side: small objects before a large
-one must stay peaks."""
 SPREAD = 6.0
-"""So do the weights by which cells around it learn the box."""
+"""The heat of a centre falls with a standard deviation of this part of the box's side, along each side."""
 NARROWEST = 0.6
 """Cells of the standard deviation, at least."""
 NEAR = 0.3
-"""Weight from which a cell learns the box."""
+"""Heat from which a cell learns the box."""
 BOX_WEIGHT = 2.0
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -117,7 +114,7 @@ class Targets:
 
     Attributes:
         heat_BGG: 1 at the cell of each centre, falling around it.
-        distances_B4GG: from the middle of a cell to the sides of the box whose centre is nearest for its size, in cells.
+        distances_B4GG: from the middle of a cell to the sides of the box whose heat is highest there, in cells.
         weights_BGG: how much a cell learns of it: 1 for each object, all its cells together.
         inside_BGG: 1 where a cell lies in the image.
     """
@@ -169,7 +166,7 @@ def _draw_object(  # noqa: PLR0917 (four maps)
     weights_GG: NDArray[np.float32],
     owners_GG: NDArray[np.int64],
 ) -> None:
-    """Draw an object's heat, and distances around its centre; each cell keeps those of the object that it is nearest to."""
+    """Draw an object's heat, and distances around its centre; each cell keeps those of the object that it is hottest of."""
     cells = len(heat_GG)
     middle_2 = (box_4[:2] + box_4[2:]) / 2
     centre_2 = np.minimum(middle_2.astype(int), cells - 1)
@@ -179,23 +176,14 @@ def _draw_object(  # noqa: PLR0917 (four maps)
     right, bottom = np.minimum(centre_2 + reach_2 + 1, cells).tolist()
     xs, ys = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
     part = (slice(top, bottom), slice(left, right))
-    own_gg = _draw_peak(xs - centre_2[0], ys - centre_2[1], spread_2)
-    heat_2 = np.maximum((box_4[2:] - box_4[:2]) / HEAT_SPREAD, NARROWEST)
-    heat_GG[part] = np.maximum(heat_GG[part], _draw_peak(xs - centre_2[0], ys - centre_2[1], heat_2))
+    own_gg = np.exp(-(((xs - centre_2[0]) / spread_2[0]) ** 2 + ((ys - centre_2[1]) / spread_2[1]) ** 2) / 2)
+    heat_GG[part] = np.maximum(heat_GG[part], own_gg)
     takes_gg = (own_gg > NEAR) & (own_gg > weights_GG[part])
     sides = (xs + 0.5 - box_4[0], ys + 0.5 - box_4[1], box_4[2] - xs - 0.5, box_4[3] - ys - 0.5)
     for axis, side in enumerate(sides):
         distances_4GG[axis][part] = np.where(takes_gg, side, distances_4GG[axis][part])
     weights_GG[part] = np.where(takes_gg, own_gg, weights_GG[part])
     owners_GG[part] = np.where(takes_gg, number, owners_GG[part])
-
-
-def _draw_peak(
-    xs_w: NDArray[np.float32], ys_h1: NDArray[np.float32], spread_2: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Draw a normal distribution [h, w] around 0, 1 at its peak."""
-    peak_hw: NDArray[np.float32] = np.exp(-((xs_w / spread_2[0]) ** 2 + (ys_h1 / spread_2[1]) ** 2) / 2)
-    return peak_hw
 
 
 def compute_loss(logits_B1GG: Tensor, distances_B4GG: Tensor, targets: Targets) -> Tensor:
