@@ -219,21 +219,19 @@ def _paint(
 ) -> Image.Image:
     size = (max(1, round(image_HW3.shape[1] * scale)), max(1, round(image_HW3.shape[0] * scale)))
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
-    picture_HW3 = np.asarray(Image.fromarray(image_HW3).resize(size, how)).astype(np.float32)
+    picture = Image.fromarray(image_HW3).resize(size, how)
     for index, mask_HW in enumerate(masks):
         shown_HW = np.asarray(Image.fromarray(mask_HW).resize(size, Image.Resampling.NEAREST))
         rows, columns = (np.flatnonzero(shown_HW.any(axis)) for axis in (1, 0))
         if not len(rows):
             continue
-        window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        inside = shown_HW[window]
+        inside = shown_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         around = np.pad(inside, 1)
         edge = inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
-        color = np.array(color_of(index if colors is None else colors[index]), dtype=np.float32)
-        view = picture_HW3[window]
-        view[inside] = (1 - OPACITY) * view[inside] + OPACITY * color
-        view[edge] = color
-    return Image.fromarray(picture_HW3.astype(np.uint8))
+        color, corner = color_of(index if colors is None else colors[index]), (int(columns[0]), int(rows[0]))
+        opacity_HW = np.where(edge, 255, round(255 * OPACITY) * inside).astype(np.uint8)
+        picture.paste(color, corner, Image.fromarray(opacity_HW))
+    return picture
 
 
 def _draw_prompt(
