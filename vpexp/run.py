@@ -15,7 +15,7 @@ from vpexp.config import INHERITED, save_config, validate
 from vpexp.config.compose import format_resume, quote_value, quote_word
 from vpexp.config.saved import name_data
 from vpexp.console import log_line
-from vpexp.errors import OutputError, VpexpError, make_printable
+from vpexp.errors import ConfigError, OutputError, VpexpError, make_printable
 from vpexp.files import RunLog, find_full_disk, quiet_full_disk, write_json
 from vpexp.registry import VPEXP, get_stage
 from vpexp.resolve import check_inputs, complete
@@ -79,6 +79,7 @@ def run(
         normalize_uri(cfg.tracking.uri)  # a path that no database can have is refused before anything is made
     if resumed is None:
         check_inputs(cfg)
+    parent = parent or _find_parent(cfg)
     output_dir = Path(cfg.paths.output_dir)
     run_folder = resumed or create_run_folder(output_dir, cfg.stage.name, folder)
     try:
@@ -95,6 +96,16 @@ def run(
             raise explained from error
         raise
     return result
+
+
+def _find_parent(cfg: DictConfig) -> Parent | None:
+    """Find the run that ``tracking.parent`` names."""
+    if cfg.tracking.parent is None:
+        return None
+    folder = RunFolder(Path(cfg.tracking.parent).expanduser().absolute())
+    if not folder.run_json.is_file():
+        raise ConfigError(f"tracking.parent={cfg.tracking.parent} is no folder of a run")
+    return Parent(folder, str(cfg.tracking.run_name or cfg.stage.name), {}, marks_latest=False)
 
 
 def _print_next(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:

@@ -168,3 +168,22 @@ def test_auto__is_no_way_to_train(tmp_path: Path, run_debug: RunDebug) -> None:
         ConfigError, match=r"prompt=auto is how stage=test asks a model, and stage is train: write prompt="
     ):
         run_debug(tmp_path, *DEBUG, "prompt=auto")
+
+
+def test_train__goes_on_from_the_prompter_of_its_start_and_measures_what_that_found(
+    tmp_path: Path, run_debug: RunDebug, trained: Path
+) -> None:
+    asked = (*DEBUG, f"checkpoint='{trained}'", "stage.test=false", "stage.overlays=0", "tracking=none")
+    start = read_checkpoint(trained).instances
+
+    result = run_debug(tmp_path, *asked, "prompter.lr=0")
+
+    assert 0 <= result.metrics["before/val/auto/f1"] <= 1
+    learnt = read_checkpoint(result.artifacts["best_checkpoint"]).instances
+    assert start is not None
+    assert learnt is not None
+    assert learnt.prompter.settings == start.prompter.settings
+    for name, value in start.prompter.state_dict().items():
+        torch.testing.assert_close(learnt.prompter.state_dict()[name], value)
+    with pytest.raises(ConfigError, match=r"tracking\.parent=nowhere is no folder of a run"):
+        run_debug(tmp_path, *asked, "tracking.parent=nowhere")

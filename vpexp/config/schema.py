@@ -362,6 +362,16 @@ class DemoConfig:
     """What masks may be called; the page adds more, and offers those that the folder has already, and the model's classes."""
     embeddings: int = setting(16, lowest=1)
     """Encoded images that are kept in memory, 4 MB each at 1024 px."""
+    learn: bool = True
+    """Learn from what is kept in a process of its own, and take up what is better on labelled images that are held out."""
+    learn_every: int = setting(5, lowest=1)
+    """Images that are labelled between two rounds of learning."""
+    learn_epochs: int = setting(3, lowest=1)
+    """Epochs of the decoder in a round."""
+    learn_steps: int = setting(200, lowest=1)
+    """Steps of the prompter in a round, at most."""
+    learn_lr: float = setting(1e-4, lowest=0)
+    """Learning rate of the decoder in a round."""
 
 
 @dataclass
@@ -376,6 +386,8 @@ class TrackingConfig:
     """MLflow's experiment; null: one a data set, with its name."""
     run_name: str | None = None
     """MLflow's run name; null: stage, what was asked for, model, data and time, as ``train lr=1e-3 sam_micro grapes 20261121_101500``."""
+    parent: str | None = None
+    """Folder of a run that this one belongs to: it is recorded below it, and does not become the latest of its stage."""
     tags: dict[str, str] = _open_section(str)
     """Tags of your own, as ``tracking.tags.project=grapes``."""
     register: str | None = None

@@ -15,6 +15,7 @@ from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.evaluation.pixel_metrics import Gain, ImageSums, compute_gain
 from vpexp.files import read_json, write_json
+from vpexp.inference.torch_instances import InstanceParts
 from vpexp.inference.torch_model import add_instances, apply_checkpoint, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
@@ -33,7 +34,7 @@ from vpexp.stages.shared.evaluate import (
     save_overlays,
     summarize,
 )
-from vpexp.stages.shared.instances import learn_instances, list_prompter_places
+from vpexp.stages.shared.instances import learn_instances, list_prompter_places, measure_start_instances
 from vpexp.stages.shared.registry import log_checkpoint
 from vpexp.stages.shared.run_report import predict_extremes, write_run_report
 from vpexp.stages.shared.training_loop import TrainingLoop, build_loop, build_start_model
@@ -173,11 +174,15 @@ def run(context: RunContext) -> StageResult:
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
     try:
         start = _read_start(context) if cfg.resume else _measure_start(context, loop, assess_split)
+        brought_parts = _read_start_instances(cfg)
+        before_found = {} if cfg.resume else _find_at_start(context, sam, brought_parts, whole, encoder.cache)
         fit_on_devices(context, loop, dataset, encoder)
         verdict, after = _keep_better(context, loop, start, assess_split)
         split = _list_splits(cfg)[-1]
         predictor = TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask)
-        found = _learn_instances(context, predictor, whole, encoder.cache, verdict.checkpoint)
+        found = before_found | _learn_instances(
+            context, predictor, whole, encoder.cache, verdict.checkpoint, start=brought_parts
+        )
         extremes = predict_extremes(context, predictor, dataset, split, after[split], cache=encoder.cache)
     finally:
         encoder.record(context)
@@ -193,14 +198,31 @@ def _learn_instances(
     dataset: AnnotatedDataset,
     cache: EmbeddingCache | None,
     checkpoint: Path,
+    *,
+    start: InstanceParts | None,
 ) -> dict[str, float]:
     """Learn to find and name objects without prompts, and write that into the checkpoint that is kept."""
     if not context.cfg.prompter.enabled:
         return {}
     tiling = build_tiling(context.settings.data)
-    parts, metrics = learn_instances(context, predictor, dataset, tiling, cache)
+    parts, metrics = learn_instances(context, predictor, dataset, tiling, cache, start=start)
     add_instances(checkpoint, parts)
     return metrics
+
+
+def _read_start_instances(cfg: DictConfig) -> InstanceParts | None:
+    """Read what the checkpoint that a training starts from has learnt beside the decoder."""
+    if cfg.checkpoint is None or not cfg.prompter.enabled:
+        return None
+    return read_checkpoint(Path(cfg.checkpoint)).instances
+
+
+def _find_at_start(
+    context: RunContext, sam: Sam, parts: InstanceParts | None, dataset: AnnotatedDataset, cache: EmbeddingCache | None
+) -> dict[str, float]:
+    """Measure what the start checkpoint finds without prompts; a run that goes on has another decoder by now."""
+    predictor = TorchPredictor(sam.to(choose_device(context.cfg)).eval(), context.cfg.prompt.multimask)
+    return measure_start_instances(predictor, parts, dataset, build_tiling(context.settings.data), cache)
 
 
 def _list_splits(cfg: DictConfig) -> list[str]:

@@ -123,6 +123,8 @@ def learn_instances(
     dataset: AnnotatedDataset,
     tiling: Tiling | None,
     cache: EmbeddingCache | None,
+    *,
+    start: InstanceParts | None = None,
 ) -> tuple[InstanceParts, dict[str, float]]:
     """Train prompter and classifier beside a trained decoder, and choose on val the score that masks are kept from.
 
@@ -134,13 +136,14 @@ def learn_instances(
         dataset: images whole, with splits train and val.
         tiling: how they are cut.
         cache: of the embeddings that the decoder was trained on.
+        start: what the start checkpoint has learnt; the prompter goes on from its weights, where it is as large.
 
     Returns:
         What was learnt, for the checkpoint, and metrics by name.
     """
     reader = PlaceReader(predictor.sam, cache)
     started = time.perf_counter()
-    trainer = _train_prompter(context, reader, dataset, tiling)
+    trainer = _train_prompter(context, reader, dataset, tiling, start)
     found = time.perf_counter()
     classifier, accuracies = _train_classifier(context, dataset) if len(dataset.categories) > 1 else (None, {})
     named = time.perf_counter()
@@ -160,14 +163,37 @@ def learn_instances(
     return parts, metrics
 
 
+def measure_start_instances(
+    predictor: TorchPredictor,
+    start: InstanceParts | None,
+    dataset: AnnotatedDataset,
+    tiling: Tiling | None,
+    cache: EmbeddingCache | None,
+) -> dict[str, float]:
+    """Measure on val what a start checkpoint finds without prompts, with its own decoder; nothing where it has not learnt to."""
+    if start is None:
+        return {}
+    predictor.instances = start.build_model(predictor.device)
+    images = _spread(dataset.splits["val"].images)
+    result = measure_instances(predictor, dataset, images, tiling, PlaceReader(predictor.sam, cache))
+    log_line(f"before training: found without prompts on val with F1 {result.metrics['f1']:.4f}")
+    return {f"before/val/auto/{name}": value for name, value in result.metrics.items()}
+
+
 def _train_prompter(
-    context: RunContext, reader: PlaceReader, dataset: AnnotatedDataset, tiling: Tiling | None
+    context: RunContext,
+    reader: PlaceReader,
+    dataset: AnnotatedDataset,
+    tiling: Tiling | None,
+    start: InstanceParts | None,
 ) -> PrompterTrainer:
     settings, seed, sam = context.settings.prompter, context.cfg.seed, reader.sam
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = {"width": settings.width, "depth": settings.depth, "limit": settings.limit}
         prompter = Prompter(sam.embedding_channels, cell=choose_cell(sam.image_size), **sizes)
+    if start is not None and start.prompter.settings == prompter.settings:
+        prompter.load_state_dict(start.prompter.state_dict())
     margin = context.settings.prompt.jitter / 2  # what boxes in training are larger by on average
     views = {split: list_views(dataset.splits[split].images, tiling, sam.image_size, margin=margin) for split in SPLITS}
     readable = {split: reader.choose_readable(views[split]) for split in SPLITS}
@@ -231,7 +257,9 @@ def measure_instances(
             return predictor.restore(stored_CEE, (part_hw3.shape[0], part_hw3.shape[1]))
 
         _, found = find_instances(predictor, image_HW3, tiling, min_score=0.0, embed=embed)
-        evaluator.update_found(found.masks, image)
+        # a start checkpoint may name what this data set has no class for
+        known = [replace(mask, label=mask.label if mask.label in dataset.categories else None) for mask in found.masks]
+        evaluator.update_found(known, image)
     return evaluator.compute()
 
 
