@@ -176,7 +176,7 @@ def test_keys__lead_through_images_and_what_is_not_kept_waits(open_window, objec
     window.wait_until_ready(3)
     assert window.ask("state.steps.length") == 0
     window.press("ArrowRight")  # there is no further one
-    window.press("a")
+    window.press("p")
     window.wait("state.index === 1 && state.answer && !state.waiting")
 
     assert window.ask("state.steps.length") == 1
@@ -332,7 +332,7 @@ def test_two_windows__see_each_other_s_masks_and_lose_nothing(open_window, serve
     there.wait("state.kept.length === 2")
 
 
-def test_find__keeps_what_the_model_finds_and_one_undo_takes_it_away(
+def test_proposals__are_accepted_rejected_and_brought_back(
     browser, truths, run_debug: RunDebug, tmp_path: Path
 ) -> None:
     lean = ("prompter=none", "stage.test=false", "stage.overlays=0", "tracking=none")
@@ -342,21 +342,77 @@ def test_find__keeps_what_the_model_finds_and_one_undo_takes_it_away(
     server.start("tracking=none")
     window = Window(browser.new_context(viewport={"width": 1100, "height": 700}).new_page())
     window.open(server.address, 1)
+    window.wait("state.proposals.length > 0")
     assert window.ask("state.labels") == ["berry", "leaf", "shoot"]  # those of demo.labels first
-    window.page.locator("#find").click()
-    window.wait("state.kept.length > 0 && !state.finding.size")
+    assert server.read_annotations() == []
+    proposed = window.ask("view.scene.proposals.length")
+    window.press("Tab", "x")
+    window.wait("state.undo.length === 1")
+    assert window.ask("state.proposals.length") < proposed
+    window.press("Control+z", "Tab", "Enter")
+    window.wait("state.kept.length === 1")
+    (entry,) = server.read_annotations()
+    window.press("a")
+    window.wait("state.kept.length > 1")
 
-    found = server.read_annotations()
-    assert window.page.inner_text("#toast") == f"found {len(found)} objects"
-    assert window.page.locator("#kept li").count() == len(found) == window.ask("view.scene.kept.length")
-    window.press("g")
-    window.page.get_by_text("nothing new found").wait_for()
-    for key, count in (("Control+z", 0), ("Control+y", len(found)), ("Control+z", 0)):
+    kept = server.read_annotations()
+    assert kept[0] == entry
+    assert window.page.locator("#kept li").count() == len(kept) == window.ask("view.scene.kept.length")
+    for key, count in (("Control+z", 1), ("Control+z", 0), ("Control+y", 1), ("Control+y", len(kept))):
         window.press(key)
         window.wait("state.kept.length === given", count)
         assert len(server.read_annotations()) == count
     assert window.mistakes == []
     server.end(signal.SIGKILL)
+
+
+def test_brush__changes_a_kept_mask_and_draws_a_new_one(open_window, server) -> None:
+    window = open_window(3)
+    before, number = server.read_annotations(), window.ask("state.kept[0].id")
+
+    def read(number: int) -> dict[str, Any]:
+        return next(entry for entry in server.read_annotations() if entry["id"] == number)
+
+    old = read(number)
+    x0, y0, x1, y1 = window.ask("(({left, top, right, bottom}) => [left, top, right, bottom])(state.kept[0].path.box)")
+    window.page.locator("#kept li").first.click()
+    window.press("e")
+    draw(window, [(x0 - 20, (y0 + y1) / 2), (x1 + 20, (y0 + y1) / 2)])
+    drawn_HW = window.read_drawn()
+    window.press("Enter")
+    window.wait("state.kept.some(mask => mask.edited) && state.steps.length === 0")
+
+    assert len(server.read_annotations()) == len(before)
+    changed, count = read(number), window.ask("state.kept.length")
+    coco = COCO(str(server.folder / "annotations" / "instances_train.json"))
+    np.testing.assert_array_equal(coco.annToMask(changed), drawn_HW)
+    assert changed["area"] == drawn_HW.sum() < old["area"]
+    window.press("k")
+    window.wait("state.kept.length === given", count + 1)
+    window.press("Control+z", "Control+z")
+    window.wait(
+        "state.kept.length === given && !state.kept.some(mask => mask.edited) && state.steps.length === 2", count
+    )
+    assert read(number)["segmentation"] == old["segmentation"]
+    window.press("Escape", "Escape", "b")
+    draw(window, [(40, 40), (60, 44)])
+    window.press("Enter")
+    window.wait("state.kept.length === given", count + 1)
+    new = server.read_annotations()[-1]
+    assert new["prompt"] == {"by": "hand"}
+    assert COCO(str(server.folder / "annotations" / "instances_train.json")).annToMask(new)[42, 50] == 1
+    window.press("Control+z", "Control+z")
+    window.wait("state.kept.length === given && state.steps.length === 0", count)
+
+
+def draw(window: Window, line: list[tuple[float, float]]) -> None:
+    """Draw a stroke."""
+    window.page.mouse.move(*window.place(*line[0]))
+    window.page.mouse.down()
+    for point in line[1:]:
+        window.page.mouse.move(*window.place(*point), steps=6)
+    window.page.mouse.up()
+    window.wait("state.steps.length > 0 && !state.waiting")
 
 
 def test_second_server__is_refused_in_one_line(server) -> None:

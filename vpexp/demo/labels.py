@@ -4,17 +4,26 @@ Every change makes a new set, so that one that cannot be written is dropped and 
 """
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from vpexp.data.annotations import Rle, read_whole
-from vpexp.data.masks import MaskError, check_rle, compute_area, compute_box, polygons_to_rle
+import numpy as np
+from scipy import ndimage
+
+from vpexp.data.annotations import Region, Rle, read_whole
+from vpexp.data.image_finder import list_meanings
+from vpexp.data.image_source import SourceImage
+from vpexp.data.masks import MaskError, check_rle, compute_area, compute_box, decode_rle, encode_part, polygons_to_rle
 from vpexp.data.readers.json_files import load_json
 from vpexp.errors import DataError
 
+EDITED = "edited"
+"""Of an annotation: its pixels were drawn by hand."""
+DONE = "done"
+"""Of an image: it is labelled whole, with masks or without any."""
 _LISTS = ("categories", "images", "annotations")
 
 Entry = dict[str, Any]
@@ -40,7 +49,7 @@ class LabelSet:
     Attributes:
         head: what the file holds beside its three lists.
         categories: by id, in the order in which they were first used.
-        images: by file name.
+        images: by the name that their source has for them, which is mostly their file name.
         masks: by id.
     """
 
@@ -68,18 +77,47 @@ class LabelSet:
         """Find what was kept under a name of the page's own: one mask, or all that were found at once."""
         return [mask for mask in self.masks.values() if mask.entry.get("uid") == uid]
 
-    def with_label(self, label: str) -> "LabelSet":
-        """Add a category, unless there is one of this name."""
+    @property
+    def done(self) -> list[str]:
+        """File names of the images that are labelled whole."""
+        return [name for name, entry in self.images.items() if entry.get(DONE)]
+
+    @property
+    def labelled(self) -> list[str]:
+        """Names of the images that have masks, or are marked as done; another tool's file lists further ones."""
+        counts = self.count_by_image()
+        return [name for name, entry in self.images.items() if name in counts or entry.get(DONE)]
+
+    def with_label(self, label: str, number: int) -> "LabelSet":
+        """Add a category under a number, unless there is one of this name."""
         if label in self.labels:
             return self
-        number = max(self.categories, default=0) + 1
         return replace(self, categories={**self.categories, number: {"id": number, "name": label}})
 
-    def with_image(self, file_name: str, height: int, width: int, number: int) -> "LabelSet":
+    def with_renamed(self, label: str, name: str) -> "LabelSet":
+        """Give a category another name."""
+        number = self.labels[label]
+        return replace(self, categories={**self.categories, number: {**self.categories[number], "name": name}})
+
+    def without_label(self, label: str) -> "LabelSet":
+        """Take a category away that no mask has."""
+        return replace(self, categories={n: entry for n, entry in self.categories.items() if entry["name"] != label})
+
+    def with_done(self, file_name: str, done: bool) -> "LabelSet":
+        """Mark an image as labelled whole, or not; one that then has neither mask nor mark leaves the set."""
+        entry = {name: value for name, value in self.images[file_name].items() if name != DONE}
+        if done:
+            entry[DONE] = True
+        images = {**self.images, file_name: entry}
+        if not done and not self.list_masks(file_name):
+            del images[file_name]
+        return replace(self, images=images)
+
+    def with_image(self, file_name: str, height: int, width: int, number: int, prefix: str = "") -> "LabelSet":
         """Add an image, unless it is there."""
         if file_name in self.images:
             return self
-        entry = {"id": number, "file_name": file_name, "width": width, "height": height}
+        entry = {"id": number, "file_name": f"{prefix}{file_name}", "width": width, "height": height}
         return replace(self, images={**self.images, file_name: entry})
 
     def with_masks(self, masks: Iterable[KeptMask]) -> "LabelSet":
@@ -87,12 +125,19 @@ class LabelSet:
         return replace(self, masks={**self.masks, **{mask.entry["id"]: mask for mask in masks}})
 
     def without_masks(self, numbers: Collection[int]) -> "LabelSet":
-        """Take masks away, and images whose last ones they were."""
+        """Take masks away, and images whose last ones they were, unless these are marked as done."""
         masks = {number: mask for number, mask in self.masks.items() if number not in numbers}
         gone = {self.masks[number].entry["image_id"] for number in numbers}
         gone -= {mask.entry["image_id"] for mask in masks.values()}
-        images = {name: entry for name, entry in self.images.items() if entry["id"] not in gone}
+        images = {name: entry for name, entry in self.images.items() if entry["id"] not in gone or entry.get(DONE)}
         return replace(self, masks=masks, images=images)
+
+    def choose(self, names: Collection[str]) -> "LabelSet":
+        """Take some images, by their names, which become their file names, with their masks; all categories stay."""
+        images = {name: {**entry, "file_name": name} for name, entry in self.images.items() if name in names}
+        known = {entry["id"] for entry in images.values()}
+        masks = {number: mask for number, mask in self.masks.items() if mask.entry["image_id"] in known}
+        return replace(self, images=images, masks=masks)
 
     def write(self) -> Iterator[str]:
         """Write the set as JSON, piece by piece: one entry a line, so that changes can be compared."""
@@ -110,8 +155,12 @@ class LabelSet:
             yield "}\n" if name == _LISTS[-1] else ",\n"
 
 
-def read_labels(path: Path) -> LabelSet:
+def read_labels(path: Path, sources: Sequence[SourceImage] = ()) -> LabelSet:
     """Read a COCO file to go on with: one of this page, or of another tool.
+
+    Args:
+        path: the file.
+        sources: images that are labelled; one that a file name means is known by its own name.
 
     Raises:
         DataError: it is damaged, or ids are missing, repeated, or lead nowhere.
@@ -119,7 +168,9 @@ def read_labels(path: Path) -> LabelSet:
     content = load_json(path)
     try:
         categories = {_read_id(entry): entry for entry in content["categories"]}
-        images = {str(entry["file_name"]): entry for entry in content["images"]}
+        names = [str(entry["file_name"]) for entry in content["images"]]
+        own = _find_sources(names, sources)
+        images = {own[name]: entry for name, entry in zip(names, content["images"], strict=True)}
         masks = {_read_id(entry): KeptMask.of(entry) for entry in content["annotations"]}
         known = {_read_id(entry) for entry in images.values()}
         is_sound = (
@@ -137,6 +188,25 @@ def read_labels(path: Path) -> LabelSet:
     return LabelSet(head, categories, images, masks)
 
 
+def _find_sources(file_names: Sequence[str], sources: Sequence[SourceImage]) -> dict[str, str]:
+    """Find the source's own name of what each file name means; one that means none of its images stays as it is."""
+    known = {image.name for image in sources}
+    by_base: dict[str, list[str]] = defaultdict(list)
+    for image in sources:
+        by_base[image.path.name].append(image.name)
+    found = {}
+    for file_name in file_names:
+        meanings = list(list_meanings(file_name))
+        exact = [meaning for meaning in meanings if meaning in known]
+        alike = [
+            by_base[base][0]
+            for base in (PurePosixPath(meaning).name for meaning in meanings)
+            if len(by_base.get(base, ())) == 1
+        ]
+        found[file_name] = next(iter([*exact, *alike]), file_name)
+    return found
+
+
 def _read_id(entry: Entry) -> int:
     number = read_whole(entry["id"])
     if number is None:
@@ -150,17 +220,34 @@ def build_annotation(number: int, image_id: int, category_id: int, rle: Rle, ext
     As run lengths with ``iscrowd`` 0: polygons know no holes and would move pixels, and pycocotools, Datumaro and vpexp
     all read run lengths as one object.
     """
+    return {"id": number, "image_id": image_id, "category_id": category_id, **_describe_pixels(rle), **extra}
+
+
+def reshape(entry: Entry, rle: Rle, *, edited: bool) -> Entry:
+    """Give an annotation other pixels; ``edited``: they were drawn by hand."""
+    changed = {name: value for name, value in entry.items() if name != EDITED} | _describe_pixels(rle)
+    return {**changed, EDITED: True} if edited else changed
+
+
+def _describe_pixels(rle: Rle) -> Entry:
     left, top, right, bottom = compute_box(rle).tolist()
     return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
         "bbox": [left, top, right - left, bottom - top],
         "area": compute_area(rle),
         "iscrowd": 0,
         "segmentation": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
-        **extra,
     }
+
+
+def split_parts(rle: Rle) -> list[Rle]:
+    """Split a mask into its connected parts, the largest first; pixels that touch at a corner are of one part."""
+    left, top, right, bottom = compute_box(rle).astype(int).tolist()
+    height, width = rle["size"]
+    mask_hw = decode_rle(rle)[top:bottom, left:right]
+    parts_hw, count = ndimage.label(mask_hw, structure=np.ones((3, 3)))
+    region = Region(top, left, bottom, right)
+    parts = [encode_part(parts_hw == number, region, height, width) for number in range(1, count + 1)]
+    return sorted(parts, key=compute_area, reverse=True)
 
 
 def read_mask(entry: Entry, height: int, width: int) -> Rle | None:

@@ -1,164 +1,53 @@
 """The model behind the page: an image is encoded when it opens, every click is answered by the decoder.
 
-An answer is a function of the image and of the steps taken so far (points and a box, in order), and of nothing else:
-whoever asks again, after an undo, in another window or after a restart, gets the same mask. A click alone may mean several
-things and has three masks; which of them is meant is part of the step. What was answered before is remembered.
-
-All coordinates are pixels of the image as it is shown, x before y. A point names a pixel by its index; a box is the outer
-edges of its pixels.
+An answer is a function of the model, of the image and of the steps taken so far (points and a box, in order), and of nothing
+else: whoever asks again, after an undo, in another window or after a restart, gets the same mask. A click alone may mean several
+things and has three masks; which of them is meant is part of the step. What was answered before is remembered, also when
+another model has been taken up since, so that what a page shows is what it keeps.
 """
 
-import io
-import math
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
-from PIL import Image
 
 from vpexp.data.annotations import Region, Rle
-from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import SourceImage
-from vpexp.data.images import open_image, read_image, read_image_header
+from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area
 from vpexp.data.prompts import Prompts
 from vpexp.data.tiles import Tiling
+from vpexp.demo.pictures import PictureChangedError, read_stamp
+from vpexp.demo.steps import MASKS, Box, Steps, build_arguments
 from vpexp.inference.instances import find_instances
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
 from vpexp.inference.segment import FoundMask
 
 REMEMBERED = 64  # answers; each holds the low-resolution logits, 256 kB for a model of 1024 px
-MASKS = (1, 2, 3)  # of a point alone, as the model numbers its mask tokens
-MOST_STEPS = 200  # far more than anybody clicks; it bounds what one request may cost
-MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""Formats that every browser shows."""
-
-SHOWN_ALIKE = ("RGB", "L")  # of other modes the model drops alpha, stretches values, or converts colours in its own way
-QUALITY = 95
 
 
-class StepError(ValueError):
-    """Steps that make no sense; the message is one line."""
+class ModelChangedError(Exception):
+    """The mask that a page shows is of a model that has been replaced, and is not remembered any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A click: this pixel lies inside the object, or outside of it.
+class Model:
+    """A model that answers.
 
     Attributes:
-        mask: which of the three masks of this point alone is meant, 1 to 3, as the model numbers them; None: the one that
-            the model is asked for by its own rule. It counts where the point is the first step.
+        predictor: any backend.
+        version: how many were taken up before it.
     """
 
-    x: int
-    y: int
-    inside: bool
-    mask: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A box around the object."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-Step = Point | Box
-
-
-Steps = tuple[Step, ...]
-
-
-def parse_steps(content: Any, height: int, width: int) -> Steps:
-    """Read steps as the page sends them: ``[{"point": [x, y], "inside": true, "mask": 2}, {"box": [x0, y0, x1, y1]}]``.
-
-    ``inside`` and ``mask`` may be left out.
-
-    Args:
-        content: parsed JSON.
-        height: rows of the image.
-        width: columns of the image.
-
-    Raises:
-        StepError: what is wrong with them.
-    """
-    if not isinstance(content, list) or not content:
-        raise StepError("steps must be a list of points and a box")
-    if len(content) > MOST_STEPS:
-        raise StepError(f"{len(content)} steps are more than {MOST_STEPS}")
-    steps = tuple(_parse_step(entry, height, width) for entry in content)
-    if sum(isinstance(step, Box) for step in steps) > 1:
-        raise StepError("an object has one box at most")
-    return steps
-
-
-def _parse_step(entry: Any, height: int, width: int) -> Step:
-    if isinstance(entry, dict) and "point" in entry:
-        x, y = (math.floor(value) for value in _read_numbers(entry["point"], 2))
-        if not (0 <= x < width and 0 <= y < height):
-            raise StepError(f"point ({x}, {y}) lies outside of the image of {width} x {height} pixels")
-        mask = entry.get("mask")
-        if mask is not None and (isinstance(mask, bool) or mask not in MASKS):
-            raise StepError(f"mask must be one of {', '.join(map(str, MASKS))}: which of a point's three is meant")
-        return Point(x, y, entry.get("inside", True) is True, None if mask is None else int(mask))
-    if isinstance(entry, dict) and "box" in entry:
-        x0, y0, x1, y1 = _read_numbers(entry["box"], 4)
-        left, right = np.clip(sorted((x0, x1)), 0, width).tolist()
-        top, bottom = np.clip(sorted((y0, y1)), 0, height).tolist()
-        if right - left < 1 or bottom - top < 1:
-            raise StepError("a box must hold at least one pixel of the image")
-        return Box(left, top, right, bottom)
-    raise StepError("a step is a point or a box")
-
-
-def _read_numbers(values: Any, count: int) -> list[float]:
-    def is_number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-
-    if not isinstance(values, list) or len(values) != count or not all(is_number(value) for value in values):
-        raise StepError(f"expected {count} numbers")
-    return [float(value) for value in values]
-
-
-def build_arguments(steps: Sequence[Step]) -> dict[str, Any]:
-    """Build what ``Predictor.decode`` takes for one object: ``points`` and ``point_labels``, ``boxes``, or all."""
-    points = [step for step in steps if isinstance(step, Point)]
-    boxes = [[step.left, step.top, step.right, step.bottom] for step in steps if isinstance(step, Box)]
-    arguments: dict[str, Any] = {}
-    if points:
-        arguments["points"] = np.array([[(point.x, point.y) for point in points]], dtype=np.float32)
-        arguments["point_labels"] = np.array([[float(point.inside) for point in points]], dtype=np.float32)
-    if boxes:
-        arguments["boxes"] = np.array(boxes, dtype=np.float32)
-    return arguments
-
-
-def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
-    """Return which prompt gave a mask, as ``stage=predict`` does: ``box``, ``points`` and ``point_labels``.
-
-    With ``mask`` where one of the three masks of the first point was chosen.
-    """
-    points = [step for step in steps if isinstance(step, Point)]
-    prompt: dict[str, Any] = {}
-    for step in steps:
-        if isinstance(step, Box):
-            prompt["box"] = [step.left, step.top, step.right, step.bottom]
-    if points:
-        prompt["points"] = [[point.x, point.y] for point in points]
-        prompt["point_labels"] = [int(point.inside) for point in points]
-    if isinstance(steps[0], Point) and steps[0].mask is not None:
-        prompt["mask"] = steps[0].mask
-    return prompt
+    predictor: Predictor
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +60,7 @@ class Answer:
         low_res_hw: float32, the logits that the next step refines.
         scores: of a point alone: the predicted IoU of each of its three masks; else none.
         choice: which of the three it is, 1 to 3; 0: none of them.
+        version: of the model that gave it.
     """
 
     rle: Rle
@@ -178,6 +68,7 @@ class Answer:
     low_res_hw: NDArray[np.float32]
     scores: tuple[float, ...] = ()
     choice: int = 0
+    version: int = 0
 
     @property
     def area(self) -> int:
@@ -209,7 +100,7 @@ class LabelSession:
         min_score: float | None = None,
     ) -> None:
         self.images = images
-        self._predictor = predictor
+        self.model = Model(predictor, 0)
         self._tiling = tiling
         self._min_score = min_score
         self._embeddings: LRUCache[Any, ImageEmbedding] = LRUCache(kept)
@@ -219,10 +110,15 @@ class LabelSession:
         self._encoding = threading.Lock()
         self._decoding = threading.Lock()
         self._finding = threading.Lock()
+        self.asked = time.monotonic()  # when a page asked for anything last
+        self.last_opened: int | None = None
 
-    def open(self, index: int) -> str:
-        """Note what the file of an image is now, as a page shows it, and return that."""
+    def open(self, index: int, *, ahead: bool = False) -> str:
+        """Note what the file of an image is now, as a page shows it, or will show it next (``ahead``), and return that."""
+        self.asked = time.monotonic()
         self._opened[index] = read_stamp(self.images[index].path)
+        if not ahead:
+            self.last_opened = index
         return self._opened[index]
 
     def check(self, index: int, stamp: str | None) -> None:
@@ -232,9 +128,14 @@ class LabelSession:
             PictureChangedError: it was exchanged; clicks on one picture are no mask of another.
             ImageFileError: it is not there any more.
         """
+        self.asked = time.monotonic()
         now = read_stamp(self.images[index].path)
         if now != (stamp or self._opened.setdefault(index, now)):
             raise PictureChangedError(f"{self.images[index].name} was exchanged since it was opened: open it again")
+
+    def take_up(self, predictor: Predictor) -> None:
+        """Answer with another model from now on; its encoder is the same, so that embeddings stay."""
+        self.model = Model(predictor, self.model.version + 1)
 
     def encode(self, index: int) -> ImageEmbedding:
         """Encode an image, unless its embedding is still there.
@@ -250,28 +151,67 @@ class LabelSession:
     def _encode_file(self, index: int, stamp: str) -> ImageEmbedding:
         del stamp
         with self._encoding:
-            return self._predictor.embed(read_image(self.images[index].path))
+            return self.model.predictor.embed(read_image(self.images[index].path))
 
-    def segment(self, index: int, steps: Steps) -> Answer:
-        """Answer the steps taken on one object: each is given the mask before it as ``mask_input``.
+    def glance(self, index: int) -> ImageEmbedding:
+        """Encode an image that no page shows: its embedding takes nobody's place in memory.
 
         Raises:
             ImageFileError: the image cannot be read.
         """
-        embedding, stamp = self.encode(index), read_stamp(self.images[index].path)
+        with self._waiting:
+            known = self._embeddings.get((index, read_stamp(self.images[index].path)))
+        if known is not None:
+            return known
+        with self._encoding:
+            return self.model.predictor.embed(read_image(self.images[index].path))
+
+    def segment(self, index: int, steps: Steps, version: int | None = None) -> Answer:
+        """Answer the steps taken on one object: each is given the mask before it as ``mask_input``.
+
+        Args:
+            index: of the image.
+            steps: in their order.
+            version: of the model whose answer is meant; None: the present one's.
+
+        Raises:
+            ImageFileError: the image cannot be read.
+            ModelChangedError: that model has been replaced, and its answer is not remembered.
+        """
+        model, stamp = self.model, read_stamp(self.images[index].path)
+        if version is not None and version != model.version:
+            with self._waiting:
+                known = self._answers.get(((index, stamp), steps, version))
+            if known is None:
+                raise ModelChangedError("the model has learnt since: look at the new mask, and keep it again")
+            return known
+        embedding = self.encode(index)
         answer: Answer | None = None
         for count in range(1, len(steps) + 1):
-            answer = self._decode(embedding, steps[:count], answer, place=(index, stamp))
+            answer = self._decode(model, embedding, steps[:count], answer, place=(index, stamp))
         assert answer is not None
         return answer
 
     @property
     def can_find(self) -> bool:
         """Whether the model finds objects by itself."""
-        return self._predictor.instances is not None
+        return self.model.predictor.instances is not None
 
-    def find(self, index: int) -> tuple[Prompts, list[FoundMask]]:
+    def find_threshold(self, model: Model) -> float:
+        """Find the lowest score of what a model finds: as configured, or the model's own."""
+        if self._min_score is not None:
+            return self._min_score
+        return model.predictor.instances.threshold if model.predictor.instances else 0.0
+
+    def find(
+        self, index: int, model: Model | None = None, min_score: float | None = None
+    ) -> tuple[Prompts, list[FoundMask]]:
         """Find and name the objects of an image, where the model can; clicks are answered meanwhile.
+
+        Args:
+            index: of the image.
+            model: which finds; None: the present one.
+            min_score: lowest score; None: see ``find_threshold``.
 
         Returns:
             Prompts, and the masks with their classes, best first.
@@ -279,41 +219,48 @@ class LabelSession:
         Raises:
             ImageFileError: the image cannot be read.
         """
-        decoder: Any = _SharedDecoder(self._predictor, self._decoding)
+        model = model or self.model
+        predictor, min_score = model.predictor, self.find_threshold(model) if min_score is None else min_score
+        decoder: Any = _SharedDecoder(predictor, self._decoding)
         with self._finding:
             image_HW3 = read_image(self.images[index].path)
 
             def embed(part_hw3: NDArray[np.uint8], _: Region) -> ImageEmbedding:
                 if part_hw3.shape == image_HW3.shape:
-                    return self.encode(index)
+                    return self.glance(index)
                 with self._encoding:
-                    return self._predictor.embed(part_hw3)
+                    return predictor.embed(part_hw3)
 
-            prompts, found = find_instances(decoder, image_HW3, self._tiling, min_score=self._min_score, embed=embed)
+            prompts, found = find_instances(decoder, image_HW3, self._tiling, min_score=min_score, embed=embed)
         return prompts, found.masks
 
     @cachedmethod(
-        attrgetter("_answers"), key=lambda _, __, steps, ___, place: (place, steps), condition=attrgetter("_waiting")
+        attrgetter("_answers"),
+        key=lambda _, model, __, steps, ___, place: (place, steps, model.version),
+        condition=attrgetter("_waiting"),
     )
     def _decode(
-        self, embedding: ImageEmbedding, steps: Steps, before: Answer | None, *, place: tuple[int, str]
+        self, model: Model, embedding: ImageEmbedding, steps: Steps, before: Answer | None, *, place: tuple[int, str]
     ) -> Answer:
         del place
         with self._decoding:
             if before is None:
-                return self._decode_afresh(embedding, steps)
-            earlier_1hw = before.low_res_hw[np.newaxis]
-            return _build_answer(self._predictor.decode(embedding, **build_arguments(steps), mask_input=earlier_1hw))
+                answer = self._decode_afresh(model.predictor, embedding, steps)
+            else:
+                earlier_1hw = before.low_res_hw[np.newaxis]
+                arguments = build_arguments(steps)
+                answer = _build_answer(model.predictor.decode(embedding, **arguments, mask_input=earlier_1hw))
+        return replace(answer, version=model.version)
 
-    def _decode_afresh(self, embedding: ImageEmbedding, steps: Steps) -> Answer:
+    def _decode_afresh(self, predictor: Predictor, embedding: ImageEmbedding, steps: Steps) -> Answer:
         """Decode steps without a mask before them; of a point alone all three masks, of which one is the answer."""
         first, arguments = steps[0], build_arguments(steps)
         if len(steps) > 1 or isinstance(first, Box):
-            return _build_answer(self._predictor.decode(embedding, **arguments))
-        three = self._predictor.decode(embedding, **arguments, multimask=True)
+            return _build_answer(predictor.decode(embedding, **arguments))
+        three = predictor.decode(embedding, **arguments, multimask=True)
         scores = tuple(three.iou[0].tolist())
-        if first.mask is None and self._predictor.multimask == "never":
-            return replace(_build_answer(self._predictor.decode(embedding, **arguments)), scores=scores)
+        if first.mask is None and predictor.multimask == "never":
+            return replace(_build_answer(predictor.decode(embedding, **arguments)), scores=scores)
         place = int(np.argmax(scores)) if first.mask is None else MASKS.index(first.mask)
         return Answer(
             next(islice(three.encode_masks(), place, None)),
@@ -341,57 +288,3 @@ class _SharedDecoder:
 
 def _build_answer(prediction: Prediction) -> Answer:
     return Answer(next(iter(prediction.encode_masks())), float(prediction.iou[0]), prediction.low_res[0])
-
-
-class PictureChangedError(Exception):
-    """Another picture lies where the one was that is labelled."""
-
-
-def read_stamp(path: Path) -> str:
-    """Read what changes with the content of a file.
-
-    Raises:
-        ImageFileError: it is not there.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ImageFileError(path, error.strerror or "cannot be read") from error
-    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Read the (height, width) of an image as it is shown.
-
-    Raises:
-        ImageFileError: it cannot be read.
-    """
-    return read_image_header(path).transposed_size
-
-
-def build_picture(path: Path) -> tuple[bytes, str]:
-    """Build what a browser is sent: the file itself where the browser shows it as the model sees it, else a JPEG.
-
-    Returns:
-        The content and its media type.
-
-    Raises:
-        ImageFileError: the image cannot be read.
-    """
-    media_type = _find_media_type(path)
-    if media_type is not None:
-        return path.read_bytes(), media_type
-    content = io.BytesIO()
-    Image.fromarray(read_image(path)).save(content, "JPEG", quality=QUALITY, subsampling=0)
-    return content.getvalue(), MEDIA_TYPES["JPEG"]
-
-
-def _find_media_type(path: Path) -> str | None:
-    """Find the media type of a file that can be sent as it is; None where it cannot."""
-    header = read_image_header(path)
-    with open_image(path) as file:
-        picture = file.picture
-        if picture is None or header.orientation != 1 or header.remarks:
-            return None
-        is_alike = picture.mode in SHOWN_ALIKE and "transparency" not in picture.info
-        return MEDIA_TYPES.get(file.format) if is_alike else None

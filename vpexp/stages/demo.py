@@ -8,11 +8,13 @@ from vpexp.config.compose import quote_value, quote_word
 from vpexp.console import format_count, log_line
 from vpexp.data.image_source import SourceImage, find_images, find_source_folder
 from vpexp.data.skipped import SkipCounts, order_by_count
-from vpexp.demo.store import LabelStore, hold_folder
+from vpexp.demo.folder import hold_folder
+from vpexp.demo.store import LabelStore
 from vpexp.errors import ConfigError
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import build_tiling
 from vpexp.stages.shared.model import load_stage_model
+from vpexp.stages.shared.page_learning import build_learner, work_beside
 
 
 def run(context: RunContext) -> StageResult:
@@ -22,7 +24,10 @@ def run(context: RunContext) -> StageResult:
         ConfigError, DataError: the source has no images, the port is taken, or the folder is another source's.
     """
     try:
-        from vpexp.demo.app import LabellingApp, build_app
+        from vpexp.demo.app import LabellingApp
+        from vpexp.demo.ordering import Ordering
+        from vpexp.demo.proposals import Proposals
+        from vpexp.demo.routes import build_app
         from vpexp.demo.server import is_local, name_address, open_socket, serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"stage=demo needs {error.name}: pip install 'vpexp[demo]'") from error
@@ -32,16 +37,19 @@ def run(context: RunContext) -> StageResult:
     folder = find_folder(context)
     images = list_images(context, folder)
     with open_socket(cfg.demo.host, cfg.demo.port) as opened, hold_folder(folder):
-        store = LabelStore(folder)
+        store = LabelStore(folder, images)
         store.check_images(images)
         predictor = load_stage_model(context.cfg, "labelling with").predictor
         settings = context.settings
         tiling, min_score = build_tiling(settings.data), settings.predict.auto_score
         session = LabelSession(predictor, images, kept=cfg.demo.embeddings, tiling=tiling, min_score=min_score)
+        learner = build_learner(context, session, store)
+        proposals = Proposals(session, store)
+        ordering = Ordering(session, proposals, store)
         title = {"model": str(cfg.model.name), "source": str(cfg.source), "folder": _shorten(folder)}
         classes = predictor.instances.labels if predictor.instances else ()
         labels = list(dict.fromkeys([*store.labels.labels, *cfg.demo.labels, *classes]))
-        app = build_app(LabellingApp(session, store, title, labels), cfg.demo.host)
+        app = build_app(LabellingApp(session, store, title, labels, proposals, ordering, learner), cfg.demo.host)
         address = name_address(cfg.demo.host, opened)
         if not is_local(opened):
             log_line(
@@ -53,7 +61,8 @@ def run(context: RunContext) -> StageResult:
                 log_line(
                     f"label {format_count(len(images), 'image')} at {address} (Ctrl-C ends; every kept mask is saved at once)"
                 )
-                serve(app, opened, address if cfg.demo.open_browser else None)
+                with work_beside(ordering, learner):
+                    serve(app, opened, address if cfg.demo.open_browser else None)
         except SystemExit:
             context.tracker.log_results(_record(context, store, before).metrics)
             raise

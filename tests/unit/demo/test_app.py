@@ -2,17 +2,22 @@
 
 import json
 import socket
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from vpexp.demo.app import LONGEST_NAME, MOST_BYTES, LabellingApp, build_app
+from tests.references.official import randomize
+from vpexp.data.masks import check_rle, decode_rle, encode_mask, rle_to_json
+from vpexp.demo.app import LabellingApp
+from vpexp.demo.proposals import Proposals
+from vpexp.demo.requests import LONGEST_NAME, MOST_BYTES
+from vpexp.demo.routes import build_app
 from vpexp.demo.session import LabelSession
 from vpexp.demo.store import LabelStore
 from vpexp.inference.load import load_predictor
+from vpexp.models.registry import build_sam_debug
 
 BOX = [{"box": [5, 6, 40, 35]}]
 
@@ -31,8 +36,8 @@ def client(labelling):
 
 @pytest.fixture
 def finding(finder, images, tmp_path):
-    session = LabelSession(finder, images, kept=2)
-    return LabellingApp(session, LabelStore(tmp_path / "labels"), {"model": "sam_debug"}, ["grape"])
+    session, store = LabelSession(finder, images, kept=2), LabelStore(tmp_path / "labels")
+    return LabellingApp(session, store, {"model": "sam_debug"}, ["grape"], Proposals(session, store))
 
 
 @pytest.fixture
@@ -40,8 +45,12 @@ def finding_client(finding):
     return TestClient(build_app(finding, "127.0.0.1"), base_url="http://127.0.0.1:8000")
 
 
-def find(client, uid="all", index=0, **changed):
-    return client.post(f"/api/images/{index}/find", json={"uid": uid, **changed})
+def propose(client, index=0):
+    return client.get(f"/api/images/{index}/proposals").json()["masks"]
+
+
+def accept(client, masks, uid="all", index=0, **changed):
+    return client.post(f"/api/images/{index}/accept", json={"uid": uid, "masks": masks, **changed})
 
 
 def keep(client, index=0, **changed):
@@ -53,7 +62,7 @@ def test_page__is_whole_and_asks_nobody_else(client):
     page = client.get("/")
 
     assert page.headers["content-type"].startswith("text/html")
-    for name in ("main.js", "view.js", "mask.js", "panels.js", "api.js", "style.css", "icon.svg"):
+    for name in ("main.js", "view.js", "layer.js", "mask.js", "object.js", "proposals.js", "style.css", "icon.svg"):
         answer = client.get(f"/page/{name}")
         assert answer.status_code == 200, name
         assert "https://" not in answer.text
@@ -74,7 +83,7 @@ def test_images__are_listed_described_and_sent(client, images):
 def test_mask__is_answered_kept_relabelled_deleted_and_restored(client, labelling):
     assert client.post("/api/images/0/encode", json={}).json()["seconds"] >= 0
     shown = client.post("/api/images/0/segment", json={"steps": BOX}).json()
-    kept = keep(client).json()["mask"]
+    kept = keep(client).json()["masks"][0]
 
     assert kept["mask"] == shown["mask"]
     assert kept["score"] == pytest.approx(shown["iou"], abs=1e-4)
@@ -100,7 +109,7 @@ def test_choice_among_the_masks_of_a_click__is_what_is_shown_and_kept(client, la
     assert [masks[number]["choice"] for number in masks] == [1, 2, 3]
     chosen = next(number for number in masks if masks[number]["area"])
 
-    kept = keep(client, steps=[{"point": [20, 20], "mask": chosen}]).json()["mask"]
+    kept = keep(client, steps=[{"point": [20, 20], "mask": chosen}]).json()["masks"][0]
 
     assert kept["mask"] == masks[chosen]["mask"]
     (entry,) = json.loads(labelling.store.annotations.read_text())["annotations"]
@@ -109,11 +118,11 @@ def test_choice_among_the_masks_of_a_click__is_what_is_shown_and_kept(client, la
 
 
 def test_page_that_was_open_before_a_restart__changes_no_other_mask_of_the_same_number(client, labelling):
-    old = keep(client).json()["mask"]
+    old = keep(client).json()["masks"][0]
     path = f"/api/masks/{old['id']}"
     assert client.delete(path, params={"uid": "one"}).status_code == 200
     object.__setattr__(labelling, "store", LabelStore(labelling.store.folder))  # as after a restart
-    new = keep(client, uid="two").json()["mask"]
+    new = keep(client, uid="two").json()["masks"][0]
     assert new["id"] == old["id"]
     kept = labelling.store.annotations.read_bytes()
 
@@ -140,7 +149,7 @@ def test_state__is_sent_only_when_it_changed(client):
 
 
 def test_request_that_is_sent_again__keeps_nothing_twice(client):
-    assert keep(client).json()["mask"]["id"] == keep(client).json()["mask"]["id"]
+    assert keep(client).json()["masks"][0]["id"] == keep(client).json()["masks"][0]["id"]
     assert client.get("/api/state").json()["counts"] == {"0": 1}
 
 
@@ -282,7 +291,7 @@ def test_names_that_no_encoding_prints__are_sent(debug_sam, tmp_path):
     client = TestClient(build_app(LabellingApp(session, store, {}, ["葡萄"]), "localhost"), base_url="http://localhost")
 
     assert client.get("/api/images").json()["images"] == [name]
-    assert keep(client, label="葡萄").json()["mask"]["label"] == "葡萄"
+    assert keep(client, label="葡萄").json()["masks"][0]["label"] == "葡萄"
     assert list(LabelStore(tmp_path / "labels").labels.images) == [name]
 
 
@@ -338,63 +347,174 @@ def test_keep__a_photo_that_was_exchanged_gets_no_mask(client, labelling, images
     assert keep(client, uid="gone", stamp=opened).status_code == 422
 
 
-def test_find__keeps_new_objects_in_one_change_and_one_undo_takes_them_away(finding, finding_client, monkeypatch):
+def test_proposals__are_written_only_when_they_are_accepted_and_one_undo_takes_them_away(
+    finding, finding_client, monkeypatch
+):
     client, store, written = finding_client, finding.store, []
-    monkeypatch.setattr(store, "_write", lambda *given, write=store._write: (written.append(1), write(*given)))
+    write = store._write
+    monkeypatch.setattr(store, "_write", lambda *given, **named: (written.append(1), write(*given, **named)))
     assert client.get("/api/images").json()["find"] is True
 
-    found = find(client, stamp=client.get("/api/images/0").json()["stamp"]).json()["masks"]
+    proposed = propose(client)
 
+    assert len(proposed) > 3
+    assert {mask["label"] for mask in proposed} <= {"berry", "shoot"}
+    assert not written
+    assert not store.annotations.exists()
+    kept = accept(client, proposed).json()["masks"]
     assert len(written) == 1
-    assert len(found) > 3
-    assert client.get("/api/images/0").json()["masks"] == found
-    assert client.get("/api/state").json()["labels"] == ["grape", *dict.fromkeys(mask["label"] for mask in found)]
-    assert {mask["label"] for mask in found} <= {"berry", "shoot"}
-    for entry in json.loads(store.annotations.read_text())["annotations"]:
-        left, top, right, bottom = entry["prompt"]["box"]
-        ((x, y),) = entry["prompt"]["points"]
-        assert left < x < right and top < y < bottom  # noqa: PT018
-        assert entry["prompt"].keys() == {"box", "points", "point_labels"}
-    assert find(client).json()["masks"] == found  # a request that is sent again
-    assert find(client, uid="other").json()["masks"] == []
-    assert client.delete(f"/api/masks/{found[1]['id']}", params={"uid": "all"}).status_code == 200
-    (missing,) = find(client, uid="other").json()["masks"]
-    assert missing["mask"] == found[1]["mask"]
-    assert len(written) == 3
+    assert [mask["mask"] for mask in kept] == [mask["mask"] for mask in proposed]
+    assert client.get("/api/images/0").json()["masks"] == kept
+    assert client.get("/api/state").json()["labels"] == ["grape", *dict.fromkeys(mask["label"] for mask in kept)]
+    for entry, mask in zip(json.loads(store.annotations.read_text())["annotations"], proposed, strict=True):
+        assert entry["prompt"] == mask["prompt"]
+        assert entry["score"] == pytest.approx(mask["score"], abs=1e-4)
+    assert accept(client, proposed).json()["masks"] == kept  # a request that is sent again
+    assert accept(client, proposed, uid="other").json()["masks"] == []
+    assert len(written) == 1
 
     assert client.delete("/api/masks", params={"uid": "all"}).status_code == 200
-    assert client.get("/api/images/0").json()["masks"] == [missing]
+    assert client.get("/api/images/0").json()["masks"] == []
     assert client.delete("/api/masks", params={"uid": "all"}).status_code == 404
     for _ in range(2):
         assert client.post("/api/masks/restore", params={"uid": "all"}, json={}).status_code == 200
-    assert len(written) == 5
-    restored = client.get("/api/images/0").json()["masks"]
-    assert sorted(mask["id"] for mask in restored) == sorted(mask["id"] for mask in [*found, missing])
+    assert len(written) == 3
+    assert client.get("/api/images/0").json()["masks"] == kept
     assert client.delete("/api/masks").status_code == 400
     assert client.post("/api/masks/restore", params={"uid": "x"}, json={}).status_code == 404
 
 
-def test_find__a_photo_that_was_exchanged_gets_no_masks(finding, finding_client, finder, images, tmp_path):
-    stamp = finding_client.get("/api/images/0").json()["stamp"]
-    find_boxes = finder.instances.find_boxes
+def test_proposals__of_what_is_kept_or_rejected_are_not_shown(finding_client):
+    proposed = propose(finding_client)
+    accept(finding_client, [{**proposed[0], "label": "leaf"}])
 
-    def exchange(*given):
-        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "other.png")
-        (tmp_path / "other.png").replace(images[0].path)
-        return find_boxes(*given)
+    left = propose(finding_client)
 
-    finder.instances = replace(finder.instances, find_boxes=exchange)
-    for _ in ("while objects are found", "before"):
-        refused = find(finding_client, stamp=stamp)
-        assert refused.status_code == 409
-        assert "a.png was exchanged since it was opened: open it again" in refused.json()["error"]
+    assert proposed[0]["mask"] not in [mask["mask"] for mask in left]
+    assert 0 < len(left) < len(proposed)
+    mask = {"mask": left[0]["mask"]}
+    assert finding_client.post("/api/images/0/reject", json=mask).status_code == 200
+    assert left[0] not in propose(finding_client)
+    assert finding_client.post("/api/images/0/reject", json={**mask, "back": True}).status_code == 200
+    assert propose(finding_client) == left
+
+
+def test_accept__a_photo_that_was_exchanged_gets_no_masks(finding, finding_client, images, tmp_path):
+    stamp, proposed = finding_client.get("/api/images/0").json()["stamp"], propose(finding_client)
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "other.png")
+    (tmp_path / "other.png").replace(images[0].path)
+
+    refused = accept(finding_client, proposed, stamp=stamp)
+
+    assert refused.status_code == 409
+    assert "a.png was exchanged since it was opened: open it again" in refused.json()["error"]
     assert not finding.store.annotations.exists()
 
 
-def test_find__a_model_that_cannot_says_so(client):
+@pytest.mark.parametrize(
+    ("masks", "complaint"),
+    [
+        (3, "masks must be a list"),
+        ([3], "masks must be a list"),
+        ([{"label": "x", "mask": {"size": [1, 1], "counts": "1"}}], "mask: "),
+        ([{"label": "", "mask": None}], "label must be"),
+    ],
+)
+def test_accept__what_is_no_proposal_is_refused(client, labelling, masks, complaint):
+    refused = accept(client, masks)
+
+    assert refused.status_code == 400
+    assert complaint in refused.json()["error"]
+    assert not labelling.store.annotations.exists()
+
+
+def test_proposals__of_a_model_that_finds_nothing_are_none(client):
     assert client.get("/api/images").json()["find"] is False
+    assert propose(client) == []
 
-    refused = find(client)
 
-    assert refused.status_code == 409
-    assert "cannot find objects by itself: stage=train learns it" in refused.json()["error"]
+def test_another_model__answers_from_then_on_and_what_a_page_shows_is_kept(labelling, client):
+    shown = client.post("/api/images/0/segment", json={"steps": BOX}).json()
+    labelling.session.take_up(load_predictor(randomize(build_sam_debug(64), seed=5)))
+
+    assert client.get("/api/state").json()["model_version"] == shown["version"] + 1
+    kept = keep(client, version=shown["version"]).json()["masks"][0]
+    assert kept["mask"] == shown["mask"]
+    new = client.post("/api/images/0/segment", json={"steps": BOX}).json()
+    assert new["mask"] != shown["mask"]
+    forgotten = keep(client, uid="two", steps=[{"box": [1, 1, 30, 30]}], version=shown["version"])
+    assert forgotten.status_code == 409
+    assert "the model has learnt since" in forgotten.json()["error"]
+
+
+def test_drawn_mask__is_kept_changed_split_and_joined(labelling, client):
+    mask_HW = np.zeros((40, 60), bool)
+    mask_HW[2:8, 2:8] = mask_HW[20:24, 30:36] = True
+    drawn = rle_to_json(encode_mask(mask_HW))
+    kept = keep(client, mask=drawn).json()["masks"][0]
+    assert (kept["mask"], kept["score"]) == (drawn, None)
+
+    parts = client.post(f"/api/masks/{kept['id']}/split", params={"uid": "one"}, json={"uid": "parts"}).json()["masks"]
+    assert len(parts) == 2
+    first, second = client.get("/api/images/0").json()["masks"]
+    assert (first["id"], first["uid"], second["uid"]) == (kept["id"], "one", "parts")
+    assert [decode_rle(check_rle(one["mask"], 40, 60)).sum() for one in (first, second)] == [36, 24]
+    assert len(client.post(f"/api/masks/{second['id']}/split", json={"uid": "more"}).json()["masks"]) == 1
+    joined = {"mask": drawn, "edited": False, "without": "parts"}
+    assert client.post(f"/api/masks/{kept['id']}/pixels", params={"uid": "one"}, json=joined).status_code == 200
+
+    assert client.get("/api/images/0").json()["masks"] == [kept]
+    (entry,) = json.loads(labelling.store.annotations.read_text())["annotations"]
+    assert (entry["area"], entry["prompt"]) == (60, {"by": "hand"})
+    empty = rle_to_json(encode_mask(np.zeros((40, 60), bool)))
+    for wrong, status in (({**drawn, "size": [60, 40]}, 400), (None, 400), (empty, 409)):
+        assert client.post(f"/api/masks/{kept['id']}/pixels", json={"mask": wrong}).status_code == status
+    assert client.post("/api/masks/77/pixels", json={"mask": drawn}).status_code == 404
+
+
+def test_done__is_kept_also_of_an_image_with_nothing_in_it(labelling, client):
+    assert client.post("/api/images/0/done", json={"done": True}).status_code == 200
+    keep(client, index=1)
+    client.post("/api/images/1/done", json={"done": True})
+
+    state = client.get("/api/state").json()
+
+    assert (state["done"], state["counts"]) == ([0, 1], {"1": 1})
+    assert LabelStore(labelling.store.folder).labels.done == ["a.png", "b/a.png"]
+    client.delete("/api/masks/1")
+    assert client.get("/api/state").json()["done"] == [0, 1]  # it was looked at all the same
+    for index in (0, 1):
+        client.post(f"/api/images/{index}/done", json={"done": False})
+    assert json.loads(labelling.store.annotations.read_text())["images"] == []
+    assert client.post("/api/images/0/done", json={"done": 1}).status_code == 400
+
+
+def test_labels__are_renamed_with_their_masks_and_deleted_without(labelling, client):
+    keep(client)
+    client.post("/api/labels", json={"label": "leaf"})
+
+    renamed = client.post("/api/labels/rename", json={"label": "berry", "name": "grape"}).json()
+
+    assert renamed["labels"] == ["grape", "leaf"]
+    assert client.get("/api/images/0").json()["masks"][0]["label"] == "grape"
+    assert [entry["name"] for entry in json.loads(labelling.store.annotations.read_text())["categories"]] == ["grape"]
+    for path, content, complaint in (
+        ("rename", {"label": "leaf", "name": "grape"}, "there is a label grape already"),
+        ("rename", {"label": "berry", "name": "x"}, "there is no label berry any more"),
+        ("delete", {"label": "grape"}, "1 mask has the label grape"),
+    ):
+        refused = client.post(f"/api/labels/{path}", json=content)
+        assert refused.status_code == 409
+        assert complaint in refused.json()["error"]
+    client.delete("/api/masks/1")
+    assert client.post("/api/labels/delete", json={"label": "grape"}).json()["labels"] == ["leaf"]
+    assert json.loads(labelling.store.annotations.read_text())["categories"] == []
+    assert "one label must stay" in client.post("/api/labels/delete", json={"label": "leaf"}).json()["error"]
+    client.post("/api/labels", json={"label": "grape"})
+    keep(client, label="grape", uid="two")
+    assert json.loads(labelling.store.annotations.read_text())["categories"] == [{"id": 1, "name": "grape"}]
+
+
+def test_learning__that_is_off_cannot_be_steered(client):
+    assert client.get("/api/state").json()["learning"] is None
+    assert client.post("/api/learning/stop", json={}).status_code == 404

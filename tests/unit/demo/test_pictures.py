@@ -8,7 +8,7 @@ from PIL import Image
 
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image
-from vpexp.demo.session import build_picture, read_size
+from vpexp.demo.pictures import build_picture, read_size
 
 
 def open_sent(path):

@@ -9,7 +9,8 @@ import pytest
 from vpexp.data.images import read_image
 from vpexp.data.masks import decode_rle
 from vpexp.data.tiles import Tiling
-from vpexp.demo.session import Box, LabelSession, Point
+from vpexp.demo.session import LabelSession
+from vpexp.demo.steps import Box, Point
 from vpexp.inference.instances import find_instances
 from vpexp.inference.load import load_predictor
 

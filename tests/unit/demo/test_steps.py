@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vpexp.demo.session import (
+from vpexp.demo.steps import (
     MOST_STEPS,
     Box,
     Point,

@@ -17,8 +17,9 @@ from vpexp.config.schema import DataConfig
 from vpexp.data.dataset import load_dataset
 from vpexp.data.image_source import find_images
 from vpexp.data.masks import decode_rle, encode_mask
+from vpexp.demo.folder import hold_folder
 from vpexp.demo.labels import read_mask
-from vpexp.demo.store import LabelStore, UnknownMaskError, hold_folder
+from vpexp.demo.store import LabelStore, UnknownMaskError
 from vpexp.errors import ConfigError, DataError, OutputError
 
 HOLED = np.zeros((40, 60), bool)  # a ring, and a part of its own: what polygons would not keep
@@ -231,7 +232,7 @@ def test_two_pages__lose_nothing(store, images):
 
 
 def test_second_server__is_refused_in_one_line(store):
-    code = f"from pathlib import Path; from vpexp.demo.store import hold_folder\nwith hold_folder(Path({str(store.folder)!r})): pass"
+    code = f"from pathlib import Path; from vpexp.demo.folder import hold_folder\nwith hold_folder(Path({str(store.folder)!r})): pass"
     with hold_folder(store.folder):
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"ConfigError: demo.folder={store.folder}: another server labels into it" in ended.stderr
