@@ -23,6 +23,7 @@ from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedImage, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
+from vpexp.data.interface import FIT
 from vpexp.data.masks import decode_rle
 from vpexp.data.prompts import (
     Prompts,
@@ -266,9 +267,11 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         resolution: str,
         seed: int,
         embeddings: EmbeddingReader | None = None,
+        resize: str = FIT,
     ) -> None:
         self.images = images
         self.image_size = image_size
+        self.resize = resize
         self.recipe = recipe
         self.resolution = resolution
         self.seed = seed
@@ -290,7 +293,7 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         chosen_N = self._choose_objects(len(annotations.masks), rng)
         prompts = draw_training_prompts(annotations, chosen_N, self.recipe, rng)
         original_hw = (annotations.height, annotations.width)
-        resized_hw = compute_resized_size(*original_hw, self.image_size)
+        resized_hw = compute_resized_size(*original_hw, self.image_size, self.resize)
         targets = build_targets([annotations.masks[i] for i in chosen_N], resized_hw, self.resolution)
         return TrainingSample(
             annotations.image_id,
@@ -306,7 +309,8 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
 
     def _read_pixels(self, annotations: AnnotatedImage) -> Tensor:
         image_HW3 = read_image(annotations.path, annotations.exif_transpose, window=annotations.window)
-        return torch.from_numpy(normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size))
+        resized_hw3 = resize_image(image_HW3, self.image_size, self.resize)
+        return torch.from_numpy(normalize_and_pad(resized_hw3, self.image_size))
 
     def _choose_objects(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         limit = self.recipe.max_per_image

@@ -1,12 +1,17 @@
-"""From the original image to the model's input, as the official SAM code does it.
+"""From the original image to the model's input, as the official code does it.
 
-Shapes: H W original size, h w resized size (longest side S), S model input size, N boxes.
-Reference: ``ResizeLongestSide`` and ``Sam.preprocess`` of Segment Anything (Kirillov et al., 2023).
+SAM keeps an image's proportions and pads it (``fit``), SAM 2 stretches it to the square (``stretch``).
+
+Shapes: H W original size, h w resized size (longest side S, or both), S model input size, N boxes.
+Reference: ``ResizeLongestSide`` and ``Sam.preprocess`` of Segment Anything (Kirillov et al., 2023); ``SAM2Transforms`` of SAM 2
+(Ravi et al., 2024).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from vpexp.data.interface import FIT, STRETCH
 
 PREPROCESSING_VERSION = 2
 """Raised with every change of what images become here or in ``images.py``: embeddings made before are not used then."""
@@ -16,20 +21,22 @@ STD = (58.395, 57.12, 57.375)
 """Standard deviation of ImageNet's pixels, RGB, 0..255."""
 
 
-def compute_resized_size(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """Compute the size of an image whose longest side becomes ``image_size``.
+def compute_resized_size(height: int, width: int, image_size: int, resize: str = FIT) -> tuple[int, int]:
+    """Compute the size of an image inside the model's square: its longest side, or both sides, become ``image_size``.
 
     Returns:
         (h, w) in pixels, each rounded half up as the official code does, at least 1. In whole numbers, as exported
         graphs compute it.
     """
+    if resize == STRETCH:
+        return image_size, image_size
     longest = max(height, width)
     resized_h, resized_w = ((2 * image_size * side + longest) // (2 * longest) for side in (height, width))
     return max(resized_h, 1), max(resized_w, 1)
 
 
-def resize_image(image_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """Resize an image so that its longest side is ``image_size``: the one resize of vpexp.
+def resize_image(image_HW3: NDArray[np.uint8], image_size: int, resize: str = FIT) -> NDArray[np.uint8]:
+    """Resize an image so that its longest side, or both, are ``image_size``: the one resize of vpexp.
 
     PIL's bilinear filter, which is antialiased when it shrinks.
 
@@ -37,7 +44,7 @@ def resize_image(image_HW3: NDArray[np.uint8], image_size: int) -> NDArray[np.ui
         uint8 [h, w, 3], RGB, 0..255.
     """
     height, width = image_HW3.shape[:2]
-    resized_h, resized_w = compute_resized_size(height, width, image_size)
+    resized_h, resized_w = compute_resized_size(height, width, image_size, resize)
     if (resized_h, resized_w) == (height, width):
         return image_HW3.copy()
     resized = Image.fromarray(image_HW3).resize((resized_w, resized_h), Image.Resampling.BILINEAR)

@@ -26,6 +26,8 @@ BOX_TOP_LEFT = 2.0
 BOX_BOTTOM_RIGHT = 3.0
 NO_POINT = -1.0  # fills prompts that have fewer points than others; the model masks it out
 NO_CLICK = -1.0
+STABLE_LOGIT = 0.05
+"""What the threshold of a mask is moved by, up and down, to see whether the mask is stable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,24 @@ def find_ambiguous(labels_NP: Any, has_mask_N: Any, rule: str) -> Any:
     if rule == "auto":
         return (points_N == 1) & (has_mask_N == 0)
     return points_N >= 0 if rule == "always" else points_N < 0
+
+
+def find_unstable(logits_NHW: Any) -> Any:
+    """Find the masks whose outline hangs on the threshold: those that a little higher one would make clearly smaller.
+
+    SAM 2 answers by the best of three masks where the one of token 0 is unstable (``dynamic_multimask_via_stability`` of the
+    official code): where those of its pixels that are surely inside are less than 98 % of those that may be.
+
+    Args:
+        logits_NHW: low-resolution logits; numpy's, torch's or a traced graph's.
+
+    Returns:
+        bool [N]; an empty mask is stable.
+    """
+    # Numbers, because converters of traced graphs do not count what is true.
+    inside_N, possible_N = ((1.0 * (logits_NHW > bound)).sum((1, 2)) for bound in (STABLE_LOGIT, -STABLE_LOGIT))
+    # Without a division that rounds: 49 of 50 are stable.
+    return 50 * inside_N < 49 * possible_N
 
 
 def prompts_from_boxes(boxes_N4: NDArray[np.float32]) -> Prompts:

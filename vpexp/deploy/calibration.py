@@ -14,9 +14,10 @@ from vpexp.console import build_progress
 from vpexp.data.annotations import AnnotatedImage, with_objects
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
 from vpexp.data.images import read_image
+from vpexp.data.interface import FIT
 from vpexp.data.prompts import Prompts, draw_training_prompts
 from vpexp.errors import DataError
-from vpexp.inference.graph_predictor import build_decoder_inputs
+from vpexp.inference.graph_predictor import Arrays, build_decoder_inputs
 
 MAX_PROMPTS = 12  # of one decoder call: more of the same image add time, hardly another value
 
@@ -60,22 +61,28 @@ class CalibrationSet:
         """Build the image encoder's input of an image: ``images`` float32 [1, 3, S, S], normalised and padded."""
         return {"images": normalize_and_pad(self.images[index].image_hw3, self.image_size)[None]}
 
-    def build_decoder_inputs(self, embeddings: Sequence[NDArray[np.float32]]) -> list[PartInputs]:
+    def build_decoder_inputs(self, embeddings: Sequence[Arrays]) -> list[PartInputs]:
         """Build the decoder's inputs of all calls on all images.
 
         Args:
-            embeddings: of each image, float32 [1, 256, S/16, S/16].
+            embeddings: maps of each image by name.
         """
         # Not the original size: masks are only enlarged to it, behind everything that is quantized.
         return [
-            build_decoder_inputs(embedding, prompts, (image.image_hw3.shape[0], image.image_hw3.shape[1]))
-            for image, embedding in zip(self.images, embeddings, strict=True)
+            build_decoder_inputs(maps, prompts, (image.image_hw3.shape[0], image.image_hw3.shape[1]))
+            for image, maps in zip(self.images, embeddings, strict=True)
             for prompts in image.calls
         ]
 
 
 def read_calibration_set(
-    images: Sequence[AnnotatedImage], *, image_size: int, recipe: PromptConfig, count: int, seed: int
+    images: Sequence[AnnotatedImage],
+    *,
+    image_size: int,
+    recipe: PromptConfig,
+    count: int,
+    seed: int,
+    resize: str = FIT,
 ) -> CalibrationSet:
     """Draw training images and prompts on them, with progress; the same seed and images give the same set.
 
@@ -88,6 +95,7 @@ def read_calibration_set(
         recipe: jitter of the boxes.
         count: at most so many images; damaged ones are replaced by others.
         seed: decides the images and the prompts.
+        resize: how an image becomes the square, see ``compute_resized_size``.
 
     Raises:
         DataError: no image has an object, or none can be read.
@@ -108,8 +116,9 @@ def read_calibration_set(
             except DataError as error:
                 unreadable[image.image_id] = str(error)
                 continue
-            calls = _draw_calls(image, image_size, recipe, np.random.default_rng([seed, int(index)]))
-            read.append(CalibrationImage(image.image_id, resize_image(image_HW3, image_size), calls))
+            resized_hw = compute_resized_size(image.height, image.width, image_size, resize)
+            calls = _draw_calls(image, resized_hw, recipe, np.random.default_rng([seed, int(index)]))
+            read.append(CalibrationImage(image.image_id, resize_image(image_HW3, image_size, resize), calls))
             progress.advance(task)
     if not read:
         raise DataError(
@@ -119,11 +128,10 @@ def read_calibration_set(
 
 
 def _draw_calls(
-    image: AnnotatedImage, image_size: int, recipe: PromptConfig, rng: np.random.Generator
+    image: AnnotatedImage, resized_hw: tuple[int, int], recipe: PromptConfig, rng: np.random.Generator
 ) -> tuple[Prompts, ...]:
     """Draw what the decoder is asked of an image: all objects at once by boxes, and by points; one alone by each."""
     original_hw = (image.height, image.width)
-    resized_hw = compute_resized_size(*original_hw, image_size)
     chosen_N = np.sort(rng.permutation(len(image.masks))[:MAX_PROMPTS])
     calls = []
     for kind in ("box", "point"):

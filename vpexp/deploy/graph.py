@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vpexp.data.geometry import MEAN, STD
+from vpexp.data.interface import SAM, Interface
 from vpexp.data.masks import encode_mask
-from vpexp.data.prompts import find_ambiguous
+from vpexp.data.prompts import find_ambiguous, find_unstable
 from vpexp.inference.exported import MODEL_TYPES, PROMPTER
 from vpexp.inference.mask_crops import crop_masks
 from vpexp.inference.torch_instances import InstanceParts
@@ -29,15 +30,15 @@ from vpexp.models.sam import Sam, choose_tokens, upscale_logits
 
 
 class ExportableEncoder(nn.Module):
-    """``images`` [1, 3, S, S], normalised and padded, to ``image_embeddings`` [1, C, S/16, S/16]."""
+    """``images`` [1, 3, S, S], normalised and padded, to the maps of the model's interface."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.sam = sam
 
-    def forward(self, images_13SS: Tensor) -> Tensor:
+    def forward(self, images_13SS: Tensor) -> tuple[Tensor, ...]:
         """Encode an image."""
-        return self.sam.encode_image(images_13SS)
+        return self.sam.encode_maps(images_13SS)
 
     def build_example(self) -> tuple[Tensor, ...]:
         """Build inputs to trace with."""
@@ -58,16 +59,8 @@ class ExportableDecoder(nn.Module):
         self.sam = sam
         self.multimask = multimask
 
-    def forward(  # noqa: PLR0917 (the graph has six inputs, in this order)
-        self,
-        image_embeddings_1CHW: Tensor,
-        point_coords_NP2: Tensor,
-        point_labels_NP: Tensor,
-        mask_input_M1hw: Tensor,
-        has_mask_input_M1: Tensor,
-        orig_size_12: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Decode prompts.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Decode prompts: first the maps of an image, then the five inputs of prompts.
 
         ``point_coords`` float32 are pixels of the resized image, ``point_labels`` float32 are 1 inside, 0 outside, 2
         and 3 box corners, -1 no point. ``mask_input`` are logits of earlier masks, counted where ``has_mask_input`` is
@@ -75,10 +68,12 @@ class ExportableDecoder(nn.Module):
         predicted IoU [N, 1], and logits [N, 1, S/4, S/4] in the padded square; the last two of all four mask tokens, [N, 4, ...],
         follow.
         """
-        image_MCHW = add_mask(self.sam, image_embeddings_1CHW, mask_input_M1hw, has_mask_input_M1[:, :, None, None])
-        decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, masks=ALL_MASKS)
+        *maps, point_coords_NP2, point_labels_NP, mask_input_M1hw, has_mask_input_M1, orig_size_12 = inputs
+        features_1CHW, detail = self.sam.split(self.sam.pack(maps))
+        image_MCHW = add_mask(self.sam, features_1CHW, mask_input_M1hw, has_mask_input_M1[:, :, None, None])
+        decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, detail=detail, masks=ALL_MASKS)
         tokens_N4hw, ious_N4 = decoded.low_res_logits_NKHW, decoded.iou_NK
-        chosen_N4 = self._choose_tokens(ious_N4, point_labels_NP, has_mask_input_M1)
+        chosen_N4 = self._choose_tokens(tokens_N4hw, ious_N4, point_labels_NP, has_mask_input_M1)
         # Products with 0 and 1: exact, and faster than gathering.
         low_res_N1hw = torch.unflatten(chosen_N4[:, None] @ tokens_N4hw.flatten(2), 2, tokens_N4hw.shape[2:])
         iou_N1 = (chosen_N4 * ious_N4).sum(dim=1, keepdim=True)
@@ -87,12 +82,19 @@ class ExportableDecoder(nn.Module):
             image_size=self.sam.image_size,
             resized_hw=_compute_resized_size(orig_size_12, self.sam.image_size),
             original_hw=(orig_size_12[0, 0], orig_size_12[0, 1]),  # type: ignore[arg-type]  # traced: sizes are tensors
+            resize=self.sam.interface.resize,
         )
+        if (limit := self.sam.interface.logit_limit) is not None:
+            low_res_N1hw = low_res_N1hw.clamp(-limit, limit)
         return upscaled_NHW[:, None], iou_N1, low_res_N1hw, tokens_N4hw, ious_N4
 
-    def _choose_tokens(self, ious_N4: Tensor, point_labels_NP: Tensor, has_mask_input_M1: Tensor) -> Tensor:
+    def _choose_tokens(
+        self, tokens_N4hw: Tensor, ious_N4: Tensor, point_labels_NP: Tensor, has_mask_input_M1: Tensor
+    ) -> Tensor:
         """Choose each prompt's mask token as ``Predictor.decode_prompts`` does: 1 for that one, 0 for the others, [N, 4]."""
         ambiguous_N = find_ambiguous(point_labels_NP, has_mask_input_M1[:, 0], self.multimask)
+        if self.sam.interface.dynamic_multimask and self.multimask != "never":
+            ambiguous_N = ambiguous_N | find_unstable(tokens_N4hw[:, 0])
         token_N = choose_tokens(ious_N4, ambiguous_N)
         return (torch.arange(MASK_TOKENS) == token_N[:, None]).to(ious_N4.dtype)
 
@@ -100,7 +102,7 @@ class ExportableDecoder(nn.Module):
         """Build inputs to trace with: three boxes on an image that is not square."""
         size = self.sam.image_size
         return (
-            torch.zeros(1, self.sam.embedding_channels, self.sam.embedding_size, self.sam.embedding_size),
+            *(torch.zeros(1, *one.get_shape(size)) for one in self.sam.interface.maps),
             torch.tensor([[[0.0, 0.0], [size / 2, size / 2]]]).expand(3, -1, -1).contiguous(),
             torch.tensor([[2.0, 3.0]]).expand(3, -1).contiguous(),
             torch.zeros(1, 1, size // 4, size // 4),
@@ -108,11 +110,17 @@ class ExportableDecoder(nn.Module):
             torch.tensor([[size - size // 4, size]]),
         )
 
+    def list_shapes(self) -> list[list[int]]:
+        """List the shapes of the inputs; -1: any length."""
+        low = self.sam.image_size // 4
+        maps = [[1, *one.get_shape(self.sam.image_size)] for one in self.sam.interface.maps]
+        return [*maps, [-1, -1, 2], [-1, -1], [-1, 1, low, low], [-1, 1], [1, 2]]
+
 
 class ExportablePrompter(nn.Module):
     """Boxes of objects from an embedding and its image.
 
-    From ``image_embeddings`` [1, C, S/16, S/16] and ``images`` [1, 3, S, S] as the encoder takes it, to ``boxes`` [K, 4], xyxy in
+    From the first map of an embedding [1, C, S/16, S/16] and ``images`` [1, 3, S, S] as the encoder takes it, to ``boxes`` [K, 4], xyxy in
     the padded square's pixels, and ``scores`` [K].
 
     Args:
@@ -123,8 +131,8 @@ class ExportablePrompter(nn.Module):
     def __init__(self, prompter: Prompter, sam: Sam) -> None:
         super().__init__()
         self.prompter = prompter
-        side = sam.embedding_size
-        self.shapes = (1, sam.embedding_channels, side, side), (1, 3, sam.image_size, sam.image_size)
+        size = sam.image_size
+        self.shapes = (1, *sam.interface.maps[0].get_shape(size)), (1, 3, size, size)
 
     def forward(self, image_embeddings_1CHW: Tensor, images_13SS: Tensor) -> tuple[Tensor, Tensor]:
         """Find boxes, the best first."""
@@ -196,7 +204,7 @@ class ExportInfo:
     instances: InstanceParts | None = None
 
 
-def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, str]:
+def build_model_info(info: ExportInfo, part: str, precision: str, interface: Interface = SAM) -> dict[str, str]:
     """Build the entries of ``rt_info/model_info``.
 
     The first ones are Model API's. Its lists are separated by blanks, so that blanks inside a label become underscores
@@ -206,6 +214,7 @@ def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, s
         info: the model.
         part: image_encoder, decoder, prompter or classifier.
         precision: FP32, FP16 or INT8.
+        interface: how the model's family takes images and answers.
     """
     from importlib.metadata import version
 
@@ -222,7 +231,7 @@ def build_model_info(info: ExportInfo, part: str, precision: str) -> dict[str, s
         "task_type": "visual_prompting",
         "mean_values": " ".join(map(str, MEAN)),
         "scale_values": " ".join(map(str, STD)),
-        "resize_type": "fit_to_window",
+        **interface.describe(),
         "pad_value": "0",
         "reverse_input_channels": "False",
         "image_size": str(info.image_size),

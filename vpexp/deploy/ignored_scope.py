@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vpexp.deploy.preprocessing import PREFIX
+from vpexp.inference.graph_predictor import PROMPT_INPUTS
 
 ANGLES = ("Sin", "Cos")
 ATTENTION = ("ScaledDotProductAttention", "Softmax")
@@ -88,7 +89,13 @@ def _find_mask_branch(graph: Any) -> set[str]:
     ports = {name: port.get_node() for port in graph.inputs for name in port.get_names()}
     if "mask_input" not in ports:
         return set()
-    return _find_below([ports["mask_input"]]) - _find_below([ports["image_embeddings"]])
+    return _find_below([ports["mask_input"]]) - _find_below(_find_maps(graph))
+
+
+def _find_maps(graph: Any) -> list[Any]:
+    """Find the inputs that the encoder gives: those that no prompt and no pixels come by."""
+    others = {"images", *PROMPT_INPUTS}
+    return [port.get_node() for port in graph.inputs if not port.get_names() & others]
 
 
 def _find_upscaling(graph: Any) -> set[str]:
@@ -101,7 +108,7 @@ def _find_upscaling(graph: Any) -> set[str]:
         node for node in graph.get_ordered_ops() if node.get_type_name() == "Gelu" and node.get_friendly_name() in head
     ]
     # What enlarges the masks hangs on their size alone; the perceptron hangs on the image, as everything else does.
-    of_image = _find_below([port.get_node() for port in graph.inputs if "image_embeddings" in port.get_names()])
+    of_image = _find_below(_find_maps(graph))
     return (head - of_image) | head & (_find_above(activations) | _find_below(activations))
 
 
@@ -111,7 +118,7 @@ def _find_peaks(graph: Any) -> set[str]:
         return set()
     last = [node for node in graph.get_ordered_ops() if node.get_type_name() in CONVOLUTIONS][-1]
     ports = {name: port.get_node() for port in graph.inputs for name in port.get_names()}
-    of_pixels = _find_below([ports["images"]]) - _find_below([ports["image_embeddings"]])
+    of_pixels = _find_below([ports["images"]]) - _find_below(_find_maps(graph))
     return {last.get_friendly_name()} | _find_below([last]) | of_pixels
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vpexp.data.interface import Interface
 from vpexp.deploy.graph import (
     ExportableClassifier,
     ExportableDecoder,
@@ -29,7 +30,6 @@ Axes = Mapping[str, Mapping[int, str]]
 Shapes = Mapping[str, tuple[int | str, ...]]
 """Of each output its shape: lengths, or the names of those that may change."""
 PROMPT_AXES: Axes = {
-    "image_embeddings": {},
     "point_coords": {0: "N", 1: "P"},
     "point_labels": {0: "N", 1: "P"},
     "mask_input": {0: "M"},
@@ -39,14 +39,19 @@ PROMPT_AXES: Axes = {
 SMALLEST_HALVED = 256  # elements; smaller constants are shapes and scales
 
 
+def list_decoder_axes(interface: Interface) -> Axes:
+    """List the decoder's inputs."""
+    return {**{name: {} for name in interface.names}, **PROMPT_AXES}
+
+
 def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str, str]) -> ExportedModel:
     """Write a model as ONNX files, one a part; arguments as for ``write_openvino``.
 
     Raises:
         ConfigError: the package onnx is not installed.
     """
-    side, low = sam.embedding_size, sam.image_size // 4
-    embeddings: Shapes = {"image_embeddings": (1, sam.embedding_channels, side, side)}
+    low, interface = sam.image_size // 4, sam.interface
+    maps: Shapes = {one.name: (1, *one.get_shape(sam.image_size)) for one in interface.maps}
     masks: Shapes = {
         "upscaled_masks": ("N", 1, "H", "W"),
         "iou_predictions": ("N", 1),
@@ -55,19 +60,20 @@ def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str
         "token_ious": ("N", MASK_TOKENS),
     }
     parts: dict[str, tuple[nn.Module, Axes, Shapes]] = {
-        ENCODER: (ExportableEncoder(sam), {name: {} for name in ENCODER_INPUTS}, embeddings),
-        DECODER: (ExportableDecoder(sam, info.multimask), PROMPT_AXES, masks),
+        ENCODER: (ExportableEncoder(sam), {name: {} for name in ENCODER_INPUTS}, maps),
+        DECODER: (ExportableDecoder(sam, info.multimask), list_decoder_axes(interface), masks),
     }
     if (instances := info.instances) is not None:
         count = min(instances.prompter.limit, low * low)
         boxes: Shapes = {"boxes": (count, 4), "scores": (count,)}
-        parts[PROMPTER] = ExportablePrompter(instances.prompter, sam), {"image_embeddings": {}, "images": {}}, boxes
+        named_inputs: Axes = {interface.names[0]: {}, "images": {}}
+        parts[PROMPTER] = ExportablePrompter(instances.prompter, sam), named_inputs, boxes
         if instances.classifier is not None:
             axes, named = {"crops": {0: "K"}, "extents": {0: "K"}}, {"probabilities": ("K", len(instances.labels))}
             parts[CLASSIFIER] = ExportableClassifier(instances.classifier), axes, named
     model = ExportedModel.plan(folder / f"{EXPORTED_NAME}_", ".onnx", parts)
     for part, (module, inputs, outputs) in parts.items():
-        model_info = build_model_info(info, part, precisions[part])
+        model_info = build_model_info(info, part, precisions[part], sam.interface)
         write_graph(module, model.parts[part], inputs, outputs, model_info, halve=precisions[part] == "FP16")
     return model
 

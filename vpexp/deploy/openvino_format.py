@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vpexp.data.interface import Interface
 from vpexp.deploy.graph import (
     ExportableClassifier,
     ExportableDecoder,
@@ -22,7 +23,7 @@ from vpexp.deploy.graph import (
 )
 from vpexp.deploy.preprocessing import accept_any_size
 from vpexp.inference.exported import CLASSIFIER, DECODER, ENCODER, EXPORTED_NAME, PROMPTER, ExportedModel
-from vpexp.inference.graph_predictor import DECODER_INPUTS, PORTS, get_core
+from vpexp.inference.graph_predictor import get_core, list_ports
 from vpexp.models.sam import Sam
 from vpexp.runtime import find_thread_limit
 
@@ -40,12 +41,13 @@ def write_openvino(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict
     """
     graphs = {ENCODER: build_encoder(sam), DECODER: _build_decoder(sam, info.multimask)}
     if (instances := info.instances) is not None:
-        graphs[PROMPTER] = _build_part(PROMPTER, ExportablePrompter(instances.prompter, sam))
+        graphs[PROMPTER] = _build_part(PROMPTER, ExportablePrompter(instances.prompter, sam), sam.interface)
         if instances.classifier is not None:
-            graphs[CLASSIFIER] = _build_part(CLASSIFIER, ExportableClassifier(instances.classifier))
+            classifier = ExportableClassifier(instances.classifier)
+            graphs[CLASSIFIER] = _build_part(CLASSIFIER, classifier, sam.interface)
     model = ExportedModel.plan(folder / f"{EXPORTED_NAME}_", ".xml", graphs)
     for part, file in model.parts.items():
-        model_info = build_model_info(info, part, precisions[part])
+        model_info = build_model_info(info, part, precisions[part], sam.interface)
         save_graph(graphs[part], file, model_info, halve=precisions[part] == "FP16")
     return model
 
@@ -68,37 +70,37 @@ def name_ports(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) ->
 
 
 def convert_encoder(sam: Sam) -> Any:
-    """Convert the encoder to an ``openvino.Model`` of one input, images of the model's own size, and one output."""
+    """Convert the encoder to an ``openvino.Model`` of one input, images of the model's own size; its outputs are the maps."""
     return convert_module(ExportableEncoder(sam), [[1, 3, sam.image_size, sam.image_size]])
 
 
 def build_encoder(sam: Sam) -> Any:
-    """Convert the encoder to an ``openvino.Model`` of one input, images of any size, and one output."""
-    graph = accept_any_size(convert_encoder(sam), sam.image_size)
-    name_ports(graph, *PORTS[ENCODER])
+    """Convert the encoder to an ``openvino.Model`` of one input, images of any size; its outputs are the maps."""
+    graph = accept_any_size(convert_encoder(sam), sam.image_size, sam.interface.resize)
+    name_ports(graph, *list_ports(sam.interface)[ENCODER])
     graph.validate_nodes_and_infer_types()
     return graph
 
 
 def _build_decoder(sam: Sam, multimask: str) -> Any:
-    side, low = sam.embedding_size, sam.image_size // 4
-    shapes = [[1, sam.embedding_channels, side, side], [-1, -1, 2], [-1, -1], [-1, 1, low, low], [-1, 1], [1, 2]]
-    graph = convert_module(ExportableDecoder(sam, multimask), shapes)
+    low, ports = sam.image_size // 4, list_ports(sam.interface)[DECODER]
+    decoder = ExportableDecoder(sam, multimask)
+    graph = convert_module(decoder, decoder.list_shapes())
     if low != MODEL_API_MASK_SIZE:
-        graph = _accept_any_mask(graph, low)
-    name_ports(graph, *PORTS[DECODER])
+        graph = _accept_any_mask(graph, low, ports[0].index("mask_input"))
+    name_ports(graph, *ports)
     graph.validate_nodes_and_infer_types()
     return graph
 
 
-def _build_part(part: str, module: ExportablePrompter | ExportableClassifier) -> Any:
+def _build_part(part: str, module: ExportablePrompter | ExportableClassifier, interface: Interface) -> Any:
     """Convert what finds boxes, of one image, or what names masks, of any number."""
     shapes = [list(tensor.shape) for tensor in module.build_example()]
     if part == CLASSIFIER:
         shapes = [[-1, *shape[1:]] for shape in shapes]
     graph = convert_module(module, shapes)
     _spell_out_group_norms(graph)
-    name_ports(graph, *PORTS[part])
+    name_ports(graph, *list_ports(interface)[part])
     graph.validate_nodes_and_infer_types()
     return graph
 
@@ -152,13 +154,12 @@ def _keep_root_logger() -> Iterator[None]:
         root.filters = filters
 
 
-def _accept_any_mask(graph: Any, low: int) -> Any:
-    """Let ``mask_input`` have any size; one of the model's own size passes unchanged."""
+def _accept_any_mask(graph: Any, low: int, place: int) -> Any:
+    """Let ``mask_input``, the input of that place, have any size; one of the model's own size passes unchanged."""
     import openvino
     from openvino import opset13 as ops
 
     parameters = graph.get_parameters()
-    place = DECODER_INPUTS.index("mask_input")
     masks = ops.parameter([-1, 1, -1, -1], np.float32, name="mask_input")
     resized = ops.interpolate(
         masks,
@@ -181,15 +182,17 @@ def build_openvino_encoder(sam: Sam, *, threads: int | None = None) -> Callable[
         threads: CPU threads; None: OMP_NUM_THREADS, else OpenVINO's own choice.
 
     Returns:
-        From float32 images [1, 3, S, S] to float32 embeddings [1, C, S/16, S/16].
+        From float32 images [1, 3, S, S] to float32 embeddings [1, C, S/16, S/16], which hold all maps.
     """
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     threads = threads or find_thread_limit()
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = get_core().compile_model(convert_encoder(sam), "CPU", settings)
+    compiled, interface = get_core().compile_model(convert_encoder(sam), "CPU", settings), sam.interface
 
     def encode(images_13SS: NDArray[np.float32]) -> NDArray[Any]:
-        return np.array(compiled({0: images_13SS})[0])  # OpenVINO uses its output's memory again
+        results = compiled({0: images_13SS})
+        # OpenVINO uses its output's memory again
+        return np.array(interface.pack([results[place] for place in range(len(interface.maps))]))
 
     return encode

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpexp.data.annotations import Rle
-from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.masks import compute_area
 from vpexp.data.prompts import Prompts
 from vpexp.errors import ExportError
@@ -148,7 +147,7 @@ def measure_instance_parity(
     assert reference.instances is not None
     assert other.instances is not None
     slack = SCORE_LIMITS[precision]
-    image_13SS = normalize_and_pad(resize_image(image_HW3, other.image_size), other.image_size)[None]
+    image_13SS = other.prepare(image_HW3)[None]
     peaks = _list_peaks(prompter, expected_embedding.features, torch.from_numpy(image_13SS), slack)
     found_K5 = np.column_stack(other.instances.find_boxes(embedding.features, image_13SS))
     boxes_px, scores, count = _compare_boxes(*peaks, found_K5, slack)

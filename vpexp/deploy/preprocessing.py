@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from vpexp.data.geometry import MEAN, STD
+from vpexp.data.interface import FIT, STRETCH
 
 PREFIX = "fit_image/"
 """What the names of these nodes begin with."""
 
 
-def accept_any_size(model: Any, image_size: int) -> Any:
-    """Put nodes before ``images`` that fit a normalised image [1, 3, H, W] into the padded square [1, 3, S, S].
+def accept_any_size(model: Any, image_size: int, resize: str = FIT) -> Any:
+    """Put nodes before ``images`` that make a normalised image [1, 3, H, W] the square [1, 3, S, S], padded or stretched.
 
     An image that has the square's size, or that needs no resizing, passes unchanged to the bit. Others are resized as
     ``resize_image`` does it, by Pillow's smoothing filter along each axis and rounded to whole pixel values.
@@ -23,6 +24,7 @@ def accept_any_size(model: Any, image_size: int) -> Any:
     Args:
         model: an ``openvino.Model`` with the one input [1, 3, S, S].
         image_size: S.
+        resize: how an image becomes the square, see ``compute_resized_size``.
 
     Returns:
         A new ``openvino.Model`` with the input [1, 3, ?, ?].
@@ -33,11 +35,7 @@ def accept_any_size(model: Any, image_size: int) -> Any:
     size = np.int64(image_size)
     images = ops.parameter([1, 3, -1, -1], np.float32, name="images")
     shape_2 = ops.gather(ops.shape_of(images, "i64"), ops.constant([2, 3], np.int64), ops.constant(0, np.int64))
-    longest_1 = ops.reduce_max(shape_2, ops.constant([0], np.int64), keep_dims=True)
-    # Rounded half up in whole numbers, as compute_resized_size does.
-    doubled = ops.add(ops.multiply(shape_2, ops.constant([2 * size], np.int64)), longest_1)
-    resized_2 = ops.divide(doubled, ops.multiply(longest_1, ops.constant([2], np.int64)))
-    resized_2 = ops.maximum(resized_2, ops.constant([1], np.int64))
+    resized_2 = ops.constant([size, size], np.int64) if resize == STRETCH else _compute_fit(shape_2, size)
 
     # Both choices must have one shape, whatever came: one that does not fit is cut and padded to what it is resized to.
     start_2, step_2, axes_2 = (ops.constant(values, np.int64) for values in ([0, 0], [1, 1], [2, 3]))
@@ -54,6 +52,17 @@ def accept_any_size(model: Any, image_size: int) -> Any:
     fitting = openvino.Model(model.get_results(), [images], "image_encoder")
     _name_nodes(square)
     return fitting
+
+
+def _compute_fit(shape_2: Any, size: np.int64) -> Any:
+    """Compute the size of an image whose longest side becomes S."""
+    from openvino import opset13 as ops
+
+    longest_1 = ops.reduce_max(shape_2, ops.constant([0], np.int64), keep_dims=True)
+    # Rounded half up in whole numbers, as compute_resized_size does.
+    doubled = ops.add(ops.multiply(shape_2, ops.constant([2 * size], np.int64)), longest_1)
+    resized_2 = ops.divide(doubled, ops.multiply(longest_1, ops.constant([2], np.int64)))
+    return ops.maximum(resized_2, ops.constant([1], np.int64))
 
 
 def _pad(images: Any, missing_2: Any) -> Any:

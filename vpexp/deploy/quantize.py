@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from vpexp.config.schema import PtqConfig
@@ -33,7 +32,7 @@ from vpexp.inference.exported import (
     ExportedModel,
     list_files,
 )
-from vpexp.inference.graph_predictor import PORTS, lend_core
+from vpexp.inference.graph_predictor import Arrays, lend_core
 
 INT8, WEIGHTS, KEEP = "int8", "weights", "keep"
 """What is done to a part: weights and activations, weights only, nothing; from the fastest to the most exact."""
@@ -139,6 +138,7 @@ def quantize_part(
     part = next(part for part in MODEL_TYPES if source.stem.endswith(part))
     graph = core.read_model(source)
     model_info = {key: str(value.value) for key, value in graph.get_rt_info()["model_info"].items()}
+    ports = [tuple(port.get_any_name() for port in side) for side in (graph.inputs, graph.outputs)]
     ignored = nncf.IgnoredScope(names=find_precise_nodes(graph), validate=False)
     if method == WEIGHTS:
         quantized = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=ignored)
@@ -149,7 +149,7 @@ def quantize_part(
         )
     _halve_large_tables(quantized)
     _number_nodes(quantized)
-    name_ports(quantized, *PORTS[part])
+    name_ports(quantized, *ports)
     save_graph(quantized, target, model_info | {"precision": PRECISIONS[method]})
 
 
@@ -184,13 +184,14 @@ def _build_arguments(recipe: PtqConfig) -> dict[str, Any]:
     }
 
 
-def _embed(core: Any, encoder: Path, calibration: CalibrationSet, progress: Progress) -> list[NDArray[np.float32]]:
-    """Compute the embeddings of all calibration images, float32 [1, 256, S/16, S/16] each."""
+def _embed(core: Any, encoder: Path, calibration: CalibrationSet, progress: Progress) -> list[Arrays]:
+    """Compute the maps of all calibration images, by name, the embedding [1, 256, S/16, S/16] first."""
     graph = core.read_model(encoder)
     graph.reshape([1, 3, calibration.image_size, calibration.image_size])
     compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     tracked = _Tracked(_Inputs(calibration), progress, "encoding images for the decoder")
-    return [compiled(inputs)["image_embeddings"].copy() for inputs in tracked]
+    names = [port.get_any_name() for port in graph.outputs]
+    return [{name: results[name].copy() for name in names} for results in map(compiled, tracked)]
 
 
 def _halve_large_tables(graph: Any) -> None:
@@ -235,14 +236,15 @@ class _Inputs(Sequence[PartInputs]):
 class _PrompterInputs(Sequence[PartInputs]):
     """The prompter's inputs, made when they are asked for, as the encoder's."""
 
-    def __init__(self, calibration: CalibrationSet, embeddings: Sequence[NDArray[np.float32]]) -> None:
+    def __init__(self, calibration: CalibrationSet, embeddings: Sequence[Arrays]) -> None:
         self.calibration, self.embeddings = calibration, embeddings
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.calibration.build_encoder_inputs(index) | {"image_embeddings": self.embeddings[index]}
+        name, embedding_1CEE = next(iter(self.embeddings[index].items()))
+        return self.calibration.build_encoder_inputs(index) | {name: embedding_1CEE}
 
 
 class _Tracked:

@@ -19,6 +19,7 @@ from vpexp.console import build_progress
 from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
+from vpexp.data.interface import FIT
 from vpexp.embeddings.plan import EmbeddingPlan
 from vpexp.embeddings.store import EmbeddingStore, compute_image_key, compute_window_key, release
 from vpexp.errors import DataError
@@ -101,10 +102,17 @@ class _ImageContent:
 class MissingImages(Dataset[PreparedImage]):
     """Reads, decodes and resizes images whose embedding is missing; of windows, one image after another is decoded once."""
 
-    def __init__(self, images: Sequence[AnnotatedImage | ImagePlace], store: EmbeddingStore, image_size: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[AnnotatedImage | ImagePlace],
+        store: EmbeddingStore,
+        image_size: int,
+        resize: str = FIT,
+    ) -> None:
         self.images = images
         self.store = store
         self.image_size = image_size
+        self.resize = resize
         self._last: _ImageContent | None = None
 
     def __len__(self) -> int:
@@ -121,7 +129,7 @@ class MissingImages(Dataset[PreparedImage]):
             image_HW3 = content.read(image.window)
         except (OSError, DataError):
             return PreparedImage(index, None)  # whoever trains or tests on it says so
-        return PreparedImage(index, key, resize_image(image_HW3, self.image_size))
+        return PreparedImage(index, key, resize_image(image_HW3, self.image_size, self.resize))
 
     def _open(self, image: AnnotatedImage | ImagePlace) -> _ImageContent:
         place = image.path, image.exif_transpose
@@ -134,7 +142,13 @@ class MissingImages(Dataset[PreparedImage]):
 
 
 def fill_embeddings(
-    store: EmbeddingStore, plan: EmbeddingPlan, encoder: ImageEncoder, *, image_size: int, num_workers: int
+    store: EmbeddingStore,
+    plan: EmbeddingPlan,
+    encoder: ImageEncoder,
+    *,
+    image_size: int,
+    num_workers: int,
+    resize: str = FIT,
 ) -> FillReport:
     """Encode the images whose embedding is missing, but for those that another process encodes.
 
@@ -147,9 +161,10 @@ def fill_embeddings(
         encoder: encodes.
         image_size: S.
         num_workers: processes that read images.
+        resize: how an image becomes the square, see ``compute_resized_size``.
     """
     report = FillReport(encoder.name)
-    images = MissingImages(plan.missing, store, image_size)
+    images = MissingImages(plan.missing, store, image_size, resize)
     workers = min(num_workers, len(images) // IMAGES_A_WORKER)
     with build_progress() as progress:
         task = progress.add_task("encoding images", total=len(images))

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import PREPROCESSING_VERSION
+from vpexp.data.interface import FIT
 from vpexp.errors import ConfigError
 from vpexp.files import replacing
 
@@ -77,15 +78,18 @@ def release(lock: BaseFileLock) -> None:
     lock.release()
 
 
-def compute_encoder_key(state_hash: str, image_size: int, precision: str) -> str:
+def compute_encoder_key(state_hash: str, image_size: int, precision: str, resize: str = FIT) -> str:
     """Compute the name of an encoder's embeddings: 32 hexadecimal digits.
 
     Args:
         state_hash: of the encoder's weights, ``compute_state_hash``.
         image_size: S, to which images are resized.
         precision: float16 or float32.
+        resize: how images become the square, see ``compute_resized_size``.
     """
     text = f"{state_hash} {image_size} {precision} preprocessing {PREPROCESSING_VERSION} entries {_VERSION}"
+    if resize != FIT:
+        text += f" {resize}"
     return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 

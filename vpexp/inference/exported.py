@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from vpexp.data.interface import SAM, Interface
 from vpexp.errors import CheckpointError
 from vpexp.runtime import find_thread_limit
 
@@ -125,6 +126,7 @@ class ModelMetadata:
         tile: side of the tiles that it was trained on, pixels of the original image; None: it was shown whole images.
         tile_overlap: share of a tile's side that the next one has too.
         instances: how it finds and names objects; None: it answers prompts only.
+        interface: how the model's family takes images and answers.
     """
 
     image_size: int
@@ -136,6 +138,7 @@ class ModelMetadata:
     tile: int | None
     tile_overlap: float
     instances: InstanceMetadata | None = None
+    interface: Interface = SAM
 
 
 def is_exported_reference(path: Path) -> bool:
@@ -273,6 +276,7 @@ def _parse(info: Mapping[str, str], folder: Path) -> ModelMetadata:
             tile,
             overlap,
             _parse_instances(info, tuple(labels)) if info["model_type"] == MODEL_TYPES[PROMPTER] else None,
+            Interface.parse(info),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vpexp.data.interface import Interface
 from vpexp.data.prompts import Prompts
 from vpexp.errors import CheckpointError
 from vpexp.inference.exported import (
@@ -33,21 +34,28 @@ from vpexp.inference.predictor import ImageEmbedding, InstanceModel, Predictor
 from vpexp.runtime import find_thread_limit
 
 ENCODER_INPUTS = ("images",)
-ENCODER_OUTPUTS = ("image_embeddings",)
-DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_size")
+PROMPT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input", "orig_size")
 TOKEN_OUTPUTS = ("token_masks", "token_ious")
 DECODER_OUTPUTS = ("upscaled_masks", "iou_predictions", "low_res_masks", *TOKEN_OUTPUTS)
-PORTS = {
-    ENCODER: (ENCODER_INPUTS, ENCODER_OUTPUTS),
-    DECODER: (DECODER_INPUTS, DECODER_OUTPUTS),
-    PROMPTER: (("image_embeddings", "images"), ("boxes", "scores")),
-    CLASSIFIER: (("crops", "extents"), ("probabilities",)),
-}
-"""Names of the inputs and of the outputs of each part."""
-READ_PORTS = PORTS | {DECODER: (DECODER_INPUTS, TOKEN_OUTPUTS)}
-"""Those that are used here."""
 Arrays = dict[str, NDArray[Any]]
 RunGraph = Callable[[Arrays], Arrays]
+Ports = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+def list_ports(interface: Interface) -> Ports:
+    """List the names of the inputs and of the outputs of each part."""
+    return {
+        ENCODER: (ENCODER_INPUTS, interface.names),
+        DECODER: ((*interface.names, *PROMPT_INPUTS), DECODER_OUTPUTS),
+        PROMPTER: ((interface.names[0], "images"), ("boxes", "scores")),
+        CLASSIFIER: (("crops", "extents"), ("probabilities",)),
+    }
+
+
+def _list_read_ports(interface: Interface) -> Ports:
+    """List those that are used here."""
+    ports = list_ports(interface)
+    return ports | {DECODER: (ports[DECODER][0], TOKEN_OUTPUTS)}
 
 
 class GraphPredictor(Predictor):
@@ -56,14 +64,14 @@ class GraphPredictor(Predictor):
     Args:
         model: the files.
         metadata: what they say of themselves.
-        run: runs each part, from its inputs to its outputs in ``READ_PORTS``.
+        run: runs each part, from its inputs to its outputs.
         multimask: as in ``Predictor``; None: as the model was exported.
     """
 
     def __init__(
         self, model: ExportedModel, metadata: ModelMetadata, run: Mapping[str, RunGraph], multimask: str | None
     ) -> None:
-        super().__init__(metadata.image_size, multimask or metadata.multimask)
+        super().__init__(metadata.image_size, multimask or metadata.multimask, metadata.interface)
         self.model = model
         self.metadata = metadata
         self._run = run
@@ -71,38 +79,39 @@ class GraphPredictor(Predictor):
             classify = self._classify if about.is_classified else None
             self.instances = InstanceModel(self._find_boxes, classify, about.labels, about.threshold, about.max_overlap)
 
-    def _encode(self, input_3SS: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._run[ENCODER]({"images": input_3SS[None]})["image_embeddings"]
+    def _encode(self, input_3SS: NDArray[np.float32]) -> Arrays:
+        return self._run[ENCODER]({"images": input_3SS[None]})
 
     def _find_boxes(
-        self, embedding_1CEE: NDArray[np.float32], image_13SS: NDArray[np.float32]
+        self, maps: Arrays, image_13SS: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        outputs = self._run[PROMPTER]({"image_embeddings": embedding_1CEE, "images": image_13SS})
+        first = self.interface.names[0]
+        outputs = self._run[PROMPTER]({first: maps[first], "images": image_13SS})
         return outputs["boxes"], outputs["scores"]
 
     def _classify(self, crops: MaskCrops) -> NDArray[np.float32]:
         return self._run[CLASSIFIER]({"crops": crops.crops_K4PP, "extents": crops.extents_K2})["probabilities"]
 
-    def _adopt(self, embedding_CHW: NDArray[Any]) -> NDArray[np.float32]:
-        return np.array(embedding_CHW, dtype=np.float32)[None]
+    def _adopt(self, embedding_CHW: NDArray[Any]) -> Arrays:
+        return self.interface.unpack(np.array(embedding_CHW, dtype=np.float32)[None])
 
     def _run_decoder(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[NDArray[Any], NDArray[Any]]:
         outputs = self._run[DECODER](build_decoder_inputs(embedding.features, prompts, embedding.original_hw))
         return outputs["token_masks"], outputs["token_ious"]
 
 
-def build_decoder_inputs(embedding_1CHW: NDArray[np.float32], prompts: Prompts, original_hw: tuple[int, int]) -> Arrays:
-    """Build the decoder's six inputs.
+def build_decoder_inputs(maps: Mapping[str, NDArray[Any]], prompts: Prompts, original_hw: tuple[int, int]) -> Arrays:
+    """Build the decoder's inputs.
 
     Args:
-        embedding_1CHW: float32 [1, C, S/16, S/16].
+        maps: float32, by name; the first is [1, C, S/16, S/16].
         prompts: N prompts, pixels of the resized image.
         original_hw: size of the masks that are asked for.
     """
-    side, earlier = 4 * embedding_1CHW.shape[-1], prompts.mask_input_Nhw
+    side, earlier = 4 * next(iter(maps.values())).shape[-1], prompts.mask_input_Nhw
     mask_input = np.zeros((1, 1, side, side), dtype=np.float32) if earlier is None else earlier[:, None]
     return {
-        "image_embeddings": embedding_1CHW,
+        **maps,
         "point_coords": prompts.coords_NP2,
         "point_labels": prompts.labels_NP.astype(np.float32),
         "mask_input": mask_input,
@@ -135,7 +144,8 @@ class OpenvinoPredictor(GraphPredictor):
         threads = threads or find_thread_limit()
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        graphs = {part: _read_graph(core, file, *READ_PORTS[part]) for part, file in model.parts.items()}
+        ports = _list_read_ports(metadata.interface)
+        graphs = {part: _read_graph(core, file, *ports[part]) for part, file in model.parts.items()}
         # What is embedded here has the model's size already, so what would fit it in falls away.
         graphs[ENCODER].reshape([1, 3, metadata.image_size, metadata.image_size])
         for result in graphs[
@@ -147,7 +157,7 @@ class OpenvinoPredictor(GraphPredictor):
             part: partial(
                 _run_openvino,
                 _compile(core, graph, device, settings),
-                READ_PORTS[part][1],
+                ports[part][1],
                 in_place=part == DECODER,
             )
             for part, graph in graphs.items()
@@ -228,9 +238,9 @@ class OnnxPredictor(GraphPredictor):
 
     def __init__(self, model: ExportedModel, *, threads: int | None = None, multimask: str | None = None) -> None:
         metadata = read_metadata(model)
+        ports = _list_read_ports(metadata.interface)
         run = {
-            part: partial(_run_onnx, _open_session(file, threads), READ_PORTS[part][1])
-            for part, file in model.parts.items()
+            part: partial(_run_onnx, _open_session(file, threads), ports[part][1]) for part, file in model.parts.items()
         }
         super().__init__(model, metadata, run, multimask)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vpexp.data.geometry import normalize_and_pad, resize_image, scale_points
+from vpexp.data.geometry import scale_points
 from vpexp.data.masks import compute_area, compute_box, decode_rle
 from vpexp.data.prompts import Prompts
 from vpexp.data.tiles import Tiling
@@ -73,8 +73,7 @@ def _search(
     embedding: ImageEmbedding,
 ) -> tuple[Prompts, Segmentation]:
     """Find the objects of an encoded image; each prompt is a box, and the point in its middle."""
-    size = predictor.image_size
-    image_13SS = normalize_and_pad(resize_image(image_HW3, size), size)[None]
+    image_13SS = predictor.prepare(image_HW3)[None]
     boxes_K4, scores_K = _find_boxes(model, image_13SS, embedding, max(threshold, LOWEST_SCORE))
     middles_K12 = (boxes_K4[:, None, :2] + boxes_K4[:, None, 2:]) / np.float32(2)
     prompts = build_prompts(boxes_K4, middles_K12, None)

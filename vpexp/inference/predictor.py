@@ -16,10 +16,11 @@ from PIL import Image
 
 from vpexp.data.annotations import Region, Rle
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image, scale_points
+from vpexp.data.interface import SAM, STRETCH, Interface
 from vpexp.data.masks import encode_mask, find_region
-from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts, find_ambiguous, prompts_from_boxes
+from vpexp.data.prompts import POINT_IN, POINT_OUT, Prompts, find_ambiguous, find_unstable, prompts_from_boxes
 from vpexp.inference.mask_crops import MaskCrops
-from vpexp.inference.upscaling import plan_upscaling
+from vpexp.inference.upscaling import Upscaling, plan_upscaling
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +41,7 @@ class ImageEmbedding:
     """An encoded image.
 
     Attributes:
-        features: the backend's own array, [1, 256, S/16, S/16].
+        features: the backend's own form of the maps.
         original_hw: size of the image as it came.
         resized_hw: its size inside the model's padded square.
     """
@@ -123,19 +124,21 @@ class Predictor(ABC):
         image_size: side S of the model's square input, pixels.
         multimask: which prompts are answered by the best of three masks: ``auto``, ``always`` or ``never``; see
             ``find_ambiguous``.
+        interface: how the model's family takes images and answers.
 
     Attributes:
         instances: finds and names objects without prompts; None where the model has not learnt to.
     """
 
-    def __init__(self, image_size: int, multimask: str) -> None:
+    def __init__(self, image_size: int, multimask: str, interface: Interface = SAM) -> None:
         self.image_size = image_size
         self.multimask = multimask
+        self.interface = interface
         self.instances: InstanceModel | None = None
 
     @abstractmethod
     def _encode(self, input_3SS: NDArray[np.float32]) -> Any:
-        """Encode a normalised and padded image to the backend's own array [1, C, S/16, S/16]."""
+        """Encode a prepared image to the backend's own form of its maps."""
 
     @abstractmethod
     def _adopt(self, embedding_CHW: NDArray[Any]) -> Any:
@@ -149,14 +152,25 @@ class Predictor(ABC):
         """Encode an RGB image: uint8 [H, W, 3], any size; ValueError for anything else."""
         check_image(image_HW3)
         original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
-        features = self._encode(normalize_and_pad(resize_image(image_HW3, self.image_size), self.image_size))
-        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.image_size))
+        return ImageEmbedding(self._encode(self.prepare(image_HW3)), original_hw, self._compute_resized(original_hw))
+
+    def prepare(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Make an RGB image the model's input [3, S, S]: resized, normalised, then padded where the family pads."""
+        return normalize_and_pad(resize_image(image_HW3, self.image_size, self.interface.resize), self.image_size)
+
+    def _compute_resized(self, original_hw: tuple[int, int]) -> tuple[int, int]:
+        return compute_resized_size(*original_hw, self.image_size, self.interface.resize)
 
     def restore(self, embedding_CHW: NDArray[Any], original_hw: tuple[int, int]) -> ImageEmbedding:
         """Take up an embedding [C, S/16, S/16] that this model's encoder made before."""
-        return ImageEmbedding(
-            self._adopt(embedding_CHW), original_hw, compute_resized_size(*original_hw, self.image_size)
-        )
+        return ImageEmbedding(self._adopt(embedding_CHW), original_hw, self._compute_resized(original_hw))
+
+    def plan_upscaling(self, embedding: ImageEmbedding) -> Upscaling:
+        """Plan how low-resolution logits become masks of an image, as the family's official code does it."""
+        low_res_size = self.image_size // 4
+        if self.interface.resize == STRETCH:  # at once, not by way of the model's input
+            return plan_upscaling(low_res_size, low_res_size, (low_res_size, low_res_size), embedding.original_hw)
+        return plan_upscaling(low_res_size, self.image_size, embedding.resized_hw, embedding.original_hw)
 
     def decode_prompts(
         self, embedding: ImageEmbedding, prompts: Prompts, *, multimask: bool | None = None
@@ -166,8 +180,8 @@ class Predictor(ABC):
         Args:
             embedding: of the image.
             prompts: pixels of the original image.
-            multimask: True: three masks a prompt, those of mask tokens 1 to 3; False: that of token 0; None: one a prompt, by
-                the rule ``multimask`` of this predictor.
+            multimask: True: three masks a prompt, those of mask tokens 1 to 3; False: that of token 0 (of SAM 2 where it is
+                stable); None: one a prompt, by the rule ``multimask`` of this predictor.
         """
         low_res_size, (height, width) = self.image_size // 4, embedding.original_hw
         check_mask_input(prompts, low_res_size)
@@ -176,7 +190,7 @@ class Predictor(ABC):
         iou = np.zeros((len(prompts), kept), dtype=np.float32)
         low_res = np.zeros((len(prompts), kept, low_res_size, low_res_size), dtype=np.float32)
         regions: list[Region] = []
-        upscaling = plan_upscaling(low_res_size, self.image_size, embedding.resized_hw, embedding.original_hw)
+        upscaling = self.plan_upscaling(embedding)
         chunk = max(1, CHUNK_PIXELS // self.image_size**2)
         for start in range(0, len(prompts), chunk):
             part = slice(start, start + chunk)
@@ -184,7 +198,7 @@ class Predictor(ABC):
             coords_nP2 = scale_points(some.coords_NP2, embedding.original_hw, embedding.resized_hw)
             resized = Prompts(coords_nP2, some.labels_NP, some.mask_input_Nhw)
             logits_n4hw, iou_n4 = self._run_decoder(embedding, resized)
-            ambiguous_n = find_ambiguous(some.labels_NP, some.mask_input_Nhw is not None, self.multimask)
+            ambiguous_n = self._find_ambiguous(some, logits_n4hw, multimask)
             tokens_nk = _choose_tokens(iou_n4, ambiguous_n, multimask)
             iou[part] = np.take_along_axis(iou_n4, tokens_nk, axis=1)
             low_res[part] = logits_n4hw[np.arange(len(some))[:, None], tokens_nk]
@@ -195,9 +209,19 @@ class Predictor(ABC):
             if region.area:
                 np.greater(upscaling.upscale(own_hw, region), 0, out=mask_HW[region.slices])
             regions.append(region)
+        if (limit := self.interface.logit_limit) is not None:
+            np.clip(low_res, -limit, limit, out=low_res)
         if multimask:
             return Prediction(masks, iou, low_res, regions)
         return Prediction(masks[:, 0], iou[:, 0], low_res[:, 0], regions)
+
+    def _find_ambiguous(self, prompts: Prompts, logits_n4hw: NDArray[Any], multimask: bool | None) -> NDArray[np.bool_]:
+        """Find the prompts that are answered by the best of three masks: bool [n]."""
+        rule = self.multimask if multimask is None else "never"
+        ambiguous_n: NDArray[np.bool_] = find_ambiguous(prompts.labels_NP, prompts.mask_input_Nhw is not None, rule)
+        if self.interface.dynamic_multimask and self.multimask != "never":
+            ambiguous_n = ambiguous_n | find_unstable(logits_n4hw[:, 0])
+        return ambiguous_n
 
     def decode(
         self,
@@ -224,7 +248,7 @@ def _choose_tokens(iou_n4: NDArray[Any], ambiguous_n: NDArray[np.bool_], multima
     if multimask:
         return np.tile(np.arange(1, 4), (len(iou_n4), 1))
     best_n = 1 + iou_n4[:, 1:].argmax(axis=1)
-    return np.where(ambiguous_n & (multimask is None), best_n, 0)[:, None]
+    return np.where(ambiguous_n, best_n, 0)[:, None]
 
 
 def check_image(image_HW3: Any) -> None:

@@ -20,7 +20,7 @@ from vpexp.data.annotations import Rle
 from vpexp.data.masks import choose_distinct, compute_area, compute_box, decode_rle, encode_mask
 from vpexp.data.prompts import Prompts, prompts_from_points
 from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
-from vpexp.inference.upscaling import Upscaling, plan_upscaling
+from vpexp.inference.upscaling import Upscaling
 
 if TYPE_CHECKING:
     from vpexp.config.schema import PredictConfig
@@ -127,8 +127,7 @@ def segment_grid(
         filters: which masks are kept.
         advance: called after each chunk with how many points it had.
     """
-    low_res_size = predictor.image_size // 4
-    upscaling = plan_upscaling(low_res_size, predictor.image_size, embedding.resized_hw, embedding.original_hw)
+    upscaling = predictor.plan_upscaling(embedding)
     multimask = None if predictor.multimask == "never" else True
 
     def decode() -> Iterator[tuple[int, Prediction]]:

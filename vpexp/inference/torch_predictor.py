@@ -25,7 +25,7 @@ class TorchPredictor(Predictor):
     """
 
     def __init__(self, sam: Sam, multimask: str = "auto") -> None:
-        super().__init__(sam.image_size, multimask)
+        super().__init__(sam.image_size, multimask, sam.interface)
         self.sam = sam
 
     @property

@@ -73,7 +73,7 @@ class Attention(nn.Module):
         queries_NATD = self._scale(self._split_heads(self.q_proj(query_NTC)))
         position_keys_1ALD = self._split_heads(self.k_proj(positions_1LC))
         absorbed_NQC = (queries_NATD @ self._get_head_matrices(self.k_proj)).flatten(1, 2)
-        scores_NQL = _add_product(
+        scores_NQL = add_product(
             _score(queries_NATD, position_keys_1ALD).flatten(1, 2), absorbed_NQC, image_NLC.transpose(1, 2)
         )
         mixed_NATC = torch.unflatten(scores_NQL.softmax(dim=-1) @ image_NLC, 1, (self.heads, -1))
@@ -88,7 +88,7 @@ class Attention(nn.Module):
         keys_NATD = self._scale(self._split_heads(self.k_proj(key_NTC)))
         weights_NQL = self._weigh_tokens(_score(keys_NATD, queries_MALD), token_mask_NT)
         base_MLC = image.hand_out(image.features_MLC + self.out_proj.bias)
-        return _add_product(base_MLC, weights_NQL.transpose(1, 2), self._project_values(value_NTC))
+        return add_product(base_MLC, weights_NQL.transpose(1, 2), self._project_values(value_NTC))
 
     def from_image_to_tokens(
         self,
@@ -102,13 +102,13 @@ class Attention(nn.Module):
         position_queries_1ALD = self._split_heads(self.q_proj(positions_1LC))
         keys_NATD = self._scale(self._split_heads(self.k_proj(key_NTC)))
         absorbed_NQC = (keys_NATD @ self._get_head_matrices(self.q_proj)).flatten(1, 2)
-        scores_NQL = _add_product(
+        scores_NQL = add_product(
             _score(keys_NATD, position_queries_1ALD).flatten(1, 2), absorbed_NQC, image_NLC.transpose(1, 2)
         )
         weights_NQL = self._weigh_tokens(torch.unflatten(scores_NQL, 1, (self.heads, -1)), token_mask_NT)
         # The weights of a head sum to 1: a bias in the values of one head is added once.
         values_NQC = self._project_values(value_NTC, bias=self.out_proj.bias)
-        return _add_product(image_NLC, weights_NQL.transpose(1, 2), values_NQC)
+        return add_product(image_NLC, weights_NQL.transpose(1, 2), values_NQC)
 
     def _split_heads(self, tokens_XTC: Tensor) -> Tensor:
         return torch.unflatten(tokens_XTC, -1, (self.heads, -1)).transpose(1, 2)
@@ -169,7 +169,7 @@ def _is_shared(keys_MALD: Tensor) -> bool:
     return not is_exporting() and keys_MALD.shape[0] == 1
 
 
-def _add_product(base: Tensor, left_NXK: Tensor, right_NKY: Tensor) -> Tensor:
+def add_product(base: Tensor, left_NXK: Tensor, right_NKY: Tensor) -> Tensor:
     """Compute ``base + left @ right``; in one pass over memory, unless that would round the base to half precision."""
     device = base.device.type
     if is_exporting() or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):

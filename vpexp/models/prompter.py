@@ -11,11 +11,13 @@ Legend: B images, C channels of the embedding, E = S/16 its cells a side, G = S/
 K boxes, F features.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpexp.models.registry import STRIDE
+from vpexp.data.interface import STRIDE
 
 LARGE = 512
 """Side of the model's input above which the head's cells have 8 pixels a side: 256 x 256 cells would take four times as long."""
@@ -51,7 +53,7 @@ class Prompter(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"channels": channels, "cell": cell, "width": width, "depth": depth, "limit": limit}
-        self.settings = {**sizes, "dropout": dropout}
+        self.settings: dict[str, Any] = {**sizes, "dropout": dropout}
         self.cell, self.limit = cell, limit
         fine = width // 4
         self.trunk = nn.Sequential(
@@ -89,6 +91,7 @@ class Prompter(nn.Module):
 
     def compute_features(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> Tensor:
         """Compute what the maps are made of: [B, F, G, G]."""
+        embeddings_BCEE = embeddings_BCEE[:, : self.settings["channels"]]  # finer maps may follow
         pixels_BFGG = self.pixels(F.avg_pool2d(images_B3SS, self.cell // REDUCTION))
         features_BFGG: Tensor = self.last(self.mix(torch.cat([self.trunk(embeddings_BCEE), pixels_BFGG], dim=1)))
         return features_BFGG

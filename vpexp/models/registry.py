@@ -1,11 +1,12 @@
 """The models that vpexp knows by name, and how each is built.
 
 Each builder takes the side of the square model input (a multiple of 16 pixels) and returns a ``Sam`` with random
-weights in eval mode.
+weights in eval mode. Families of models with a file of their own are named in ``_FAMILIES``.
 """
 
 import difflib
 import fnmatch
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +14,13 @@ from typing import TypeVar
 
 from torch import nn
 
+from vpexp.data.interface import STRIDE
 from vpexp.errors import ConfigError
 from vpexp.models.mask_decoder import MaskDecoder
 from vpexp.models.prompt_encoder import PromptEncoder
 from vpexp.models.sam import Sam
 from vpexp.models.tiny_vit import TinyViT
 from vpexp.models.vit import ImageEncoderViT
-
-STRIDE = 16
-"""Pixels of the model input to one cell of the image embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +61,17 @@ class ModelInfo:
     @property
     def target(self) -> str:
         """The builder's dotted name, as ``model._target_`` has it."""
-        return f"{__name__}.{PREFIX}{self.name}"
+        return f"{self.build.__module__}.{PREFIX}{self.name}"
 
 
 _MODELS: dict[str, ModelInfo] = {}
+_FAMILIES = ("vpexp.models.sam2",)
 PREFIX = "build_"
 
 _Build = TypeVar("_Build", bound=Callable[..., Sam])
 
 
-def _register(recipe: str, weights: WeightsFile | None) -> Callable[[_Build], _Build]:
+def register(recipe: str, weights: WeightsFile | None) -> Callable[[_Build], _Build]:
     """Make a model known by the name of its builder, ``build_<name>``, with the default ``image_size`` of that."""
 
     def register(build: _Build) -> _Build:
@@ -83,7 +83,7 @@ def _register(recipe: str, weights: WeightsFile | None) -> Callable[[_Build], _B
     return register
 
 
-@_register(
+@register(
     "MobileSAM: TinyViT-5M encoder, SAM mask decoder",
     WeightsFile(
         filename="mobile_sam.pt",
@@ -103,7 +103,7 @@ def build_sam_tiny_vit(image_size: int = 1024) -> Sam:
     return _build_sam(encoder, image_size, MaskDecoder())
 
 
-@_register(
+@register(
     "Segment Anything: ViT-B encoder, SAM mask decoder",
     WeightsFile(
         filename="sam_vit_b_01ec64.pth",
@@ -113,14 +113,14 @@ def build_sam_tiny_vit(image_size: int = 1024) -> Sam:
 )
 def build_sam_vit_b(image_size: int = 1024) -> Sam:
     """Build SAM with the ViT-B encoder."""
-    _check_image_size(image_size)
+    check_image_size(image_size)
     encoder = ImageEncoderViT(
         image_size=image_size, channels=768, depth=12, heads=12, window_size=14, global_attention_blocks=(2, 5, 8, 11)
     )
     return _build_sam(encoder, image_size, MaskDecoder())
 
 
-@_register(
+@register(
     "small SAM for 256 px: narrow TinyViT encoder, SAM mask decoder, trained on 718 photographs and on drawn images",
     WeightsFile(
         filename="sam_micro.safetensors",
@@ -146,10 +146,10 @@ def build_sam_micro(image_size: int = 256) -> Sam:
     return _build_sam(encoder, image_size, MaskDecoder())
 
 
-@_register("random SAM of a few thin layers for tests", None)
+@register("random SAM of a few thin layers for tests", None)
 def build_sam_debug(image_size: int = 64) -> Sam:
     """Build a SAM of a few thin layers that runs in milliseconds: one windowed block, one global, SAM's interface."""
-    _check_image_size(image_size)
+    check_image_size(image_size)
     encoder = ImageEncoderViT(
         image_size=image_size, channels=32, depth=2, heads=2, window_size=3, global_attention_blocks=(1,)
     )
@@ -157,20 +157,31 @@ def build_sam_debug(image_size: int = 64) -> Sam:
 
 
 def _build_sam(encoder: nn.Module, image_size: int, mask_decoder: MaskDecoder) -> Sam:
-    _check_image_size(image_size)
+    check_image_size(image_size)
     prompt_encoder = PromptEncoder(image_size=image_size, embedding_size=image_size // STRIDE)
     return Sam(encoder, prompt_encoder, mask_decoder).eval()
 
 
-def _check_image_size(image_size: int) -> None:
-    if image_size < STRIDE or image_size % STRIDE:
-        lower = max(image_size // STRIDE * STRIDE, STRIDE)
-        raise ConfigError(f"model.image_size={image_size}: must be a multiple of {STRIDE}, e.g. {lower}")
+def check_image_size(image_size: int, multiple: int = STRIDE) -> None:
+    """Check the side of a model's input.
+
+    Raises:
+        ConfigError: it is no multiple of ``multiple``.
+    """
+    if image_size < multiple or image_size % multiple:
+        lower = max(image_size // multiple * multiple, multiple)
+        raise ConfigError(f"model.image_size={image_size}: must be a multiple of {multiple}, e.g. {lower}")
+
+
+def _get_models() -> dict[str, ModelInfo]:
+    for family in _FAMILIES:
+        importlib.import_module(family)  # its builders register themselves
+    return _MODELS
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """List the names of the models that match a shell pattern."""
-    return [name for name in _MODELS if fnmatch.fnmatch(name, pattern)]
+    return [name for name in _get_models() if fnmatch.fnmatch(name, pattern)]
 
 
 def get_model_info(name: str) -> ModelInfo:
@@ -179,11 +190,12 @@ def get_model_info(name: str) -> ModelInfo:
     Raises:
         ConfigError: No model has this name; the message gives the closest ones.
     """
-    if name in _MODELS:
-        return _MODELS[name]
-    closest = difflib.get_close_matches(name, _MODELS, n=1, cutoff=0.3)
+    models = _get_models()
+    if name in models:
+        return models[name]
+    closest = difflib.get_close_matches(name, models, n=1, cutoff=0.3)
     hint = f"did you mean '{closest[0]}'? " if closest else ""
-    raise ConfigError(f"unknown model '{name}': {hint}known: {', '.join(_MODELS)}")
+    raise ConfigError(f"unknown model '{name}': {hint}known: {', '.join(models)}")
 
 
 def refuse_exported_model(image_size: int) -> Sam:

@@ -5,14 +5,17 @@ h w rows and columns of the low-resolution masks (S/4), H W rows and columns (of
 original image's), M masks given (1 or N).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpexp.data.interface import FIT, SAM, STRETCH, EmbeddingMap, Interface, to_depth
 from vpexp.models.cross_attention import is_exporting
-from vpexp.models.mask_decoder import ONE_MASK, MaskDecoder
+from vpexp.models.mask_decoder import ONE_MASK, Detail, MaskDecoder
 from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
 
 LOW_RES_STRIDE = 4
@@ -50,13 +53,34 @@ def choose_tokens(iou_N4: Tensor, ambiguous_N: Tensor) -> Tensor:
 
 
 class Sam(nn.Module):
-    """Segment Anything; the names of its parameters are those of the official checkpoints."""
+    """Segment Anything; the names of its parameters are those of the official checkpoints.
+
+    Attributes:
+        completes_boxes: whether a prompt with a box gets the learnt "not a point" token too, which SAM gives to others only.
+        left_out: entries of the official file that images need not, kept to be written back.
+    """
+
+    completes_boxes = False
 
     def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.left_out: dict[str, Tensor] = {}
+
+    def adopt_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the entries of an official file, under the names used here; what is not needed is kept in ``left_out``."""
+        return dict(state)
+
+    def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Build what an official file holds from entries under the names used here, and from ``left_out``."""
+        return dict(state)
+
+    @property
+    def interface(self) -> Interface:
+        """What everything around the model has to know."""
+        return Interface((EmbeddingMap(SAM.names[0], self.map_channels),))
 
     @property
     def image_size(self) -> int:
@@ -69,14 +93,29 @@ class Sam(nn.Module):
         return self.prompt_encoder.embedding_size
 
     @property
-    def embedding_channels(self) -> int:
-        """Channels C of the image embedding."""
+    def map_channels(self) -> int:
+        """Channels of the map that prompts attend to, the first of the image embedding."""
         return self.prompt_encoder.no_mask_embed.embedding_dim
 
+    @property
+    def embedding_channels(self) -> int:
+        """Channels C of the image embedding, that of all maps together."""
+        return self.interface.channels
+
+    def encode_maps(self, images_B3SS: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of ``interface`` of float images: resized, normalised, then padded with zeros where they are."""
+        maps = self.image_encoder(images_B3SS)
+        return maps if isinstance(maps, tuple) else (maps,)
+
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
-        """Compute image embeddings [B, C, S/16, S/16] of float images: resized, normalised, then padded with zeros."""
-        embeddings_BCHW: Tensor = self.image_encoder(images_B3SS)
-        return embeddings_BCHW
+        """Compute image embeddings [B, C, S/16, S/16], which hold all maps, see ``vpexp.data.interface``."""
+        return self.pack(self.encode_maps(images_B3SS))
+
+    def pack(self, maps: Sequence[Tensor]) -> Tensor:
+        """Put the maps of images together to embeddings [B, C, S/16, S/16]."""
+        if len(maps) == 1:
+            return maps[0]
+        return torch.cat([to_depth(one, array) for one, array in zip(self.interface.maps, maps, strict=True)], dim=1)
 
     def decode(  # noqa: PLR0917 (two of them are optional)
         self,
@@ -94,19 +133,27 @@ class Sam(nn.Module):
         ``image_index_N`` int64 names each prompt's image. ``point_coords_NP2`` are pixels of the resized image;
         ``point_labels_NP`` are 1 inside, 0 outside, 2 and 3 the box's top left and bottom right corner, -1 no point
         (fills prompts of fewer points up, and changes nothing). As in the official code, a prompt without a box
-        also gets the learnt "not a point" token, and a prompt with a box does not. ``mask_input_M1HW`` are logits
+        also gets the learnt "not a point" token, and one with a box where ``completes_boxes``. ``mask_input_M1HW`` are logits
         [M, 1, S/4, S/4] of an earlier mask, M = 1 or N; with ``has_mask_N`` (bool, M is N then) those of other prompts
         do not count. N may be 0. ``masks`` says which of the four mask tokens become masks.
         """
         dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
         if has_mask_N is not None:
             dense_MCHW = torch.where(has_mask_N[:, None, None, None], dense_MCHW, self.prompt_encoder.embed_masks(None))
+        index = image_index_N if embeddings_BCHW.shape[0] > 1 else None
+        features_BCHW, detail = self.split(embeddings_BCHW, index)
         if dense_MCHW.shape[0] == 1 and has_mask_N is None:
-            index = image_index_N if embeddings_BCHW.shape[0] > 1 else None
-            image_MCHW = embeddings_BCHW + dense_MCHW
-            return self.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, index, masks=masks)
-        image_MCHW = embeddings_BCHW[image_index_N] + dense_MCHW
-        return self.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, masks=masks)
+            image_MCHW = features_BCHW + dense_MCHW
+            return self.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, index, detail=detail, masks=masks)
+        image_MCHW = features_BCHW[image_index_N] + dense_MCHW
+        return self.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, detail=detail, masks=masks)
+
+    def split(self, embeddings_BCHW: Tensor, image_index_N: Tensor | None = None) -> tuple[Tensor, Detail | None]:
+        """Take embeddings apart: the map that prompts attend to, and what is finer; ``image_index_N`` as in ``decode_points``."""
+        if embeddings_BCHW.shape[1] == self.map_channels:
+            return embeddings_BCHW, None
+        features_BCHW, finer_BXHW = embeddings_BCHW[:, : self.map_channels], embeddings_BCHW[:, self.map_channels :]
+        return features_BCHW, Detail(finer_BXHW, image_index_N)
 
     def decode_points(
         self,
@@ -115,18 +162,20 @@ class Sam(nn.Module):
         point_labels_NP: Tensor,
         image_index_N: Tensor | None = None,
         *,
+        detail: Detail | None = None,
         masks: slice = ONE_MASK,
     ) -> DecodedMasks:
         """Decode points and boxes on embeddings to which the embedded mask was added.
 
-        Without ``image_index_N`` there is one image that all prompts share, or one for each prompt. The other arguments and
-        the result are those of ``decode``.
+        Without ``image_index_N`` there is one image that all prompts share, or one for each prompt. ``detail`` is what is finer than
+        these embeddings. The other arguments and the result are those of ``decode``.
         """
-        pad, use_mask = _plan_padding(point_labels_NP)
+        pad, use_mask = self._plan_padding(point_labels_NP)
         if pad:
-            # The token joins every prompt, and is masked out where a box is given.
-            has_box_N1 = (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1, keepdim=True)
-            attended_NP = torch.cat([point_labels_NP != NOT_A_POINT, ~has_box_N1], dim=1)
+            # The token joins every prompt, and is masked out where it must not count.
+            has_box_N = _find_boxes(point_labels_NP)
+            takes_token_N = torch.ones_like(has_box_N) if self.completes_boxes else ~has_box_N
+            attended_NP = torch.cat([point_labels_NP != NOT_A_POINT, takes_token_N[:, None]], dim=1)
             point_coords_NP2 = F.pad(point_coords_NP2, (0, 0, 0, 1))
             point_labels_NP = F.pad(point_labels_NP, (0, 1), value=NOT_A_POINT)
         else:
@@ -138,51 +187,69 @@ class Sam(nn.Module):
             prompts_NPC,
             attended_NP if use_mask else None,
             image_index_N,
+            detail=detail,
             masks=masks,
         )
         return DecodedMasks(logits_NKHW, iou_NK)
 
+    def _plan_padding(self, point_labels_NP: Tensor) -> tuple[bool, bool]:
+        """Return whether the padding token is needed at all, and whether any token must be masked.
 
-def _plan_padding(point_labels_NP: Tensor) -> tuple[bool, bool]:
-    """Return whether the padding token is needed at all, and whether any token must be masked.
+        Attention without a mask is faster, so batches of boxes only, or of points only, take the short way. A graph that
+        is being exported must serve both, and may not look at the labels.
+        """
+        if is_exporting():
+            return True, True
+        has_filling = bool((point_labels_NP == NOT_A_POINT).any())
+        if self.completes_boxes:
+            return True, has_filling
+        has_box_N = _find_boxes(point_labels_NP)
+        all_boxes, some_boxes = bool(has_box_N.all()), bool(has_box_N.any())
+        return not all_boxes, has_filling or (some_boxes and not all_boxes)
 
-    Attention without a mask is faster, so batches of boxes only, or of points only, take the short way. A graph that
-    is being exported must serve both, and may not look at the labels.
-    """
-    if is_exporting():
-        return True, True
-    has_box_N = (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1)
-    has_filling = bool((point_labels_NP == NOT_A_POINT).any())
-    all_boxes, some_boxes = bool(has_box_N.all()), bool(has_box_N.any())
-    return not all_boxes, has_filling or (some_boxes and not all_boxes)
+
+def _find_boxes(point_labels_NP: Tensor) -> Tensor:
+    """Find the prompts that have a box: bool [N]."""
+    return (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1)
 
 
 def upscale_logits(
-    low_res_N1hw: Tensor, *, image_size: int, resized_hw: tuple[int, int], original_hw: tuple[int, int]
+    low_res_N1hw: Tensor,
+    *,
+    image_size: int,
+    resized_hw: tuple[int, int],
+    original_hw: tuple[int, int],
+    resize: str = FIT,
 ) -> Tensor:
-    """Bring logits of the padded model input to the original image, as the official post-processing does.
+    """Bring logits of the model's input to the original image, as the official post-processing does.
 
-    Bilinear to the model's input size, padding cut off, bilinear to the original size. Returns logits [N, H, W].
+    Bilinear to the model's input size, padding cut off, bilinear to the original size; where the image was stretched, at once.
+    Returns logits [N, H, W].
     """
     if is_exporting():
-        rows_Hh = _interpolate_identity(low_res_N1hw, image_size, resized_hw[0], original_hw[0])
-        columns_Ww = _interpolate_identity(low_res_N1hw, image_size, resized_hw[1], original_hw[1])
+        cut_hw: tuple[int | None, ...] = (None, None) if resize == STRETCH else resized_hw
+        rows_Hh, columns_Ww = (
+            _interpolate_identity(low_res_N1hw, image_size, cut, original)
+            for cut, original in zip(cut_hw, original_hw, strict=True)
+        )
         return rows_Hh @ low_res_N1hw[:, 0] @ columns_Ww.transpose(0, 1)
-    logits = enlarge_to_input(low_res_N1hw, resized_hw)
+    logits = low_res_N1hw if resize == STRETCH else enlarge_to_input(low_res_N1hw, resized_hw)
     logits = F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)
     return logits[:, 0]
 
 
-def _interpolate_identity(low_res_N1hw: Tensor, image_size: int, resized: int, original: int) -> Tensor:
-    """Write both interpolations of one axis, and the cut between them, as one matrix [original, S/4].
+def _interpolate_identity(low_res_N1hw: Tensor, image_size: int, resized: int | None, original: int) -> Tensor:
+    """Write both interpolations of one axis, and the cut between them, as one matrix [original, S/4]; None: there is but one.
 
     Interpolation is linear and treats the axes one after the other, so it is a product with a matrix for each axis: that of
     the identity. In an exported graph two products take a fifth of the time of two interpolations of large masks.
     """
     side = image_size // LOW_RES_STRIDE
     identity_11hh = torch.eye(side, dtype=low_res_N1hw.dtype)[None, None]
-    enlarged = F.interpolate(identity_11hh, (image_size, side), mode="bilinear", align_corners=False)
-    cut = enlarged[:, :, :resized]
+    cut = identity_11hh
+    if resized is not None:
+        enlarged = F.interpolate(identity_11hh, (image_size, side), mode="bilinear", align_corners=False)
+        cut = enlarged[:, :, :resized]
     return F.interpolate(cut, (original, side), mode="bilinear", align_corners=False)[0, 0]
 
 

@@ -1,7 +1,7 @@
 """Files of trained weights: finding, reading, writing and naming them.
 
-Files hold a flat state dict under the names of the official packages (segment_anything, MobileSAM), as ``.pth`` or
-``.pt`` (a pickle of tensors only) or ``.safetensors``, in any floating-point type.
+Files hold a state dict under the names of the official packages (segment_anything, MobileSAM, sam2), flat or under ``model``, as
+``.pth`` or ``.pt`` (a pickle of tensors only) or ``.safetensors``, in any floating-point type.
 """
 
 import hashlib
@@ -82,15 +82,18 @@ def resolve_weights(
 def load_weights(sam: Sam, path: str | os.PathLike[str]) -> None:
     """Load a weights file into a model: every entry must fit, none may be missing or left over.
 
-    Two things are bridged: position embeddings made for another image size are interpolated, and the classification
-    head in ``mobile_sam.pt`` is left out.
+    Three things are bridged: position embeddings made for another image size are interpolated, the classification
+    head in ``mobile_sam.pt`` is left out, and so are the parts of SAM 2 that only videos need (``Sam.left_out``).
 
     Raises:
         WeightsError: The file cannot be read, or does not fit the model; the message names the entries and the
             model that the file looks like.
     """
     path = Path(path)
-    state = _read_state(path)
+    state = sam.adopt_official(_read_state(path))
+    if sam.left_out:
+        parts = sorted({name.split(".")[0] for name in sam.left_out})
+        _logger.info("%s: left out %s: an image needs them not", path.name, ", ".join(parts))
     if isinstance(sam.image_encoder, TinyViT):
         left_out = sorted(UNUSED_KEYS & state.keys())
         if left_out:
@@ -150,8 +153,11 @@ def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | No
     state = {key: tensor.detach().cpu() for key, tensor in sam.state_dict().items()}
     if isinstance(sam.image_encoder, TinyViT):
         state |= {f"image_encoder.{key}": tensor for key, tensor in sam.image_encoder.build_unused_head().items()}
+    content = sam.to_official(state)
+    state = content.get("model", content)
     if dtype is not None:
-        state = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        for key, tensor in state.items():
+            state[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         if path.suffix == ".safetensors":
@@ -159,7 +165,7 @@ def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | No
             safetensors.torch.save_file(contiguous, draft, metadata={"format": "pt"})
         else:
             with draft.open("wb") as file:  # one that torch opens stays open after an error, and a full disk full
-                torch.save(state, file)
+                torch.save(content, file)
     return path
 
 
@@ -179,9 +185,10 @@ def identify_model(state: Mapping[str, Tensor]) -> str | None:
     for name in list_models():
         info = get_model_info(name)
         with torch.device("meta"):
-            expected = info.build(info.image_size).state_dict()
+            sam = info.build(info.image_size)
+        expected, own = sam.state_dict(), sam.adopt_official({key: state[key] for key in keys})
         # Numbers of positions depend on the image size, so the last axis decides.
-        if keys == expected.keys() and all(state[key].shape[-1:] == expected[key].shape[-1:] for key in keys):
+        if own.keys() == expected.keys() and all(own[key].shape[-1:] == expected[key].shape[-1:] for key in own):
             return name
     return next((layout for key, layout in _FOREIGN_LAYOUTS.items() if key in state), None)
 
@@ -198,6 +205,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         # The libraries' own messages are long, and torch's tells how to load unsafely.
         message = f"{path} cannot be read ({type(error).__name__}): damaged, or not a file of tensors only"
         raise WeightsError(message) from error
+    if isinstance(content, dict) and content.keys() == {"model"} and isinstance(content["model"], dict):
+        content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         entries = _shorten(content) if isinstance(content, dict) else type(content).__name__
         raise WeightsError(f"{path} holds no flat state dict of weights but {entries}: a checkpoint of a training run?")
@@ -239,7 +248,7 @@ def _shorten(items: Iterable[object]) -> str:
 
 
 def write_official(sam: Sam, folder: Path, *, halve: bool) -> Path:
-    """Write a model's weights as ``segment-anything`` or MobileSAM take them.
+    """Write a model's weights as ``segment-anything``, MobileSAM or ``sam2`` take them.
 
     Args:
         sam: the model; it is left as it is.
@@ -252,7 +261,7 @@ def write_official(sam: Sam, folder: Path, *, halve: bool) -> Path:
     import torch
 
     path = save_weights(sam, folder / FILE_NAME, torch.float16 if halve else None)
-    written = {name: tensor.clone() for name, tensor in sam.state_dict().items()}
+    written, left_out = {name: tensor.clone() for name, tensor in sam.state_dict().items()}, sam.left_out
     before = compute_state_hash(sam)
     try:
         load_weights(sam, path)
@@ -260,4 +269,5 @@ def write_official(sam: Sam, folder: Path, *, halve: bool) -> Path:
             raise ExportError(f"{path} does not read back as the weights that were written")
     finally:
         sam.load_state_dict(written)
+        sam.left_out = left_out
     return path

@@ -102,8 +102,9 @@ def compute_complexity(name: str, image_size: int | None = None) -> Complexity:
 def _decode_one_box(sam: Sam, embeddings_1CHW: torch.Tensor) -> None:
     # Sam.decode looks at the labels, and on the meta device there are none.
     prompts_12C = sam.prompt_encoder.embed_points(torch.empty(1, 2, 2), torch.empty(1, 2))
-    image_1CHW = embeddings_1CHW + sam.prompt_encoder.embed_masks(None)
-    sam.mask_decoder(image_1CHW, sam.prompt_encoder.compute_image_positions(), prompts_12C, None)
+    features_1CHW, detail = sam.split(embeddings_1CHW)
+    image_1CHW = features_1CHW + sam.prompt_encoder.embed_masks(None)
+    sam.mask_decoder(image_1CHW, sam.prompt_encoder.compute_image_positions(), prompts_12C, None, detail=detail)
 
 
 def _count_parameters(module: nn.Module) -> int:

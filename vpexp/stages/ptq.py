@@ -49,7 +49,7 @@ def run(context: RunContext) -> StageResult:
     source = _find_source(cfg.checkpoint)
     metadata = read_metadata(source)
     dataset = load_configured_dataset(context, ("train",) if cfg.ptq.max_drop is None else ("train", "val"))
-    calibration = _read_calibration_set(context, dataset, metadata.image_size)
+    calibration = _read_calibration_set(context, dataset, metadata)
     # What is written lies aside until it is whole.
     draft = context.folder.path / ".draft"
     shutil.rmtree(draft, ignore_errors=True)
@@ -81,14 +81,15 @@ def _find_source(checkpoint: str | None) -> ExportedModel:
     return model
 
 
-def _read_calibration_set(context: RunContext, dataset: AnnotatedDataset, image_size: int) -> CalibrationSet:
+def _read_calibration_set(context: RunContext, dataset: AnnotatedDataset, metadata: ModelMetadata) -> CalibrationSet:
     cfg = context.cfg
     calibration = read_calibration_set(
         dataset.splits["train"].images,
-        image_size=image_size,
+        image_size=metadata.image_size,
         recipe=context.settings.prompt,
         count=cfg.ptq.subset_size,
         seed=cfg.seed,
+        resize=metadata.interface.resize,
     )
     print_unreadable("train", calibration.unreadable)
     count = len(calibration)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from vpexp.config.schema import PARTS, PromptConfig
 from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import Batch, EvaluationSample, EvaluationSet, TrainingSet, UnreadableImage, collate_training
+from vpexp.data.interface import FIT
 from vpexp.data.loaders import ResumableBatchSampler, build_evaluation_loader
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.embeddings.store import StoredEmbeddings
@@ -242,6 +243,8 @@ class SamFineTuner(pl.LightningModule):
         if self.step_loss.multimask == "never":
             # Hypernetworks other than mask token 0's have no part in a single mask: nothing would train them.
             self.sam.mask_decoder.output_hypernetworks_mlps[THREE_MASKS].requires_grad_(False)
+        for name in self.sam.mask_decoder.unused_parts:
+            getattr(self.sam.mask_decoder, name).requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.sam.parameters()):
             raise ConfigError("model.freeze leaves nothing to train; take one part out of it")
 
@@ -306,6 +309,7 @@ class FineTuningData(pl.LightningDataModule):
         recipe: how prompts are made.
         image_size: S.
         resolution: low, input or original, see ``rasterize_target``.
+        resize: how an image becomes the square, see ``compute_resized_size``.
         batch_size: images a training step, for each process.
         num_workers: processes that read images; 0 reads in the training process.
         seed: fixes order and prompts of every epoch.
@@ -321,12 +325,13 @@ class FineTuningData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        resize: str = FIT,
     ) -> None:
         super().__init__()
         self.num_workers = num_workers
         train_images = with_objects(dataset.splits["train"].images)
         self.training_set = TrainingSet(
-            train_images, image_size=image_size, recipe=recipe, resolution=resolution, seed=seed
+            train_images, image_size=image_size, resize=resize, recipe=recipe, resolution=resolution, seed=seed
         )
         self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
         self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)

@@ -24,11 +24,11 @@ from torch import Tensor
 from vpexp.config.schema import PrompterConfig
 from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import compute_resized_size, normalize_and_pad, scale_boxes
+from vpexp.data.interface import FIT, STRIDE
 from vpexp.data.tiles import Tiling, plan_windows
 from vpexp.evaluation.instances import NONE, compute_best_f1, compute_box_ious, match
 from vpexp.files import replacing
 from vpexp.models.prompter import Prompter
-from vpexp.models.registry import STRIDE
 
 Read = Callable[[ImagePlace], tuple[NDArray[Any], NDArray[np.uint8]]]
 """Gives the embedding [C, E, E] of an image or window, and its pixels: RGB [h, w, 3], resized for the model."""
@@ -71,7 +71,12 @@ class View:
 
 
 def list_views(
-    images: Sequence[AnnotatedImage], tiling: Tiling | None, image_size: int, *, margin: float = 0.0
+    images: Sequence[AnnotatedImage],
+    tiling: Tiling | None,
+    image_size: int,
+    *,
+    margin: float = 0.0,
+    resize: str = FIT,
 ) -> list[View]:
     """List images, or all their tiles, with and without objects.
 
@@ -81,13 +86,14 @@ def list_views(
         image_size: S.
         margin: share of a box's length that each side is moved outwards by: as loose as the boxes that the decoder was taught
             with.
+        resize: how an image becomes the square, see ``compute_resized_size``.
     """
     views = []
     for image in images:
         boxes_N4 = _enlarge(image.boxes_N4, margin)
         for window in plan_windows(tiling, image.height, image.width):
             size = window.bottom - window.top, window.right - window.left
-            resized_hw = compute_resized_size(*size, image_size)
+            resized_hw = compute_resized_size(*size, image_size, resize)
             boxes_n4 = scale_boxes(_clip_boxes(boxes_N4, window), size, resized_hw)
             views.append(View(image.locate(window), boxes_n4, resized_hw))
     return views
@@ -340,7 +346,10 @@ class PrompterTrainer:
 
 
 def read_views(views: Sequence[View], read: Read) -> tuple[Tensor, Tensor]:
-    """Read what the prompter looks at: embeddings float32 [B, C, E, E], and images, normalised and padded [B, 3, S, S]."""
+    """Read what the prompter looks at: embeddings float32 [B, C, E, E], and images, normalised and padded [B, 3, S, S].
+
+    Of an embedding of several maps that is the first.
+    """
     found = [read(view.place) for view in views]
     embeddings_BCEE = np.stack([embedding_CEE for embedding_CEE, _ in found]).astype(np.float32)
     size = embeddings_BCEE.shape[-1] * STRIDE

@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from vpexp.data.batch import Batch
-from vpexp.data.prompts import find_ambiguous
+from vpexp.data.prompts import find_ambiguous, find_unstable
 from vpexp.models.mask_decoder import ALL_MASKS, ONE_MASK, THREE_MASKS
 from vpexp.models.sam import DecodedMasks, Sam, choose_tokens, enlarge_to_input, upscale_logits
 from vpexp.training.clicks import StepPrompts, correct_by_clicks, reduce_targets
@@ -118,7 +118,7 @@ class StepLoss:
         if (draws_nR >= 0).any():
             # Inside the chunk, so that the masks of the rounds do not pile up.
             truths = [truth for part in parts for truth in _reduce_truths(batch, part)]
-            prompts = correct_by_clicks(self._answer(decode), prompts, truths, draws_nR, feed_mask=self.feed_mask)
+            prompts = correct_by_clicks(self._answer(sam, decode), prompts, truths, draws_nR, feed_mask=self.feed_mask)
         decoded, ambiguous_n = decode(prompts), self._find_ambiguous(prompts)
         terms: list[Tensor] = []
         for part, (start, stop) in zip(parts, spans, strict=True):
@@ -148,14 +148,17 @@ class StepLoss:
         ambiguous_n: Tensor = find_ambiguous(prompts.labels_nP, has_mask_n, self.multimask)
         return ambiguous_n
 
-    def _answer(self, decode: Callable[[StepPrompts], DecodedMasks]) -> Callable[[StepPrompts], DecodedMasks]:
+    def _answer(self, sam: Sam, decode: Callable[[StepPrompts], DecodedMasks]) -> Callable[[StepPrompts], DecodedMasks]:
         """Return a function that decodes prompts to one mask each, the one that a user of the model is shown."""
 
         def answer(prompts: StepPrompts) -> DecodedMasks:
             decoded = decode(prompts)
             if self.multimask == "never":
                 return decoded
-            return decoded.pick(choose_tokens(decoded.iou_NK, self._find_ambiguous(prompts)))
+            ambiguous_n = self._find_ambiguous(prompts)
+            if sam.interface.dynamic_multimask:
+                ambiguous_n = ambiguous_n | find_unstable(decoded.low_res_logits_NKHW[:, 0])
+            return decoded.pick(choose_tokens(decoded.iou_NK, ambiguous_n))
 
         return answer
 
@@ -175,7 +178,13 @@ class StepLoss:
         height, width = batch.resized_B2[image].tolist()
         if self.resolution == "input":
             return enlarge_to_input(low_res_n1hw, (height, width))[:, 0]
-        return upscale_logits(low_res_n1hw, image_size=sam.image_size, resized_hw=(height, width), original_hw=grid_hw)
+        return upscale_logits(
+            low_res_n1hw,
+            image_size=sam.image_size,
+            resized_hw=(height, width),
+            original_hw=grid_hw,
+            resize=sam.interface.resize,
+        )
 
 
 def _cut_cells(own: DecodedMasks, truths_nrq: Tensor) -> Tensor:

@@ -101,7 +101,14 @@ SURFACE = {
 
 OPTIONS = {
     "stage": ["data", "demo", "export", "models", "pipeline", "predict", "ptq", "sync", "test", "train"],
-    "model": ["openvino_model", "sam_debug", "sam_micro", "sam_tiny_vit", "sam_vit_b"],
+    "model": [
+        "openvino_model",
+        *("sam2_base_plus", "sam2_debug", "sam2_large", "sam2_small", "sam2_tiny"),
+        "sam_debug",
+        "sam_micro",
+        "sam_tiny_vit",
+        "sam_vit_b",
+    ],
     "data": [
         *("auto", "coco", "common_semantic_segmentation", "datumaro", "synthetic", "trashcan", "voc", "wgisd"),
     ],

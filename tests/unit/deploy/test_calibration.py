@@ -83,7 +83,7 @@ def test_build_encoder_inputs__are_what_a_predictor_sends(calibrate):
 
 def test_build_decoder_inputs__one_entry_a_call(calibrate):
     calibration = calibrate(64, count=2)
-    embeddings = [np.full((1, 256, 4, 4), value, np.float32) for value in (1, 2)]
+    embeddings = [{"image_embeddings": np.full((1, 256, 4, 4), value, np.float32)} for value in (1, 2)]
     inputs = calibration.build_decoder_inputs(embeddings)
     assert [entry["image_embeddings"].flat[0] for entry in inputs] == [1] * 4 + [2] * 4
     for entry in inputs:

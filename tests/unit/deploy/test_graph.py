@@ -139,7 +139,8 @@ def test_decoder__rules(debug_sam, embedding, rule):
 def test_encoder__is_the_models_own(debug_sam):
     encoder = ExportableEncoder(debug_sam)
     images = draw(1, 3, SIZE, SIZE)
-    assert torch.equal(encoder(images), debug_sam.encode_image(images))
+    (found,) = encoder(images)
+    assert torch.equal(found, debug_sam.encode_image(images))
     assert [tensor.shape for tensor in encoder.build_example()] == [images.shape]
 
 

@@ -11,10 +11,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from tests.references.exports import LABELS, export
+from vpexp.data.interface import SAM
 from vpexp.deploy.graph import ExportableDecoder
 from vpexp.errors import ConfigError
 from vpexp.inference.exported import read_metadata
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS
+from vpexp.inference.graph_predictor import DECODER_OUTPUTS, list_ports
 from vpexp.models.weights import compute_state_hash
 
 SIZE, LOW = 64, 16
@@ -28,7 +29,9 @@ def graphs(debug_onnx):
 @pytest.fixture(scope="module")
 def decode(debug_onnx):
     session = onnxruntime.InferenceSession(str(debug_onnx.decoder), providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(list(DECODER_OUTPUTS), dict(zip(DECODER_INPUTS, inputs, strict=True)))
+    return lambda inputs: session.run(
+        list(list_ports(SAM)["decoder"][1]), dict(zip(list_ports(SAM)["decoder"][0], inputs, strict=True))
+    )
 
 
 def describe(values):
@@ -53,8 +56,8 @@ def draw_inputs(prompts, points, masks, *, has_mask, original_hw=(48, 61)):
 
 def test_write_onnx__names_in_order(graphs):
     for part, inputs, outputs in (
-        ("image_encoder", ENCODER_INPUTS, ENCODER_OUTPUTS),
-        ("decoder", DECODER_INPUTS, DECODER_OUTPUTS),
+        ("image_encoder", *list_ports(SAM)["image_encoder"]),
+        ("decoder", *list_ports(SAM)["decoder"]),
     ):
         assert tuple(port.name for port in graphs[part].graph.input) == inputs
         assert tuple(port.name for port in graphs[part].graph.output) == outputs

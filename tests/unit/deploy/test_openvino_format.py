@@ -10,10 +10,11 @@ from openvino import opset13 as ops
 
 from tests.references.exports import LABELS, export
 from vpexp.data.geometry import compute_resized_size
+from vpexp.data.interface import SAM
 from vpexp.deploy.graph import ExportableDecoder, ExportInfo, build_model_info
 from vpexp.deploy.openvino_format import _build_decoder, save_graph
 from vpexp.inference.exported import ExportedModel, read_metadata
-from vpexp.inference.graph_predictor import DECODER_INPUTS, DECODER_OUTPUTS, ENCODER_INPUTS, ENCODER_OUTPUTS, get_core
+from vpexp.inference.graph_predictor import DECODER_OUTPUTS, get_core, list_ports
 from vpexp.models.registry import build_sam_debug
 from vpexp.models.weights import compute_state_hash
 
@@ -36,7 +37,7 @@ def decode(core, graphs):
     compiled = core.compile_model(graphs["decoder"], "CPU", EXACT)
 
     def run(inputs):
-        results = compiled(dict(zip(DECODER_INPUTS, inputs, strict=True)))
+        results = compiled(dict(zip(list_ports(SAM)["decoder"][0], inputs, strict=True)))
         return [results[name] for name in DECODER_OUTPUTS]
 
     return run
@@ -63,7 +64,7 @@ def decode_by_torch(sam, inputs):
 
 @pytest.mark.parametrize(
     ("part", "inputs", "outputs"),
-    [("image_encoder", ENCODER_INPUTS, ENCODER_OUTPUTS), ("decoder", DECODER_INPUTS, DECODER_OUTPUTS)],
+    [("image_encoder", *list_ports(SAM)["image_encoder"]), ("decoder", *list_ports(SAM)["decoder"])],
 )
 def test_write_openvino__one_name_a_port_in_order(graphs, part, inputs, outputs):
     graph = graphs[part]

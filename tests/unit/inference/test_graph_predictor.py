@@ -118,16 +118,16 @@ def test_decode_prompts__chunks_equal_the_whole(monkeypatch, debug):
 
 def test_embed__an_embedding_outlives_the_next_image(debug):
     first = debug.embed(draw_image(50, 80))
-    kept = np.array(first.features)
+    kept = np.array(first.features["image_embeddings"])
     prediction = debug.decode(first, boxes=np.array([[2, 3, 40, 30]]))
     masks, low_res = prediction.masks.copy(), prediction.low_res.copy()
     other = debug.embed(draw_image(80, 50))
     debug.decode(other, boxes=np.array([[9, 9, 20, 60]]))
-    np.testing.assert_array_equal(first.features, kept)
+    np.testing.assert_array_equal(first.features["image_embeddings"], kept)
     np.testing.assert_array_equal(prediction.low_res, low_res)
     np.testing.assert_array_equal(debug.decode(first, boxes=np.array([[2, 3, 40, 30]])).masks, masks)
     assert (first.original_hw, first.resized_hw) == ((50, 80), (40, 64))
-    assert np.abs(other.features - kept).max() > 1e-3
+    assert np.abs(other.features["image_embeddings"] - kept).max() > 1e-3
 
 
 @pytest.mark.parametrize(

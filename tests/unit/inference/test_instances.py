@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vpexp.data.geometry import compute_resized_size
+from vpexp.data.geometry import compute_resized_size, normalize_and_pad, resize_image
 from vpexp.data.masks import compute_box
 from vpexp.data.tiles import Tiling
 from vpexp.inference.instances import Instances, find_instances
@@ -20,6 +20,9 @@ class Blobs:
     image_size = SIZE
     multimask = "never"
     instances = None
+
+    def prepare(self, image_HW3):
+        return normalize_and_pad(resize_image(image_HW3, SIZE), SIZE)
 
     def embed(self, image_HW3):
         hw = image_HW3.shape[:2]

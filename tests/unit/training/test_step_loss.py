@@ -6,6 +6,7 @@ import torch
 
 from vpexp.config.schema import LossConfig, PromptConfig
 from vpexp.data.batch import build_targets, collate_training
+from vpexp.data.interface import SAM
 from vpexp.data.masks import encode_mask
 from vpexp.models.mask_decoder import ALL_MASKS, ONE_MASK
 from vpexp.models.registry import build_sam_debug
@@ -133,6 +134,8 @@ class PerfectSam:
     """Answers each prompt with one mask's logits, as a decoder would that knows the truth; the padding is full of objects."""
 
     image_size = 64
+
+    interface = SAM
 
     def __init__(self, low_res_hw):
         self.logits = torch.full((1, 1, 16, 16), 3.0)

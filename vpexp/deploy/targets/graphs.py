@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vpexp.data.geometry import MEAN, STD, normalize_and_pad, resize_image
 from vpexp.data.prompts import find_ambiguous
 from vpexp.deploy.graph import ExportableDecoder, ExportableEncoder, _compute_resized_size, add_mask
-from vpexp.deploy.onnx_format import PROMPT_AXES, Axes, Shapes
+from vpexp.deploy.onnx_format import Axes, Shapes, list_decoder_axes
 from vpexp.models.mask_decoder import ALL_MASKS, MASK_TOKENS
 from vpexp.models.prompt_encoder import FOREGROUND_POINT, NOT_A_POINT
 from vpexp.models.sam import LOW_RES_STRIDE, DecodedMasks, Sam, choose_tokens, upscale_logits
@@ -222,23 +222,18 @@ class ModelApiDecoder(ExportableDecoder):
         super().__init__(sam, multimask)
         self.side = sam.image_size
         low = self.side // LOW_RES_STRIDE
-        self.inputs: Axes = {**PROMPT_AXES, "mask_input": {0: "M", 2: "h", 3: "w"}}
+        self.inputs: Axes = {**list_decoder_axes(sam.interface), "mask_input": {0: "M", 2: "h", 3: "w"}}
         self.outputs: Shapes = {
             "upscaled_masks": ("N", MASK_TOKENS, "H", "W"),
             "iou_predictions": ("N", MASK_TOKENS),
             "low_res_masks": ("N", MASK_TOKENS, low, low),
         }
 
-    def forward(  # noqa: PLR0917 (the graph has six inputs, in this order)
-        self,
-        image_embeddings_1CHW: Tensor,
-        point_coords_NP2: Tensor,
-        point_labels_NP: Tensor,
-        mask_input_M1HW: Tensor,
-        has_mask_input_M1: Tensor,
-        orig_size_12: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Decode prompts as ``ExportableDecoder`` does; ``mask_input`` may have any size."""
+        image_embeddings_1CHW, point_coords_NP2, point_labels_NP, mask_input_M1HW, has_mask_input_M1, orig_size_12 = (
+            inputs
+        )
         mask_input = resize_logits(mask_input_M1HW, self.sam.image_size // LOW_RES_STRIDE)
         image_MCHW = add_mask(self.sam, image_embeddings_1CHW, mask_input, has_mask_input_M1[:, :, None, None])
         decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, masks=ALL_MASKS)

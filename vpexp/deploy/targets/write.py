@@ -150,6 +150,11 @@ def write_target(sam: Sam, folder: Path, info: ExportInfo, settings: ExportConfi
     Raises:
         ConfigError: the tool cannot run this model, or the package onnx is not installed.
     """
+    if len(sam.interface.maps) > 1:
+        raise ConfigError(
+            f"export.target={settings.target} writes the one map of SAM's embedding, and {info.model_name} has "
+            f"{len(sam.interface.maps)}: export.target=vpexp writes them as {', '.join(sam.interface.names)}"
+        )
     target, folder = TARGETS[settings.target], folder / settings.target
     graphs = target.build(sam, settings, info.multimask)
     suffix = "xml" if settings.target == MODEL_API and settings.format == "openvino" else "onnx"

@@ -95,7 +95,8 @@ def prepare_embeddings(
     shape = (sam.embedding_channels, sam.embedding_size, sam.embedding_size)
     precision = str(cfg.cache.precision)
     started = time.perf_counter()
-    key = compute_encoder_key(compute_state_hash(sam.image_encoder), sam.image_size, precision)
+    size, resize = sam.image_size, sam.interface.resize
+    key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, precision, resize)
     store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, shape, precision)
     taught = [
         place for split in dict.fromkeys(splits) for place in list_places(with_objects(dataset.splits[split].images))
@@ -103,7 +104,8 @@ def prepare_embeddings(
     plan = plan_embeddings(store, [*taught, *places], max_bytes=int(cfg.cache.max_gb * GB))
     sam.to(choose_device(cfg))
     encoder = _choose_encoder(cfg, sam, passes, len(plan.missing))
-    report = fill_embeddings(store, plan, encoder, image_size=sam.image_size, num_workers=cfg.data.num_workers)
+    workers = cfg.data.num_workers
+    report = fill_embeddings(store, plan, encoder, image_size=size, num_workers=workers, resize=resize)
     seconds = time.perf_counter() - started
     stored = StoredEmbeddings(store, plan.keys, plan.left_out)
     _print_report(stored, plan, report, seconds, cfg.cache.max_gb)

@@ -60,12 +60,12 @@ class PlaceReader:
         self._read_whole = lru_cache(1)(read_image)
 
     def read(self, place: ImagePlace) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Read the embedding [C, E, E] of an image or window, and its pixels: RGB [h, w, 3], resized for the model.
+        """Read the first map [C, E, E] of the embedding of an image or window, and its pixels: RGB [h, w, 3], as the model takes them.
 
         Raises:
             DataError: its pixels cannot be read.
         """
-        return self.read_embedding(place), self.read_resized(place)
+        return self.read_embedding(place)[: self.sam.map_channels], self.read_resized(place)
 
     def read_embedding(self, place: ImagePlace) -> NDArray[Any]:
         """Read the embedding alone."""
@@ -82,9 +82,12 @@ class PlaceReader:
 
     def _read_resized(self, place: ImagePlace) -> NDArray[np.uint8]:
         if place.window is None:
-            return resize_image(read_image(place.path, place.exif_transpose), self.sam.image_size)
+            return self._resize(read_image(place.path, place.exif_transpose))
         whole_HW3 = self._read_whole(place.path, place.exif_transpose)  # the next window may be of the same image
-        return resize_image(whole_HW3[place.window.slices], self.sam.image_size)
+        return self._resize(whole_HW3[place.window.slices])
+
+    def _resize(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return resize_image(image_HW3, self.sam.image_size, self.sam.interface.resize)
 
     def _is_stored(self, place: ImagePlace) -> bool:
         key = self.cache and self.cache.stored.find_key(place)
@@ -191,11 +194,15 @@ def _train_prompter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = {"width": settings.width, "depth": settings.depth, "limit": settings.limit}
-        prompter = Prompter(sam.embedding_channels, cell=choose_cell(sam.image_size), **sizes)
+        prompter = Prompter(sam.map_channels, cell=choose_cell(sam.image_size), **sizes)
     if start is not None and start.prompter.settings == prompter.settings:
         prompter.load_state_dict(start.prompter.state_dict())
     margin = context.settings.prompt.jitter / 2  # what boxes in training are larger by on average
-    views = {split: list_views(dataset.splits[split].images, tiling, sam.image_size, margin=margin) for split in SPLITS}
+    resize = sam.interface.resize
+    views = {
+        split: list_views(dataset.splits[split].images, tiling, sam.image_size, margin=margin, resize=resize)
+        for split in SPLITS
+    }
     readable = {split: reader.choose_readable(views[split]) for split in SPLITS}
     trainer = PrompterTrainer(
         prompter.to(next(sam.parameters()).device),

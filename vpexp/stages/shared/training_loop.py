@@ -88,6 +88,7 @@ def build_loop(
         dataset,
         recipe,
         image_size=sam.image_size,
+        resize=sam.interface.resize,
         resolution=cfg.loss.resolution,
         batch_size=cfg.data.batch_size,
         num_workers=cfg.data.num_workers,
