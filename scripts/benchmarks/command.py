@@ -23,7 +23,7 @@ from vpexp.console import console, log_line
 from vpexp.runtime import quiet_libraries
 
 TERMINATED = 128 + signal.SIGTERM
-MODELS = ("sam_tiny_vit", "sam_vit_b", "sam_micro")
+MODELS = ("sam_tiny_vit", "sam_vit_b", "sam_micro", "sam2_tiny", "sam2_small", "sam2_base_plus", "sam2_large")
 
 
 def main() -> None:

@@ -18,12 +18,16 @@ MOST_CHECKED = 20000  # values of each
 
 
 class _Inputs:
-    """One embedding, boxes, and what turns masks into one number: the same on both sides."""
+    """The maps of one embedding, boxes, and what turns masks into one number: the same on both sides."""
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, model: str, image_size: int) -> None:
         rng = np.random.default_rng(0)
-        side = image_size // 16
-        self.embedding_1CHW = torch.from_numpy(rng.standard_normal((1, 256, side, side), dtype=np.float32))
+        # The last is what prompts attend to; SAM 2 has two finer ones.
+        shapes = ((32, 4), (64, 8), (256, 16)) if model.startswith("sam2_") else ((256, 16),)
+        self.maps = [
+            torch.from_numpy(rng.standard_normal((1, channels, *[image_size // stride] * 2), dtype=np.float32))
+            for channels, stride in shapes
+        ]
         corners_N22 = np.sort(rng.uniform(0, image_size, (BOXES, 2, 2)), axis=1)
         self.boxes_N4 = torch.from_numpy(corners_N22.reshape(-1, 4).astype(np.float32))
         weights = rng.standard_normal((BOXES, 1, image_size // 4, image_size // 4), dtype=np.float32)
@@ -40,12 +44,13 @@ class Ours(Ready):
     def __init__(self, settings: Settings) -> None:
         self.sam = ours.build_sam(ours.open_context(settings))
         self.sam.requires_grad_(False).mask_decoder.requires_grad_(True)
-        self.inputs = _Inputs(self.sam.image_size)
+        self.inputs = _Inputs(settings.model, self.sam.image_size)
+        self.embedding_1CHW = self.sam.pack(self.inputs.maps[::-1])
 
     def decode(self) -> tuple[Tensor, Tensor]:
         """Decode all boxes."""
         decoded = self.sam.decode(
-            self.inputs.embedding_1CHW,
+            self.embedding_1CHW,
             torch.zeros(BOXES, dtype=torch.int64),
             self.inputs.boxes_N4.reshape(-1, 2, 2),
             torch.tensor([[2.0, 3.0]]).repeat(BOXES, 1),
@@ -80,11 +85,12 @@ class Plain(Ready):
 
     def __init__(self, settings: Settings) -> None:
         self.sam = build_plain_sam(settings.model, settings.weights)
-        self.inputs = _Inputs(self.sam.image_size)
+        self.inputs = _Inputs(settings.model, self.sam.image_size)
 
     def decode(self) -> tuple[Tensor, Tensor]:
         """Decode all boxes."""
-        ((logits_N1HW, iou_N),) = self.sam.decode(self.inputs.embedding_1CHW, [self.inputs.boxes_N4])
+        maps = self.inputs.maps
+        ((logits_N1HW, iou_N),) = self.sam.decode(maps if len(maps) > 1 else maps[0], [self.inputs.boxes_N4])
         return logits_N1HW, iou_N
 
     def turn(self) -> None:

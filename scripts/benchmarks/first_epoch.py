@@ -55,7 +55,7 @@ class Plain(Ready):
 
     def __init__(self, settings: Settings) -> None:
         sam = build_plain_sam(settings.model, settings.weights)
-        self.images = PlainImages(settings.data, "train", sam.image_size)
+        self.images = PlainImages(settings.data, "train", sam.image_size, stretch=sam.stretches)
         self.trainer = PlainTrainer(sam)
         self.batch_size = settings.batch_size
 

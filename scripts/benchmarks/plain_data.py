@@ -42,8 +42,9 @@ class PlainSample:
 class PlainImages(Dataset[PlainSample]):
     """A split of a COCO data set."""
 
-    def __init__(self, root: Path, split: str, image_size: int) -> None:
+    def __init__(self, root: Path, split: str, image_size: int, *, stretch: bool = False) -> None:
         self.root = root
+        self.stretch = stretch
         self.image_size = image_size
         self.coco = COCO(str(root / "annotations" / f"instances_{split}.json"))
         self.ids = sorted(self.coco.getImgIds())
@@ -56,7 +57,7 @@ class PlainImages(Dataset[PlainSample]):
         record = self.coco.loadImgs(self.ids[index])[0]
         image = Image.open(self.root / "images" / record["file_name"]).convert("RGB")
         scale = self.image_size / max(image.size)
-        width, height = (int(side * scale + 0.5) for side in image.size)
+        width, height = (self.image_size if self.stretch else int(side * scale + 0.5) for side in image.size)
         resized = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BILINEAR)))
         image_3hw = (resized.permute(2, 0, 1).float() - MEAN) / STD
         annotations = self.coco.loadAnns(self.coco.getAnnIds(self.ids[index]))

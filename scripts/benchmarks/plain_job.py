@@ -20,8 +20,8 @@ def main() -> None:
     settings = read_settings(sys.stdin.readline())
     torch.set_num_threads(settings.threads)
     sam = build_plain_sam(settings.model, settings.weights)
-    training = PlainImages(settings.data, "train", sam.image_size)
-    validation = PlainImages(settings.data, "val", sam.image_size)
+    training = PlainImages(settings.data, "train", sam.image_size, stretch=sam.stretches)
+    validation = PlainImages(settings.data, "val", sam.image_size, stretch=sam.stretches)
     trainer = PlainTrainer(sam)
     for epoch in range(settings.epochs):
         losses = [

@@ -1,4 +1,4 @@
-"""The original models behind one door: transformers' SamModel, or MobileSAM's encoder and segment-anything's decoder.
+"""The original models behind one door: transformers' SamModel and Sam2Model, or MobileSAM's encoder and segment-anything's decoder.
 
 Nothing of vpexp is in them; ``tests/references`` imports the packages without torchvision and timm.
 """
@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.references import official, transformers_sam
+from tests.references import official, transformers_sam, transformers_sam2
 
 TINY_VITS = {
     "sam_tiny_vit": {
@@ -37,6 +38,7 @@ VIT_B = {
     "window_size": 14,
     "global_attention_blocks": (2, 5, 8, 11),
 }
+SAM2_SIZE = 1024
 # Of MobileSAM's classifier, which no SAM uses.
 NOT_IN_SAM = frozenset(("image_encoder.norm_head.weight", "image_encoder.norm_head.bias"))
 DETAILS = "image_encoder.details."
@@ -44,7 +46,13 @@ DETAILS = "image_encoder.details."
 
 
 class PlainSam(ABC):
-    """An original model, in eval mode; only its decoder learns."""
+    """An original model, in eval mode; only its decoder learns.
+
+    Attributes:
+        stretches: whether its images are stretched to the square, not padded.
+    """
+
+    stretches = False
 
     def __init__(self, module: nn.Module, image_size: int) -> None:
         self.module = module.eval().requires_grad_(False)
@@ -53,11 +61,11 @@ class PlainSam(ABC):
         self.decoder.requires_grad_(True)
 
     @abstractmethod
-    def encode(self, images_B3SS: Tensor) -> Tensor:
-        """Encode normalised and padded images without a gradient: [B, 256, S/16, S/16]."""
+    def encode(self, images_B3SS: Tensor) -> Any:
+        """Encode normalised and padded images without a gradient: [B, 256, S/16, S/16], of SAM 2 all maps, the finest first."""
 
     @abstractmethod
-    def decode(self, embeddings_BCHW: Tensor, boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def decode(self, embeddings_BCHW: Any, boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Decode all boxes [N, 4] of each image, pixels of the resized image, in one call an image or one for all.
 
         Returns:
@@ -140,6 +148,47 @@ class TransformersSam(PlainSam):
         return transformers_sam.get_official_state(SimpleNamespace(state_dict=lambda: gradients))
 
 
+class TransformersSam2(PlainSam):
+    """``transformers.Sam2Model``, answering by mask token 0 as in training."""
+
+    stretches = True
+
+    def __init__(self, model: str, weights: Path) -> None:
+        module = transformers_sam2.build_transformers_sam2(model, SAM2_SIZE)
+        state = torch.load(weights, weights_only=True)["model"]
+        with torch.no_grad():
+            for name, tensor in transformers_sam2.get_official_state(module).items():
+                tensor.copy_(state[name])
+            module.shared_image_embedding.positional_embedding.copy_(
+                module.prompt_encoder.shared_embedding.positional_embedding
+            )
+        module.mask_decoder.dynamic_multimask_via_stability = False
+        super().__init__(module, SAM2_SIZE)
+
+    def encode(self, images_B3SS: Tensor) -> list[Tensor]:
+        """See ``PlainSam``."""
+        maps: list[Tensor] = self.module.get_image_embeddings(images_B3SS)
+        return maps
+
+    def decode(self, embeddings_BCHW: list[Tensor], boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """See ``PlainSam``; images of as many boxes go through in one call."""
+        boxes_BN4 = torch.stack(list(boxes))
+        output = self.module(image_embeddings=embeddings_BCHW, input_boxes=boxes_BN4, multimask_output=False)
+        return [(logits, iou[:, 0]) for logits, iou in zip(output.pred_masks, output.iou_scores, strict=True)]
+
+    def get_gradients(self) -> dict[str, Tensor]:
+        """See ``PlainSam``."""
+        gradients = {
+            f"mask_decoder.{name}": parameter.grad
+            for name, parameter in self.decoder.named_parameters()
+            if parameter.grad is not None
+        }
+        named = transformers_sam2.get_official_state(SimpleNamespace(state_dict=lambda: gradients))
+        return {name.removeprefix("sam_"): gradient for name, gradient in named.items()}
+
+
 def build_plain_sam(model: str, weights: Path) -> PlainSam:
     """Build the original of a model and load the same weights that ours has."""
+    if model.startswith("sam2_"):
+        return TransformersSam2(model, weights)
     return TransformersSam(weights) if model == "sam_vit_b" else OfficialSam(model, weights)

@@ -26,7 +26,7 @@ class PlainTester:
         sample = self.images[index]
         embeddings_1CHW = self.sam.encode(sample.image_3SS[None])
         ((low_res_N1hw, iou_N),) = self.sam.decode(embeddings_1CHW, [sample.boxes_N4])
-        predicted_NHW = upscale(low_res_N1hw, self.sam.image_size, sample) > 0
+        predicted_NHW = upscale(low_res_N1hw, self.sam, sample) > 0
         annotated_NHW = torch.from_numpy(sample.masks_NHW) > 0
         self.overlap += int((predicted_NHW & annotated_NHW).sum())
         self.total += int(predicted_NHW.sum() + annotated_NHW.sum())

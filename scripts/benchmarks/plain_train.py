@@ -30,7 +30,7 @@ class PlainTrainer:
         decoded = self.sam.decode(embeddings_BCHW, [sample.boxes_N4 for sample in samples])
         total = torch.zeros(())
         for sample, (low_res_N1hw, iou_N) in zip(samples, decoded, strict=True):
-            logits_NHW = upscale(low_res_N1hw, self.sam.image_size, sample)
+            logits_NHW = upscale(low_res_N1hw, self.sam, sample)
             total = total + compute_mask_loss(logits_NHW, torch.from_numpy(sample.masks_NHW).float(), iou_N).sum()
         return total / sum(len(sample.labels) for sample in samples)
 
@@ -43,10 +43,13 @@ class PlainTrainer:
         return float(loss.detach())
 
 
-def upscale(low_res_N1hw: Tensor, image_size: int, sample: PlainSample) -> Tensor:
-    """Bring masks to original size as ``Sam.postprocess_masks`` does: logits [N, H, W]."""
-    logits = functional.interpolate(low_res_N1hw, (image_size, image_size), mode="bilinear", align_corners=False)
-    logits = logits[..., : sample.resized_hw[0], : sample.resized_hw[1]]
+def upscale(low_res_N1hw: Tensor, sam: PlainSam, sample: PlainSample) -> Tensor:
+    """Bring masks to original size as ``Sam.postprocess_masks`` does, SAM 2's at once: logits [N, H, W]."""
+    logits = low_res_N1hw
+    if not sam.stretches:
+        square = (sam.image_size, sam.image_size)
+        logits = functional.interpolate(logits, square, mode="bilinear", align_corners=False)
+        logits = logits[..., : sample.resized_hw[0], : sample.resized_hw[1]]
     return functional.interpolate(logits, sample.masks_NHW.shape[1:], mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -88,7 +88,7 @@ class Plain(Ready):
 
     def __init__(self, settings: Settings) -> None:
         self.sam = build_plain_sam(settings.model, settings.weights)
-        self.images = PlainImages(settings.data, "test", self.sam.image_size)
+        self.images = PlainImages(settings.data, "test", self.sam.image_size, stretch=self.sam.stretches)
         self.turns = 0
 
     def turn(self) -> None:
