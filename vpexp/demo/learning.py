@@ -296,7 +296,8 @@ class Learner:
             if content["start"] != self._start:
                 return
             rounds = [Round.from_json(one) for one in content["rounds"]]
-            models = [str(name) for name in content["models"] if (self._state_path.parent / Path(name).name).is_file()]
+            names = [Path(str(name)).name for name in content["models"]]  # whatever it says, they lie beside it
+            models = [name for name in names if (self._state_path.parent / name).is_file()]
             used = {str(name) for name in content["used"]}
         except (CheckpointError, KeyError, TypeError) as error:
             log_line(f"{self._state_path} is damaged, learning begins anew: {error}", style="yellow")
