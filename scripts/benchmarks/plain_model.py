@@ -72,9 +72,13 @@ class PlainSam(ABC):
             Logits [N, 1, S/4, S/4] and predicted IoU [N] of each image.
         """
 
-    @abstractmethod
     def get_gradients(self) -> dict[str, Tensor]:
         """Get the gradients of the decoder under the official names."""
+        return {
+            f"mask_decoder.{name}": parameter.grad
+            for name, parameter in self.decoder.named_parameters()
+            if parameter.grad is not None
+        }
 
 
 class OfficialSam(PlainSam):
@@ -107,16 +111,18 @@ class OfficialSam(PlainSam):
         ]
         return [(logits, iou[:, 0]) for logits, iou in decoded]
 
-    def get_gradients(self) -> dict[str, Tensor]:
-        """See ``PlainSam``."""
-        return {
-            f"mask_decoder.{name}": parameter.grad
-            for name, parameter in self.decoder.named_parameters()
-            if parameter.grad is not None
-        }
+
+class TransformersModel(PlainSam):
+    """A model of transformers."""
+
+    def decode(self, embeddings_BCHW: Any, boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """See ``PlainSam``; images of as many boxes go through in one call."""
+        boxes_BN4 = torch.stack(list(boxes))
+        output = self.module(image_embeddings=embeddings_BCHW, input_boxes=boxes_BN4, multimask_output=False)
+        return [(logits, iou[:, 0]) for logits, iou in zip(output.pred_masks, output.iou_scores, strict=True)]
 
 
-class TransformersSam(PlainSam):
+class TransformersSam(TransformersModel):
     """``transformers.SamModel`` with its ViT-B."""
 
     def __init__(self, weights: Path) -> None:
@@ -132,23 +138,13 @@ class TransformersSam(PlainSam):
         """See ``PlainSam``."""
         return self.module.get_image_embeddings(images_B3SS)
 
-    def decode(self, embeddings_BCHW: Tensor, boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """See ``PlainSam``; images of as many boxes go through in one call."""
-        boxes_BN4 = torch.stack(list(boxes))
-        output = self.module(image_embeddings=embeddings_BCHW, input_boxes=boxes_BN4, multimask_output=False)
-        return [(logits, iou[:, 0]) for logits, iou in zip(output.pred_masks, output.iou_scores, strict=True)]
-
     def get_gradients(self) -> dict[str, Tensor]:
         """See ``PlainSam``."""
-        gradients = {
-            f"mask_decoder.{name}": parameter.grad
-            for name, parameter in self.decoder.named_parameters()
-            if parameter.grad is not None
-        }
+        gradients = super().get_gradients()
         return transformers_sam.get_official_state(SimpleNamespace(state_dict=lambda: gradients))
 
 
-class TransformersSam2(PlainSam):
+class TransformersSam2(TransformersModel):
     """``transformers.Sam2Model``, answering by mask token 0 as in training."""
 
     stretches = True
@@ -170,19 +166,9 @@ class TransformersSam2(PlainSam):
         maps: list[Tensor] = self.module.get_image_embeddings(images_B3SS)
         return maps
 
-    def decode(self, embeddings_BCHW: list[Tensor], boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """See ``PlainSam``; images of as many boxes go through in one call."""
-        boxes_BN4 = torch.stack(list(boxes))
-        output = self.module(image_embeddings=embeddings_BCHW, input_boxes=boxes_BN4, multimask_output=False)
-        return [(logits, iou[:, 0]) for logits, iou in zip(output.pred_masks, output.iou_scores, strict=True)]
-
     def get_gradients(self) -> dict[str, Tensor]:
         """See ``PlainSam``."""
-        gradients = {
-            f"mask_decoder.{name}": parameter.grad
-            for name, parameter in self.decoder.named_parameters()
-            if parameter.grad is not None
-        }
+        gradients = super().get_gradients()
         named = transformers_sam2.get_official_state(SimpleNamespace(state_dict=lambda: gradients))
         return {name.removeprefix("sam_"): gradient for name, gradient in named.items()}
 
