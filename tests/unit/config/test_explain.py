@@ -42,7 +42,7 @@ from vpexp.errors import ConfigError
             "stage has no option 'fly' (there are: data, demo, export, models, pipeline, predict, ptq, sync, test, train)",
         ),
         ("data=3", "data=3: choose an option of data (auto, coco,"),
-        ("model=null", "model=null: choose an option of model (openvino_model, sam_debug,"),
+        ("model=null", "model=null: choose an option of model (openvino_model, sam2_base_plus,"),
         ("+data=voc", "data is chosen twice: write data=... once, without '+'"),
         ("data.batch_size==", "cannot read 'data.batch_size=='"),
         ("data.root=a=b", "a value with special characters needs quotes: 'data.root=\"a=b\"'"),
