@@ -11,6 +11,7 @@ from vpexp.data.tiles import Tiling
 from vpexp.inference.predictor import ImageEmbedding, Prediction
 from vpexp.inference.segment import FoundMask, GridFilter
 from vpexp.inference.tiled import TileMask, join_tiles, search_by_grid, search_image, segment_tiles
+from vpexp.inference.upscaling import plan_upscaling
 
 FILTERS = GridFilter(min_score=0.5, max_box_overlap=0.7, max_overlap=0.7)
 
@@ -28,6 +29,9 @@ class TouchedBlobs:
         self.embedded.append(image_HW3.shape[:2])
         labels_HW, _ = ndimage.label(image_HW3[:, :, 0] > 128)
         return ImageEmbedding(labels_HW, image_HW3.shape[:2], image_HW3.shape[:2])
+
+    def plan_upscaling(self, embedding):
+        return plan_upscaling(self.image_size // 4, self.image_size, embedding.resized_hw, embedding.original_hw)
 
     def decode_prompts(self, embedding, prompts, *, multimask=None):
         masks = np.zeros((len(prompts), *embedding.original_hw), dtype=bool)
