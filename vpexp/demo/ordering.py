@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +79,8 @@ class Ordering:
             ImageFileError: it cannot be read.
         """
         if index not in self._features:
-            self._features[index] = _pool(self._session.glance(index).features)
+            map_CEE = model.predictor.read_map(self._session.glance(index))
+            self._features[index] = map_CEE.astype(np.float64).mean(axis=(1, 2))
         if model.predictor.instances and self._doubts.get(index, (-1, 0.0))[0] != model.version:
             scores_K = [mask.score or 0.0 for mask in self._proposals.find(index, model)]
             self._doubts[index] = model.version, _compute_doubt(scores_K, self._session.find_threshold(model))
@@ -138,13 +138,6 @@ def _compute_doubt(scores_K: Sequence[float], threshold: float) -> float:
         return 1.0
     reach = max(threshold, 1e-6)
     return float(np.mean([max(0.0, 1 - abs(score - threshold) / reach) for score in scores_K]))
-
-
-def _pool(features: Any) -> NDArray[np.float64]:
-    """Average an embedding [1, C, E, E] over its places: [C]."""
-    values = features.detach().cpu().float().numpy() if hasattr(features, "detach") else np.asarray(features)
-    pooled_C: NDArray[np.float64] = values[0].astype(np.float64).mean(axis=(1, 2))
-    return pooled_C
 
 
 def _scale(values_N: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -95,6 +95,11 @@ class GraphPredictor(Predictor):
     def _adopt(self, embedding_CHW: NDArray[Any]) -> Arrays:
         return self.interface.unpack(np.array(embedding_CHW, dtype=np.float32)[None])
 
+    def read_map(self, embedding: ImageEmbedding) -> NDArray[np.float32]:
+        """As of ``Predictor``."""
+        map_CEE: NDArray[np.float32] = embedding.features[self.interface.names[0]][0]
+        return map_CEE
+
     def _run_decoder(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[NDArray[Any], NDArray[Any]]:
         outputs = self._run[DECODER](build_decoder_inputs(embedding.features, prompts, embedding.original_hw))
         return outputs["token_masks"], outputs["token_ious"]

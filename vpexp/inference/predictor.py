@@ -145,6 +145,10 @@ class Predictor(ABC):
         """Bring an embedding to the form that ``_encode`` gives."""
 
     @abstractmethod
+    def read_map(self, embedding: ImageEmbedding) -> NDArray[np.float32]:
+        """Read the map of an embedding that prompts attend to: [C, S/16, S/16]."""
+
+    @abstractmethod
     def _run_decoder(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[NDArray[Any], NDArray[Any]]:
         """Decode prompts in pixels of the resized image: logits [N, 4, S/4, S/4] and predicted IoU [N, 4] of each mask token."""
 

@@ -41,6 +41,11 @@ class TorchPredictor(Predictor):
         parameter = next(self.sam.mask_decoder.parameters())
         return torch.from_numpy(np.array(embedding_CHW))[None].to(parameter.device).to(parameter.dtype)
 
+    def read_map(self, embedding: ImageEmbedding) -> NDArray[np.float32]:
+        """As of ``Predictor``."""
+        map_CEE: NDArray[np.float32] = embedding.features[0, : self.sam.map_channels].float().cpu().numpy()
+        return map_CEE
+
     @torch.no_grad()
     def _run_decoder(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[NDArray[Any], NDArray[Any]]:
         earlier = None if prompts.mask_input_Nhw is None else torch.from_numpy(prompts.mask_input_Nhw[:, None])

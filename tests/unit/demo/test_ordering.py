@@ -10,6 +10,7 @@ from vpexp.demo.ordering import RULES, Ordering
 from vpexp.demo.proposals import Proposals
 from vpexp.demo.session import LabelSession
 from vpexp.demo.store import LabelStore
+from vpexp.inference.load import load_predictor
 
 
 @pytest.fixture
@@ -44,6 +45,19 @@ def test_order__is_by_what_is_expected_once_images_were_looked_at(parts, rule):
     assert found[2] == 1  # that nobody looked at yet
     assert embeddings == 0  # no page's image lost its place
     assert Ordering(session, proposals, store, rule).list_next() == [0, 1, 2]
+
+
+def test_order__exported_models_are_looked_at_alike(images, debug_ir, debug_sam, tmp_path):
+    features = []
+    for model in (debug_sam, debug_ir):
+        session = LabelSession(load_predictor(model, threads=1), images, kept=2)
+        store = LabelStore(tmp_path / f"labels{len(features)}")
+        ordering = Ordering(session, Proposals(session, store), store)
+        ordering.look(0, session.model)
+        features.append(ordering._features[0])
+
+    assert features[0].shape == (256,)
+    np.testing.assert_allclose(features[1], features[0], atol=1e-4)
 
 
 def test_far_from_what_is_labelled__comes_first(parts, images):
