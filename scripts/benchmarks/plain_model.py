@@ -155,9 +155,7 @@ class TransformersSam2(TransformersModel):
         with torch.no_grad():
             for name, tensor in transformers_sam2.get_official_state(module).items():
                 tensor.copy_(state[name])
-            module.shared_image_embedding.positional_embedding.copy_(
-                module.prompt_encoder.shared_embedding.positional_embedding
-            )
+        transformers_sam.share_frequencies(module)
         module.mask_decoder.dynamic_multimask_via_stability = False
         super().__init__(module, SAM2_SIZE)
 

@@ -61,13 +61,13 @@ def share_frequencies(model):
         model.shared_image_embedding.positional_embedding.copy_(frequencies)
 
 
-def get_official_state(model):
+def get_official_state(model, renames=_RENAMES):
     """Return the state dict under the official names."""
     state = {}
     for name, tensor in model.state_dict().items():
         if name.startswith("shared_image_embedding."):
             continue
-        for pattern, replacement in _RENAMES:
+        for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)  # noqa: PLW2901
         state[name] = tensor
     return state

@@ -1,8 +1,8 @@
 """The Sam2Model of transformers as a reference, with weights under the official names."""
 
-import re
-
 import torch
+
+from tests.references import transformers_sam
 
 # From the names of transformers to the official ones, applied one after the other.
 _RENAMES = (
@@ -78,25 +78,16 @@ def build_transformers_sam2(name, image_size, mlp_channels=2048):
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms and biases start as ones and zeros
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        # The official model has these frequencies once.
-        frequencies = model.prompt_encoder.shared_embedding.positional_embedding
-        model.shared_image_embedding.positional_embedding.copy_(frequencies)
+    transformers_sam.share_frequencies(model)
     return model
 
 
 def get_official_state(model):
     """Return the state dict under the official names."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith("shared_image_embedding."):
-            continue
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901
-        if name == "sam_prompt_encoder.point_embed.weight":
-            state |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": row[None] for i, row in enumerate(tensor)}
-        else:
-            state[name] = tensor
-    return state
+    state = transformers_sam.get_official_state(model, _RENAMES)
+    points = state.pop("sam_prompt_encoder.point_embed.weight", None)
+    rows = () if points is None else points
+    return state | {f"sam_prompt_encoder.point_embeddings.{i}.weight": row[None] for i, row in enumerate(rows)}
 
 
 def add_video_parts(state):

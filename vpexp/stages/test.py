@@ -20,9 +20,9 @@ from vpexp.stages.shared.evaluate import (
 )
 from vpexp.stages.shared.instance_report import print_instances, write_instances
 from vpexp.stages.shared.instance_test import ImageEmbeddings, compare_ways
+from vpexp.stages.shared.instances import list_prompter_places
 from vpexp.stages.shared.model import StageModel, load_stage_model
 from vpexp.stages.shared.run_report import predict_extremes, write_run_report
-from vpexp.training.prompter import list_views
 
 TIMED_IMAGES = 3  # encoded though their embeddings are stored: encoder_time is a number of this test
 
@@ -84,7 +84,7 @@ def _test_without_prompts(context: RunContext, model: StageModel, load_time: flo
     dataset, tiling = load_configured_dataset(context, (split,), whole=True), build_tiling(context.settings.data)
     images, encoder = dataset.splits[split].images, None
     if isinstance(predictor, TorchPredictor):
-        places = [view.place for view in list_views(images, tiling, predictor.image_size)]
+        places = list_prompter_places(dataset, tiling, (split,))
         encoder = prepare_embeddings(context, predictor.sam, dataset, (), places)
     found = compare_ways(
         ImageEmbeddings(predictor, encoder.cache if encoder else None),

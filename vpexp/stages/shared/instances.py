@@ -110,11 +110,13 @@ class PlaceReader:
         return readable
 
 
-def list_prompter_places(dataset: AnnotatedDataset, tiling: Tiling | None) -> list[ImagePlace]:
-    """List the images or tiles that the prompter learns from and is measured on, with objects and without."""
+def list_prompter_places(
+    dataset: AnnotatedDataset, tiling: Tiling | None, splits: Sequence[str] = SPLITS
+) -> list[ImagePlace]:
+    """List the images or tiles that the prompter learns from or is measured on, with objects and without."""
     return [
         image.locate(window)
-        for split in SPLITS
+        for split in splits
         for image in dataset.splits[split].images
         for window in plan_windows(tiling, image.height, image.width)
     ]
