@@ -33,8 +33,14 @@ def measure(settings: Settings, crowd: Path) -> dict[str, Comparison]:
     }
 
 
-def _measure(name: str, settings: Settings, steps: int) -> float:
-    with open_side("train_step", name, settings) as side:
+def measure_tuned(settings: Settings) -> Comparison:
+    """Measure steps in which the last two blocks of the encoder learn, from what is kept and from pixels."""
+    ours, plain = (_measure(side, settings, STEPS, work="tune_step") for side in ("last_2", "plain_last_2"))
+    return compare(ours, plain, unit="GB", checked=f"{STEPS} steps of tune_step, after the fill")
+
+
+def _measure(name: str, settings: Settings, steps: int, work: str = "train_step") -> float:
+    with open_side(work, name, settings) as side:
         for _ in range(steps):
             side.turn()
         return side.peak() / GB

@@ -14,6 +14,9 @@ from scripts.benchmarks.duel import BenchmarkError, Comparison
 ABOUT = {
     "train_step": "2 images x 12 objects after the fill: read, encode (plain), decode, loss, backward, Adam",
     "train_step_peer": "the same against OTX (its own loss, transforms and Adam; data read in its process)",
+    "tune_last_1": "the step where the encoder's last block learns too: from what is kept before it, against all of the encoder",
+    "tune_last_2": "the same of its last two blocks",
+    "tune_last_2_memory": "peak of a process of such steps",
     "first_epoch": "an epoch over images never seen, the filling of the cache included",
     "decoder": "12 boxes, forward + backward",
     "decoder_forward": "12 boxes, forward",

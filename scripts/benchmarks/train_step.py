@@ -25,18 +25,20 @@ TOLERANCES = {"loss": 2e-3}
 class Ours(Ready):
     """Steps of ``stage=train``, after its cache was filled."""
 
+    asked: tuple[str, ...] = ()
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.context = ours.open_context(settings)
+        self.context = ours.open_context(settings, *self.asked)
         self.sam = ours.build_sam(self.context)
         self.loop = self._open(self.context)
         module = self.loop.module
-        self.optimizer = module.build_optimizer([p for p in self.sam.parameters() if p.requires_grad])
+        self.optimizer = module.build_optimizer(self.sam)
         self.turns = 0
 
     def check(self) -> dict[str, Any]:
         """Compute the loss at original size, as the plain side does."""
-        loop = self._open(ours.open_context(self.settings, "loss.resolution=original"))
+        loop = self._open(ours.open_context(self.settings, "loss.resolution=original", *self.asked))
         loss = loop.module.training_step(self._read(loop, 0), 0)
         return {"loss": float(loss.detach())}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.benchmarks import decoder, first_epoch, ir_decoder, memory, sweep, test_image, train_step
+from scripts.benchmarks import decoder, first_epoch, ir_decoder, memory, sweep, test_image, train_step, tune_step
 from scripts.benchmarks.duel import BenchmarkError, Comparison, compare, duel
 from scripts.benchmarks.peer_duel import duel_with_peer
 from scripts.benchmarks.scene import write_scenes
@@ -61,6 +61,15 @@ class Workshop:
 def _train_step(shop: Workshop) -> Rows:
     sides = duel("train_step", shop.settings(), ["ours"], shop.rounds, tolerances=train_step.TOLERANCES)
     return {"train_step": sides["ours"], **_against_peer("train_step", shop)}
+
+
+def _tune_step(shop: Workshop) -> Rows:
+    settings, rounds, tolerances = shop.settings(), shop.rounds, tune_step.TOLERANCES
+    rows = {}
+    for name in ("last_1", "last_2"):
+        sides = duel("tune_step", settings, [name], rounds, tolerances=tolerances, plain=f"plain_{name}")
+        rows[f"tune_{name}"] = sides[name]
+    return rows | {"tune_last_2_memory": memory.measure_tuned(settings)}
 
 
 def _first_epoch(shop: Workshop) -> Rows:
@@ -125,6 +134,7 @@ def _data(shop: Workshop) -> Rows:
 
 WORKS: dict[str, Callable[[Workshop], Rows]] = {
     "train_step": _train_step,
+    "tune_step": _tune_step,
     "first_epoch": _first_epoch,
     "decoder": _decoder,
     "ir_decoder": _ir_decoder,

@@ -178,15 +178,23 @@ def test_train__budget_that_holds_a_part(tmp_path, trained, capsys):
     assert_same_training(trained[1].folder, result.folder)
 
 
-@pytest.mark.parametrize(
-    ("asked", "reason"),
-    [
-        ("cache=none", "cache.enabled=false"),
-        ("model.freeze=[prompt_encoder]", "the image encoder learns: it is not in model.freeze"),
-    ],
-)
-def test_train__without_a_cache_says_why(tmp_path, capsys, asked, reason):
-    result = run_stage(tmp_path, asked)
+MIN_DELTA = "callbacks.early_stopping.min_delta"
+
+
+def test_train__of_all_of_the_encoder_keeps_what_the_trained_one_gives(tmp_path, capsys):
+    result = run_stage(tmp_path, "model.freeze=[prompt_encoder]", f"{MIN_DELTA}=-1")
+    reason = "all of the image encoder learns; with model.tune=last:<k> what comes before is kept"
+    assert f"embeddings: not kept ({reason}), each image is encoded whenever it is used" in capsys.readouterr().out
+    assert read_record(result)["encoder_passes"] > 2 * IMAGES
+    assert len(list_entries(tmp_path)) == IMAGES
+    words = ["stage=test", f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
+    words += ["tracking=none", "callbacks.progress=null"]
+    assert count(run(compose_config(words), words)) == (0, 2, 2)
+
+
+def test_train__without_a_cache_says_why(tmp_path, capsys):
+    reason = "cache.enabled=false"
+    result = run_stage(tmp_path, "cache=none")
     line = f"embeddings: not kept ({reason}), each image is encoded whenever it is used"
     assert line in capsys.readouterr().out
     assert read_record(result)["cache"] == {"enabled": False, "reason": reason}

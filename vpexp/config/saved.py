@@ -27,16 +27,10 @@ HEADER = """\
 #   python -m vpexp -cp "{folder}" -cn {name}
 """
 
-KEPT = ("model", "optimizer", "scheduler")  # whose state the checkpoint brings, which would overrule what is typed
-BY_KEY = (
-    "data",
-    "prompt",
-    "prompter",
-    "loss",
-    "trainer",
-    "export",
-    "ptq",
-)  # whose keys may change one by one, by no other option
+# Whose state the checkpoint brings, which would overrule what is typed.
+KEPT = ("model", "adapter", "optimizer", "scheduler")
+# Whose keys may change one by one, by no other option.
+BY_KEY = ("data", "prompt", "prompter", "loss", "trainer", "export", "ptq")
 ELSEWHERE = ("resume", "checkpoint", "experiment", "stage", "paths")  # bare names that are heeded elsewhere
 # Where things are and what computes them. That weights are those of its frozen parts is checked by the checkpoint.
 FREE = (

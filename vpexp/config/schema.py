@@ -5,6 +5,7 @@ The sections ``optimizer``, ``scheduler``, ``callbacks`` and ``metrics`` are fre
 Schedules: ``build_scheduler_factory`` of ``vpexp/training/build.py``.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from vpexp.registry import EXPORT_TARGETS, FORMATS, STAGES, VPEXP
 
 SCHEMA_NAME = "vpexp_schema"
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+TUNE_PATTERN = re.compile(r"none|neck|full|last:[1-9][0-9]*")
 
 
 def setting(default: Any, *, choices: Any = (), lowest: float | None = None, highest: float | None = None) -> Any:
@@ -66,6 +68,23 @@ class ModelConfig:
     """auto (packaged, or downloaded once), random, or the path of a weights file."""
     freeze: list[str] = setting(["image_encoder", "prompt_encoder"], choices=PARTS)
     """Parts that do not learn, of image_encoder, prompt_encoder and mask_decoder."""
+    tune: str = "none"
+    """What of the image encoder learns, though freeze names it: none, neck (what follows its blocks), last:<k> (its last k blocks and
+    the neck; what comes before runs once an image, and is cached), or full."""
+
+
+@dataclass
+class AdapterConfig:
+    """How the blocks of the image encoder learn that ``model.tune`` names; merged into the weights in whatever is exported."""
+
+    kind: str = setting("none", choices=("none", "lora"))
+    """none (their weights change), or lora (low-rank changes beside them learn; without model.tune, of all blocks)."""
+    rank: int = setting(8, lowest=1)
+    """LoRA: rank of the changes."""
+    alpha: float = setting(16.0, lowest=0)
+    """LoRA: the changes are multiplied with alpha / rank."""
+    targets: list[str] = setting(["attention", "mlp"], choices=("attention", "mlp"))
+    """LoRA: linear layers that are changed, of attention and mlp."""
 
 
 @dataclass
@@ -225,6 +244,8 @@ class TrainerConfig:
     """32-true, 16-mixed, bf16-mixed, ..."""
     gradient_clip_val: float | None = setting(None, lowest=0)
     """Largest norm of the gradient; null does not clip."""
+    gradient_checkpointing: bool = False
+    """Compute the image encoder's blocks again in the backward pass instead of remembering them: less memory, a third more time."""
     accumulate_grad_batches: int = setting(1, lowest=1)
     """Batches whose gradients are summed before a step."""
     log_every_n_steps: int = setting(10, lowest=1)
@@ -430,6 +451,7 @@ class Config:
     callbacks: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = _open_section()
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

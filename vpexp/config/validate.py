@@ -1,5 +1,6 @@
 """Values that have the right type and yet make no sense."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
@@ -9,7 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpexp.config.explain import explain, format_suggestion
-from vpexp.config.schema import PARTS, Config
+from vpexp.config.schema import PARTS, TUNE_PATTERN, Config
 from vpexp.errors import ConfigError
 from vpexp.registry import FORMATS, STAGES, VPEXP, get_stage
 
@@ -41,7 +42,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
         is_own = key in ("stage.name", "data.format") and flat.get(f"{key.partition('.')[0]}._target_")
         yield from () if is_own else _check_setting(key, flat.get(key), setting.metadata)
     yield from _check_data(flat)
-    yield from _check_model(flat, values["model"]["freeze"])
+    yield from _check_model(flat, values["model"]["freeze"], values["adapter"]["targets"])
     yield from _check_loss(flat)
     yield from _check_free_sections(flat, {name: values[name] for name in ("callbacks", "metrics")})
     yield from _check_trainer(flat)
@@ -85,9 +86,18 @@ def _check_data(flat: dict[str, Any]) -> Iterator[str]:
         yield f"data.val_fraction={flat['data.val_fraction']}: must lie between 0 and 1"
 
 
-def _check_model(flat: dict[str, Any], freeze: list[str]) -> Iterator[str]:
-    if flat["stage.name"] in ("train", "pipeline") and set(freeze) == set(PARTS):
+def _check_model(flat: dict[str, Any], freeze: list[str], targets: list[str]) -> Iterator[str]:
+    tune, kind = flat["model.tune"], flat["adapter.kind"]
+    if not TUNE_PATTERN.fullmatch(tune):
+        yield f"model.tune={tune}: must be none, neck, last:<k> as last:2, or full"
+    if flat["stage.name"] in ("train", "pipeline") and set(freeze) == set(PARTS) and (tune, kind) == ("none", "none"):
         yield "model.freeze: all parts are frozen, so there is nothing to learn"
+    if kind == "lora" and tune == "neck":
+        yield "adapter=lora changes blocks, and model.tune=neck names none: write model.tune=last:<k>, or leave it out"
+    if kind == "lora" and not targets:
+        yield "adapter.targets is empty, so LoRA has nothing to change"
+    if flat["trainer.gradient_checkpointing"] and (tune, kind) == ("none", "none") and "image_encoder" in freeze:
+        yield "trainer.gradient_checkpointing saves what an image encoder that learns needs, and this one does not: leave it out"
 
 
 def _check_loss(flat: dict[str, Any]) -> Iterator[str]:
@@ -107,6 +117,7 @@ def _check_free_sections(flat: dict[str, Any], built: dict[str, dict[str, Any]])
             yield f"{key}={value}: must be a number"
         elif value is not None and not value >= 0:
             yield f"{key}={value}: must be at least 0"
+    yield from _check_rates(flat)
     for section in ("optimizer", "scheduler"):
         if not isinstance(flat.get(f"{section}._target_"), str):
             yield f"{section}._target_ is not given: choose an option of the group, as {section}=..."
@@ -114,6 +125,14 @@ def _check_free_sections(flat: dict[str, Any], built: dict[str, dict[str, Any]])
         for name, entry in entries.items():
             if entry is not None and not (isinstance(entry, dict) and "_target_" in entry):
                 yield f"{section}.{name}: needs a _target_, or null to switch it off"
+
+
+def _check_rates(flat: dict[str, Any]) -> Iterator[str]:
+    for key, highest in (("optimizer.lr_encoder", math.inf), ("optimizer.layer_decay", 1)):
+        value = flat.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 < value <= highest):
+            yield f"{key}={value}: must be a number above 0" + (f" and at most {highest}" if highest == 1 else "")
 
 
 def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:

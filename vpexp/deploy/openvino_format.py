@@ -70,7 +70,7 @@ def name_ports(graph: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) ->
 
 
 def convert_encoder(sam: Sam) -> Any:
-    """Convert the encoder to an ``openvino.Model`` of one input, images of the model's own size; its outputs are the maps."""
+    """Convert the whole encoder to an ``openvino.Model`` of one input, images of the model's own size; its outputs are the maps."""
     return convert_module(ExportableEncoder(sam), [[1, 3, sam.image_size, sam.image_size]])
 
 
@@ -175,24 +175,29 @@ def _accept_any_mask(graph: Any, low: int, place: int) -> Any:
 
 
 def build_openvino_encoder(sam: Sam, *, threads: int | None = None) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """Convert and compile the encoder for the CPU, in float32: takes some ten seconds.
+    """Convert and compile the encoder, up to where it is cut, for the CPU, in float32: takes some ten seconds.
 
     Args:
         sam: in eval mode, float32, on the CPU.
         threads: CPU threads; None: OMP_NUM_THREADS, else OpenVINO's own choice.
 
     Returns:
-        From float32 images [1, 3, S, S] to float32 embeddings [1, C, S/16, S/16], which hold all maps.
+        From float32 images [1, 3, S, S] to what is kept of them, float32 [1, *kept_shape].
     """
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     threads = threads or find_thread_limit()
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled, interface = get_core().compile_model(convert_encoder(sam), "CPU", settings), sam.interface
+    cut, interface = sam.cut, sam.interface
+    size = [1, 3, sam.image_size, sam.image_size]
+    graph = convert_encoder(sam) if cut is None else convert_module(cut.trunk, [size])
+    compiled = get_core().compile_model(graph, "CPU", settings)
 
     def encode(images_13SS: NDArray[np.float32]) -> NDArray[Any]:
         results = compiled({0: images_13SS})
-        # OpenVINO uses its output's memory again
-        return np.array(interface.pack([results[place] for place in range(len(interface.maps))]))
+        outputs = [results[place] for place in range(len(compiled.outputs))]
+        if cut is None:
+            return np.array(interface.pack(outputs))  # OpenVINO uses its output's memory again
+        return np.concatenate([output.reshape(1, -1, 1, 1) for output in outputs], axis=1)
 
     return encode

@@ -29,6 +29,8 @@ class EncoderPasses:
     def __init__(self, sam: Sam) -> None:
         self.images = 0
         sam.image_encoder.register_forward_pre_hook(self._add)
+        if sam.cut is not None:
+            sam.cut.trunk.register_forward_pre_hook(self._add)
 
     def count(self, encode: Encode) -> Encode:
         """Count what another runtime of the encoder does as well."""
@@ -47,21 +49,21 @@ class EncoderPasses:
 
 @torch.no_grad()
 def encode_images(sam: Sam, images_M3SS: Tensor) -> Tensor:
-    """Encode images in the encoder's own precision, whatever mixed precision the training uses: [M, C, H, W].
+    """Compute what is kept of images in the encoder's own precision, whatever mixed precision the training uses: [M, C, H, W].
 
     On a CPU one by one, as the store is filled, and laid out as what is read from it: so the same image gives the same
     bits, and so does what is computed from them.
     """
     with torch.autocast(images_M3SS.device.type, enabled=False):
         if images_M3SS.device.type == "cpu":
-            return torch.cat([sam.encode_image(image_3SS[None]) for image_3SS in images_M3SS]).contiguous()
+            return torch.cat([sam.encode_kept(image_3SS[None]) for image_3SS in images_M3SS]).contiguous()
         return _encode_together(sam, images_M3SS).contiguous()
 
 
 def _encode_together(sam: Sam, images_M3SS: Tensor) -> Tensor:
     """Encode images in one pass, or in as many as the device's memory takes."""
     try:
-        return sam.encode_image(images_M3SS)
+        return sam.encode_kept(images_M3SS)
     except torch.OutOfMemoryError:
         if len(images_M3SS) == 1:
             raise
@@ -88,7 +90,7 @@ class EmbeddingCache:
         self.encoded = 0
 
     def gather(self, batch: Batch) -> Tensor:
-        """Get the embeddings [B, C, H, W] of a step's images, on the batch's device.
+        """Get what is kept of a step's images, [B, C, H, W] as ``Sam.kept_shape`` has it, on the batch's device.
 
         All of them have the precision of the store, so that it makes no difference which were stored.
         """
@@ -113,7 +115,10 @@ class EmbeddingCache:
         return self.keep(sample.annotations, embedding)
 
     def keep(self, image: AnnotatedImage | ImagePlace, embedding: ImageEmbedding) -> ImageEmbedding:
-        """Round what had to be encoded as stored embeddings are, and store it."""
+        """Round what had to be encoded as stored embeddings are, and store it; of a cut encoder the embedding is not what is stored."""
+        if self.sam.cut is not None:
+            self.encoded += 1
+            return embedding
         rounded_1CHW = embedding.features.to(DTYPES[self.stored.store.precision]).contiguous()
         self.encoded += 1
         if not torch.is_autocast_enabled(rounded_1CHW.device.type):

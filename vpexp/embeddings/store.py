@@ -78,7 +78,9 @@ def release(lock: BaseFileLock) -> None:
     lock.release()
 
 
-def compute_encoder_key(state_hash: str, image_size: int, precision: str, resize: str = FIT) -> str:
+def compute_encoder_key(
+    state_hash: str, image_size: int, precision: str, resize: str = FIT, block: int | None = None
+) -> str:
     """Compute the name of an encoder's embeddings: 32 hexadecimal digits.
 
     Args:
@@ -86,10 +88,13 @@ def compute_encoder_key(state_hash: str, image_size: int, precision: str, resize
         image_size: S, to which images are resized.
         precision: float16 or float32.
         resize: how images become the square, see ``compute_resized_size``.
+        block: before which the encoder is cut; None: it is whole.
     """
     text = f"{state_hash} {image_size} {precision} preprocessing {PREPROCESSING_VERSION} entries {_VERSION}"
     if resize != FIT:
         text += f" {resize}"
+    if block is not None:
+        text += f" before block {block}"
     return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 

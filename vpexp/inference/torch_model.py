@@ -1,7 +1,8 @@
 """Torch models as configurations describe them, and checkpoints: find, read, put back together with the frozen parts.
 
 A checkpoint is a Lightning checkpoint whose ``state_dict`` holds only what was trained, and whose key ``vpexp`` says what
-belongs to it: the configuration (YAML text), the class names, and the hash of every part that was left out.
+belongs to it: the configuration (YAML text), the class names, and the hash of every part that was left out, or of what was left out
+of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from vpexp.inference.exported import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from vpexp.inference.torch_instances import InstanceParts
 from vpexp.models.registry import get_model_info, list_models
 from vpexp.models.sam import Sam
+from vpexp.models.tuning import ENCODER, Tuning, add_lora, find_trained, merge_lora
 from vpexp.models.weights import check_finite, compute_state_hash, find_unusable, load_weights, resolve_weights
 from vpexp.registry import load_target
 from vpexp.runfolder import LATEST, RunFolder, find_latest
@@ -38,7 +40,7 @@ class Checkpoint:
         path: where it was read.
         cfg: the configuration of the run that wrote it.
         state: tensors of the trained parts, by the model's own names.
-        frozen: hash of each part that is not in it.
+        frozen: hash of each part that is not in it, or of the rest of one that is in it in part.
         categories: class names of the data it was trained on.
         can_go_on: whether it also holds what a training needs to be resumed.
         instances: what finds and names objects without prompts; None where none was learnt.
@@ -69,11 +71,17 @@ class Checkpoint:
         return tuple(sorted({name.split(".")[0] for name in self.state}))
 
 
-def build_identity(sam: Sam, cfg: DictConfig, *, left_out: Sequence[str], categories: Sequence[str]) -> dict[str, Any]:
-    """Build what a checkpoint says of itself."""
+def build_identity(
+    sam: Sam, cfg: DictConfig, tuning: Tuning, left_out: Sequence[str], categories: Sequence[str]
+) -> dict[str, Any]:
+    """Build what a checkpoint says of itself; of the parts in ``left_out`` it holds nothing, or only what learns."""
+    trained = find_trained(sam, tuning)
     return {
         "config": OmegaConf.to_yaml(cfg, resolve=True),
-        "frozen": {part: compute_state_hash(getattr(sam, part)) for part in left_out},
+        "frozen": {
+            part: compute_state_hash(getattr(sam, part), without=trained if part == ENCODER else ())
+            for part in left_out
+        },
         "categories": list(categories),
     }
 
@@ -227,12 +235,14 @@ def load_checkpoint_model(
     _refuse_former(checkpoint, sam)
     apply_checkpoint(sam, checkpoint)
     for part, state_hash in checkpoint.frozen.items():
-        if compute_state_hash(getattr(sam, part)) != state_hash:
+        held = {name.removeprefix(f"{part}.") for name in checkpoint.state}
+        if compute_state_hash(getattr(sam, part), without=held) != state_hash:
             raise CheckpointError(
                 f"{checkpoint.path} was trained with another {part} than model.weights={settings.weights} gives "
                 f"(it had model.weights={checkpoint.cfg.model.weights}, seed={checkpoint.cfg.seed}, "
                 f"model.image_size={checkpoint.cfg.model.image_size})"
             )
+    merge_lora(sam)
     return sam
 
 
@@ -256,7 +266,7 @@ def _refuse_former(checkpoint: Checkpoint, sam: Sam) -> None:
 
 
 def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:
-    """Load the parts that a checkpoint holds, each of them whole.
+    """Load what a checkpoint holds: parts, each of them whole unless a hash says what the rest is, and LoRA beside their layers.
 
     Raises:
         CheckpointError: names or shapes do not fit.
@@ -268,7 +278,9 @@ def apply_checkpoint(sam: Sam, checkpoint: Checkpoint) -> None:
             if name.startswith(f"{part}.")
         }
         try:
-            getattr(sam, part).load_state_dict(state)
+            add_lora(getattr(sam, part), state)
+            rest = getattr(sam, part).state_dict() if part in checkpoint.frozen else {}
+            getattr(sam, part).load_state_dict(rest | state)
             check_finite(state, checkpoint.path)
         except (RuntimeError, AttributeError) as error:
             line = " ".join(str(error).split())[:200]

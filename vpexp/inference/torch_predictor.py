@@ -37,9 +37,11 @@ class TorchPredictor(Predictor):
     def _encode(self, input_3SS: NDArray[np.float32]) -> Tensor:
         return self.sam.encode_image(torch.from_numpy(input_3SS)[None].to(self.device))
 
+    @torch.no_grad()
     def _adopt(self, embedding_CHW: NDArray[Any]) -> Tensor:
         parameter = next(self.sam.mask_decoder.parameters())
-        return torch.from_numpy(np.array(embedding_CHW))[None].to(parameter.device).to(parameter.dtype)
+        kept_1CHW = torch.from_numpy(np.array(embedding_CHW))[None].to(parameter.device).to(parameter.dtype)
+        return self.sam.complete(kept_1CHW)
 
     def read_map(self, embedding: ImageEmbedding) -> NDArray[np.float32]:
         """As of ``Predictor``."""

@@ -22,7 +22,7 @@ POOL = 2
 
 
 class Hiera(nn.Module):
-    """Images [B, 3, S, S] to the last features of each stage [B, H, W, C], of strides 4, 8, 16 and 32.
+    """What turns images [B, 3, S, S] into tokens, and the blocks of four stages [B, H, W, C] of strides 4, 8, 16 and 32.
 
     Each stage has twice the channels and the heads of the one before. Its first block pools the queries, within windows of the size
     that the stage before had. Random weights: PyTorch's defaults, positions normal with standard deviation 0.02.
@@ -70,16 +70,14 @@ class Hiera(nn.Module):
                 )
             self.ends.append(len(self.blocks) - 1)
 
-    def forward(self, images_B3SS: Tensor) -> list[Tensor]:
-        """Encode images."""
+    def embed(self, images_B3SS: Tensor) -> Tensor:
+        """Make images the tokens [B, S/4, S/4, C] that the first block takes."""
         tokens_BHWC: Tensor = self.patch_embed(images_B3SS)
-        tokens_BHWC = tokens_BHWC + self._compute_positions(int(tokens_BHWC.shape[1]))
-        stages = []
-        for place, block in enumerate(self.blocks):
-            tokens_BHWC = block(tokens_BHWC)
-            if place in self.ends:
-                stages.append(tokens_BHWC)
-        return stages
+        return tokens_BHWC + self._compute_positions(int(tokens_BHWC.shape[1]))
+
+    def count_ended(self, block: int) -> int:
+        """Count the stages that end before a block."""
+        return sum(end < block for end in self.ends)
 
     def _compute_positions(self, grid_size: int) -> Tensor:
         """Add the interpolated map and the repeated one of a window: [1, H, W, C].
@@ -189,25 +187,29 @@ class FpnNeck(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(_Lateral(width, out_channels) for width in reversed(channels))
 
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+    def forward(self, earlier_BHWC: Tensor, last_BHWC: Tensor) -> Tensor:
         """Make the map [B, C, S/16, S/16] of the last two stages."""
-        coarse_BHWC, fine_BHWC = self.convs[0](stages[-1]), self.convs[1](stages[-2])
+        coarse_BHWC, fine_BHWC = self.convs[0](last_BHWC), self.convs[1](earlier_BHWC)
         _, height, width, channels = coarse_BHWC.shape
         cells = torch.unflatten(torch.unflatten(fine_BHWC, 2, (-1, 2)), 1, (-1, 2))
         output: Tensor = (cells + coarse_BHWC[:, :, None, :, None]).reshape(-1, 2 * height, 2 * width, channels)
         return output.permute(0, 3, 1, 2)
 
-    def project(self, stages: Sequence[Tensor], stage: int, convolution: nn.Conv2d) -> Tensor:
+    def find_lateral(self, stage: int) -> nn.Module:
+        """Find what brings a stage, counted from 0, to the width of the maps."""
+        return self.convs[len(self.convs) - 1 - stage]
+
+    def project(self, tokens_BHWC: Tensor, stage: int, convolution: nn.Conv2d) -> Tensor:
         """Make the map [B, C, H, W] of one of the first two stages, and apply a 1 x 1 convolution to it.
 
         Two linear maps in a row are one: their product takes few of its products.
         """
-        lateral = self.convs[len(self.convs) - 1 - stage].conv
+        lateral = self.find_lateral(stage).conv
         assert isinstance(lateral, nn.Conv2d)
         assert lateral.bias is not None
         weight_XC = convolution.weight.flatten(1)
         joined = F.linear(
-            stages[stage],
+            tokens_BHWC,
             weight_XC @ lateral.weight.flatten(1),
             F.linear(lateral.bias, weight_XC, convolution.bias),
         )

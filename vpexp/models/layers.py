@@ -3,9 +3,55 @@
 Shapes: B images or prompts, C channels, H W rows and columns of a feature map, V windows of all images, K side of a window.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class BlockEncoder(nn.Module, ABC):
+    """An image encoder of blocks in a row that can be left before one of them and gone on with from there.
+
+    Attributes:
+        gradient_checkpointing: whether blocks are computed again in the backward pass instead of being remembered (Chen et al. 2016).
+    """
+
+    gradient_checkpointing = False
+
+    @abstractmethod
+    def list_blocks(self) -> list[nn.Module]:
+        """List the blocks in their order."""
+
+    @abstractmethod
+    def run_until(self, images_B3SS: Tensor, block: int) -> tuple[Tensor, ...]:
+        """Encode images up to a block, counted from 0; as many as there are runs all of them.
+
+        Returns:
+            What the rest needs: float tensors, B first.
+        """
+
+    @abstractmethod
+    def run_from(self, activations: Sequence[Tensor], block: int) -> Any:
+        """Go on from what ``run_until`` gave for the same block, to what the encoder returns."""
+
+    @abstractmethod
+    def list_late(self, block: int) -> list[nn.Module]:
+        """List the modules that run after ``run_until``, and whose weights that does not see."""
+
+    def forward(self, images_B3SS: Tensor) -> Any:
+        """Encode images."""
+        return self.run_from(self.run_until(images_B3SS, 0), 0)
+
+    def _run_block(self, block: nn.Module, features: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            features = checkpoint(block, features, use_reentrant=False)
+        else:
+            features = block(features)
+        return features
 
 
 class LayerNorm2d(nn.Module):

@@ -7,7 +7,7 @@ original image's), M masks given (1 or N).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from vpexp.data.interface import FIT, SAM, STRETCH, EmbeddingMap, Interface, to_
 from vpexp.models.cross_attention import is_exporting
 from vpexp.models.mask_decoder import ONE_MASK, Detail, MaskDecoder
 from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
+
+if TYPE_CHECKING:
+    from vpexp.models.tuning import EncoderCut
 
 LOW_RES_STRIDE = 4
 """Pixels of the model's input to a side of one of the decoder's low-resolution logits."""
@@ -58,6 +61,7 @@ class Sam(nn.Module):
     Attributes:
         completes_boxes: whether a prompt with a box gets the learnt "not a point" token too, which SAM gives to others only.
         left_out: entries of the official file that images need not, kept to be written back.
+        cut: where the encoder is left, to keep of images what comes before, see ``vpexp.models.tuning``; None: at its end.
     """
 
     completes_boxes = False
@@ -68,6 +72,7 @@ class Sam(nn.Module):
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
         self.left_out: dict[str, Tensor] = {}
+        self.cut: EncoderCut | None = None
 
     def adopt_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take the entries of an official file, under the names used here; what is not needed is kept in ``left_out``."""
@@ -110,6 +115,21 @@ class Sam(nn.Module):
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Compute image embeddings [B, C, S/16, S/16], which hold all maps, see ``vpexp.data.interface``."""
         return self.pack(self.encode_maps(images_B3SS))
+
+    @property
+    def kept_shape(self) -> tuple[int, int, int]:
+        """Shape of what is kept of an image: that of its embedding, or (X, 1, 1) where the encoder is cut."""
+        if self.cut is None:
+            return self.embedding_channels, self.embedding_size, self.embedding_size
+        return self.cut.size, 1, 1
+
+    def encode_kept(self, images_B3SS: Tensor) -> Tensor:
+        """Compute what is kept of images: [B, *kept_shape]."""
+        return self.encode_image(images_B3SS) if self.cut is None else self.cut.encode(images_B3SS)
+
+    def complete(self, kept: Tensor) -> Tensor:
+        """Compute image embeddings [B, C, S/16, S/16] from what was kept of images."""
+        return kept if self.cut is None else self.pack(self.cut.complete(kept))
 
     def pack(self, maps: Sequence[Tensor]) -> Tensor:
         """Put the maps of images together to embeddings [B, C, S/16, S/16]."""

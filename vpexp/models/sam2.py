@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vpexp.data.interface import STRETCH, STRIDE, EmbeddingMap, Interface
 from vpexp.models.hiera import FpnNeck, Hiera
-from vpexp.models.layers import MLP
+from vpexp.models.layers import MLP, BlockEncoder
 from vpexp.models.mask_decoder import MASK_TOKENS, MaskDecoder
 from vpexp.models.prompt_encoder import PromptEncoder
 from vpexp.models.registry import WeightsFile, check_image_size, register
@@ -68,7 +68,7 @@ _TO_OFFICIAL = (
 _BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 
 
-class Sam2ImageEncoder(nn.Module):
+class Sam2ImageEncoder(BlockEncoder):
     """Images [B, 3, S, S], normalised, to the maps of ``INTERFACE``, S a multiple of 32.
 
     Args:
@@ -84,11 +84,42 @@ class Sam2ImageEncoder(nn.Module):
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, CHANNELS))
         nn.init.trunc_normal_(self.no_mem_embed, std=0.02)
 
-    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, ...]:
-        """Encode images."""
-        stages = self.trunk(images_B3SS)
-        embedding_BCHW = self.neck(stages) + self.no_mem_embed.reshape(1, CHANNELS, 1, 1)
-        return embedding_BCHW, self.neck.project(stages, 1, self.conv_s1), self.neck.project(stages, 0, self.conv_s0)
+    def list_blocks(self) -> list[nn.Module]:
+        """As of ``BlockEncoder``."""
+        return list(self.trunk.blocks)
+
+    def run_until(self, images_B3SS: Tensor, block: int) -> tuple[Tensor, ...]:
+        """Encode images up to a block: its tokens [B, H, W, C], then of the stages before their maps, of the third its tokens."""
+        return self._run((self.trunk.embed(images_B3SS),), 0, block)
+
+    def run_from(self, activations: Sequence[Tensor], block: int) -> tuple[Tensor, ...]:
+        """As of ``BlockEncoder``."""
+        last_BHWC, finest_BCHW, fine_BCHW, earlier_BHWC = self._run(activations, block, len(self.trunk.blocks))
+        embedding_BCHW = self.neck(earlier_BHWC, last_BHWC) + self.no_mem_embed.reshape(1, CHANNELS, 1, 1)
+        return embedding_BCHW, fine_BCHW, finest_BCHW
+
+    def list_late(self, block: int) -> list[nn.Module]:
+        """As of ``BlockEncoder``: of the neck, what makes the map that prompts attend to, and the maps of stages that end later."""
+        late = [*self.trunk.blocks[block:], *self.neck.convs[:2]]
+        for stage in range(self.trunk.count_ended(block), len(self._fine)):
+            late += [self.neck.find_lateral(stage), self._fine[stage]]
+        return late
+
+    @property
+    def _fine(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The convolutions that give the maps of the first two stages."""
+        return self.conv_s0, self.conv_s1
+
+    def _run(self, activations: Sequence[Tensor], start: int, stop: int) -> tuple[Tensor, ...]:
+        tokens_BHWC, *kept = activations
+        for place in range(start, stop):
+            tokens_BHWC = self._run_block(self.trunk.blocks[place], tokens_BHWC)
+            if place not in self.trunk.ends[:-1]:
+                continue
+            stage = self.trunk.ends.index(place)
+            is_fine = stage < len(self._fine)
+            kept.append(self.neck.project(tokens_BHWC, stage, self._fine[stage]) if is_fine else tokens_BHWC)
+        return (tokens_BHWC, *kept)
 
 
 class Sam2MaskDecoder(MaskDecoder):

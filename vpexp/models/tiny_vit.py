@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpexp.models.layers import build_neck, merge_windows, partition_windows
+from vpexp.models.layers import BlockEncoder, build_neck, merge_windows, partition_windows
 
 
-class TinyViT(nn.Module):
+class TinyViT(BlockEncoder):
     """Turn images into image embeddings.
 
     Takes [B, 3, S, S] float, normalised and padded, S a multiple of 16; returns [B, out_channels, S/16, S/16] float.
@@ -66,21 +66,52 @@ class TinyViT(nn.Module):
             Detail(channels[i], kept, out_channels, side=4 // 2**i) for i, kept in enumerate(detail_channels)
         )
 
-    def forward(self, images_B3SS: Tensor) -> Tensor:
-        """Encode images."""
-        # Channels last in memory: depthwise convolutions run faster, and tokens need no copy.
+    def list_blocks(self) -> list[nn.Module]:
+        """As of ``BlockEncoder``."""
+        return [block for stage in self._stages for block in stage.blocks]
+
+    def run_until(self, images_B3SS: Tensor, block: int) -> tuple[Tensor, ...]:
+        """Encode images up to a block: its features [B, C, H, W], then the ``details`` of the stages before, [B, C', S/16, S/16]."""
         features_BCHW = self.patch_embed(images_B3SS.contiguous(memory_format=torch.channels_last))
-        details: list[Tensor] = []
-        for i, stage in enumerate(self.layers):
-            assert isinstance(stage, Stage)
+        return self._run((features_BCHW,), 0, block)
+
+    def run_from(self, activations: Sequence[Tensor], block: int) -> Tensor:
+        """As of ``BlockEncoder``."""
+        features_BCHW, *details = self._run(activations, block, len(self.list_blocks()))
+        embeddings_BCHW: Tensor = self.neck[1:](sum(details, start=self.neck[0](features_BCHW)))
+        return embeddings_BCHW
+
+    def list_late(self, block: int) -> list[nn.Module]:
+        """As of ``BlockEncoder``; what ends a stage goes with the stage's last block."""
+        late: list[nn.Module] = self.list_blocks()[block:]
+        for i, stage in enumerate(self._stages):
+            if stage.blocks[-1] in late:
+                late += [self.details[i]] if i < len(self.details) else []
+                late += [stage.downsample] if stage.downsample is not None else []
+        return [*late, self.neck]
+
+    @property
+    def _stages(self) -> "list[Stage]":
+        return [stage for stage in self.layers if isinstance(stage, Stage)]
+
+    def _run(self, activations: Sequence[Tensor], start: int, stop: int) -> tuple[Tensor, ...]:
+        """Run the blocks from ``start`` to before ``stop``, with what ends their stages."""
+        features_BCHW, *details = activations
+        # Channels last in memory: depthwise convolutions run faster, and tokens need no copy.
+        features_BCHW = features_BCHW.contiguous(memory_format=torch.channels_last)
+        place = 0
+        for i, stage in enumerate(self._stages):
             for block in stage.blocks:
-                features_BCHW = block(features_BCHW)
+                if start <= place < stop:
+                    features_BCHW = self._run_block(block, features_BCHW)
+                place += 1
+            if not start < place <= stop:
+                continue
             if i < len(self.details):
                 details.append(self.details[i](features_BCHW))
             if stage.downsample is not None:
                 features_BCHW = stage.downsample(features_BCHW)
-        embeddings_BCHW: Tensor = self.neck[1:](sum(details, start=self.neck[0](features_BCHW)))
-        return embeddings_BCHW
+        return (features_BCHW, *details)
 
     def build_unused_head(self) -> dict[str, Tensor]:
         """Build the classification head's tensors, which the official package wants in a file and never uses."""

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -169,10 +169,12 @@ def save_weights(sam: Sam, path: str | os.PathLike[str], dtype: torch.dtype | No
     return path
 
 
-def compute_state_hash(module: nn.Module) -> str:
-    """Compute the sha256 (hex) of a module's parameters and buffers: names, types, shapes and bytes."""
+def compute_state_hash(module: nn.Module, without: Collection[str] = ()) -> str:
+    """Compute the sha256 (hex) of a module's parameters and buffers: names, types, shapes and bytes; some may be left out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if name in without:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())

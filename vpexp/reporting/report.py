@@ -25,7 +25,7 @@ from vpexp.reporting.page import build_page, read_pictures
 from vpexp.runfolder import RunFolder
 from vpexp.visuals import build_legend
 
-REPORTED_SECTIONS = ("model", "data", "prompt", "loss", "optimizer", "scheduler", "trainer", "export", "ptq")
+REPORTED_SECTIONS = ("model", "adapter", "data", "prompt", "loss", "optimizer", "scheduler", "trainer", "export", "ptq")
 Columns = Mapping[str, Mapping[str, float]]
 Metrics = Mapping[str, float | None]
 """Numbers by name as ``metrics.json`` holds them: null where there is none."""
@@ -127,7 +127,7 @@ def gather_report(
         "quantization": quantization,
         "steps": steps,
         "data": {name: {key: record.get(key) for key in ("data", "splits")} for name, record in records.items()},
-        "config": {name: cfg[name] for name in REPORTED_SECTIONS},
+        "config": {name: cfg[name] for name in REPORTED_SECTIONS if name in cfg},
         "without_prompts": {column: _read_metrics(folder)["metrics"] for column, folder in found_by.items()},
     }
     tables = (build_found_table(found, classes),) if found else ()
@@ -196,9 +196,8 @@ def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str,
         if "test" in splits and splits["test"]["source"] == splits.get("val", {}).get("source"):
             lines.append("there is no test split: val was tested, by which the best epoch was chosen too")
     model, prompt, optimizer = cfg["model"], cfg["prompt"], cfg["optimizer"]
-    parts = [part for part in PARTS if part not in model["freeze"]]
     start = cfg["checkpoint"] or f"model.weights={model['weights']}"
-    lines.append(f"model: {model['name']} at {model['image_size']} px, from {start}; learns: {', '.join(parts)}")
+    lines.append(f"model: {model['name']} at {model['image_size']} px, from {start}; learns: {_describe_learning(cfg)}")
     lines.append(
         f"prompt: {prompt['type']}, jitter {prompt['jitter']} in training and {prompt['test_jitter']} in the test"
     )
@@ -211,6 +210,19 @@ def describe_training(cfg: Mapping[str, Any], records: Mapping[str, Mapping[str,
         best = f"{train['best_epoch']} of {train['epochs']}"
         lines.append(f"best epoch: {best}; kept: {train['kept']}, train/{train['best_checkpoint']}")
     return Section("What was trained", tuple(lines))
+
+
+def _describe_learning(cfg: Mapping[str, Any]) -> str:
+    """Name the parts that learn, and of the image encoder how much: older runs say nothing of that."""
+    model, adapter = cfg["model"], cfg.get("adapter", {"kind": "none"})
+    encoder, tune = PARTS[0], model.get("tune", "none")
+    parts = [part for part in PARTS if part not in model["freeze"]]
+    if (tune, adapter["kind"]) == ("none", "none"):
+        return ", ".join(parts)
+    how = "all" if tune in {"none", "full"} else tune
+    if adapter["kind"] == "lora":
+        how += f", by LoRA of rank {adapter['rank']}"
+    return ", ".join([f"{encoder} ({how})", *(part for part in parts if part != encoder)])
 
 
 def describe_verdict(train: Mapping[str, Any]) -> Section | None:

@@ -16,7 +16,7 @@ from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.evaluation.pixel_metrics import Gain, ImageSums, compute_gain
 from vpexp.files import read_json, write_json
 from vpexp.inference.torch_instances import InstanceParts
-from vpexp.inference.torch_model import add_instances, apply_checkpoint, read_checkpoint
+from vpexp.inference.torch_model import add_instances, apply_checkpoint, load_checkpoint_model, read_checkpoint
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.runfolder import append_metrics
@@ -169,7 +169,12 @@ def run(context: RunContext) -> StageResult:
     dataset = report_tiles(tile_dataset(whole, tiling), tiling) if tiling else whole
     loop = build_loop(context, sam, dataset, brought)
     places = list_prompter_places(whole, tiling) if cfg.prompter.enabled else []
-    encoder = prepare_embeddings(context, sam, dataset, list(dataset.splits), places)
+    learns = loop.module.tuning.first_block is not None
+    if learns:
+        log_line(_describe_weights(sam))
+    encoder = prepare_embeddings(
+        context, sam, dataset, list(dataset.splits), [] if learns else places, learning=learns and sam.cut is None
+    )
     loop.use_embeddings(encoder.cache)
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
     try:
@@ -178,7 +183,14 @@ def run(context: RunContext) -> StageResult:
         before_found = {} if cfg.resume else _find_at_start(context, sam, brought_parts, whole, encoder.cache)
         fit_on_devices(context, loop, dataset, encoder)
         verdict, after = _keep_better(context, loop, start, assess_split)
-        split = _list_splits(cfg)[-1]
+        if learns:  # what was kept of images was on its way through another encoder
+            sam = load_checkpoint_model(
+                read_checkpoint(verdict.checkpoint), context.settings.model, weights_dir=context.weights_dir
+            )
+            encoder = encoder.follow(prepare_embeddings(context, sam, dataset, list(dataset.splits), places))
+            assess_split, after = _build_assessment(context, sam, dataset, encoder.cache), {}
+        for split in _list_splits(cfg):
+            after[split] = after.get(split) or assess_split(split, "after")
         predictor = TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask)
         found = before_found | _learn_instances(
             context, predictor, whole, encoder.cache, verdict.checkpoint, start=brought_parts
@@ -190,6 +202,16 @@ def run(context: RunContext) -> StageResult:
     before = start.metrics.get(split)
     report = write_run_report(context, split, after[split], extremes, findings=[str(verdict)], before=before)
     return replace(result, metrics=result.metrics | found, artifacts=result.artifacts | report)
+
+
+def _describe_weights(sam: Sam) -> str:
+    """Count what learns, of the image encoder and of all."""
+    encoder, whole = (
+        f"{sum(p.numel() for p in part.parameters() if p.requires_grad) / 1e6:.2f} of "
+        f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} million"
+        for part in (sam.image_encoder, sam)
+    )
+    return f"learns: {encoder} weights of the image encoder, {whole} of the model"
 
 
 def _learn_instances(
@@ -285,7 +307,7 @@ def _read_start(context: RunContext) -> Start:
 def _keep_better(
     context: RunContext, loop: TrainingLoop, start: Start, assess_split: AssessSplit
 ) -> tuple[Verdict, dict[str, EvaluationResult]]:
-    """Load the better of the best epoch and the start, compared on val, and evaluate it on all splits."""
+    """Load the better of the best epoch and the start, compared on val, and give what it reaches there."""
     best, epoch = _find_best(context, loop)
     apply_checkpoint(loop.module.sam, read_checkpoint(best))
     after = {"val": assess_split("val", "after")}
@@ -293,7 +315,7 @@ def _keep_better(
     if verdict.checkpoint != best:
         apply_checkpoint(loop.module.sam, read_checkpoint(verdict.checkpoint))
         after["val"] = assess_split("val", "after")
-    return verdict, after | {split: assess_split(split, "after") for split in _list_splits(context.cfg)[1:]}
+    return verdict, after
 
 
 def _find_best(context: RunContext, loop: TrainingLoop) -> tuple[Path, int]:

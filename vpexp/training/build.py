@@ -6,12 +6,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vpexp.config.schema import LossConfig
 from vpexp.errors import ConfigError
+from vpexp.models.sam import Sam
+from vpexp.models.tuning import group_parameters
 from vpexp.registry import build_target, get_cause, load_target
 from vpexp.training.losses import Loss, MaskLoss
 
@@ -19,17 +20,24 @@ INTERVALS = ("step", "epoch")
 MONITOR = "val/f1-score"  # what ReduceLROnPlateau looks at, the higher the better
 
 
-def build_optimizer_factory(cfg: DictConfig) -> Callable[[list[nn.Parameter]], Optimizer]:
-    """Return a function that builds the optimizer of the section ``optimizer`` for some parameters.
+def build_optimizer_factory(cfg: DictConfig) -> Callable[[Sam], Optimizer]:
+    """Return a function that builds the optimizer of the section ``optimizer`` for what learns of a model.
+
+    ``lr_encoder`` and ``layer_decay`` are vpexp's: see ``group_parameters``.
 
     Raises:
         ConfigError: the class cannot be imported, or does not take the options.
     """
-    factory = _instantiate_partial(_to_options(cfg, "optimizer"), "optimizer")
+    options = _to_options(cfg, "optimizer")
+    lr_encoder, layer_decay = options.pop("lr_encoder", None), options.pop("layer_decay", None) or 1.0
+    factory = _instantiate_partial(options, "optimizer")
 
-    def build(parameters: list[nn.Parameter]) -> Optimizer:
+    def build(sam: Sam) -> Optimizer:
+        learning: list[Any] = [parameter for parameter in sam.parameters() if parameter.requires_grad]
+        if lr_encoder is not None or layer_decay != 1:
+            learning = group_parameters(sam, lr=options["lr"], lr_encoder=lr_encoder, layer_decay=layer_decay)
         try:
-            optimizer: Optimizer = factory(parameters)
+            optimizer: Optimizer = factory(learning)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
         return optimizer

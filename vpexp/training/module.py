@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from vpexp.config.schema import PARTS, PromptConfig
+from vpexp.config.schema import PromptConfig
 from vpexp.data.annotations import AnnotatedDataset, with_objects
 from vpexp.data.batch import Batch, EvaluationSample, EvaluationSet, TrainingSet, UnreadableImage, collate_training
 from vpexp.data.interface import FIT
@@ -27,6 +27,7 @@ from vpexp.evaluation.evaluator import EvaluationResult, Evaluator, Metric
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.mask_decoder import THREE_MASKS
 from vpexp.models.sam import Sam
+from vpexp.models.tuning import Tuning, list_left_out
 from vpexp.signals import leave_stops_to_parent
 from vpexp.training.distributed import average, gather, get_world_size
 from vpexp.training.losses import LossTerms
@@ -40,10 +41,10 @@ class SamFineTuner(pl.LightningModule):
 
     Args:
         sam: the model; its frozen parts get no gradient and stay in eval mode, whatever mode the module is in.
-        freeze: names of the parts that do not learn.
+        tuning: what learns, as ``apply_tuning`` has it.
         step_loss: the loss of a step.
         categories: class names, for validation.
-        build_optimizer: takes the trainable parameters.
+        build_optimizer: takes the model, and trains what of it needs a gradient.
         build_scheduler: takes the optimizer and the number of optimizer steps of the whole training; returns Lightning's
             ``scheduler``, ``interval`` and ``monitor``.
         identity: what a checkpoint says of itself (configuration, hashes of frozen parts); plain values.
@@ -58,10 +59,10 @@ class SamFineTuner(pl.LightningModule):
         self,
         sam: Sam,
         *,
-        freeze: Sequence[str],
+        tuning: Tuning,
         step_loss: StepLoss,
         categories: Sequence[str],
-        build_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        build_optimizer: Callable[[Sam], Optimizer],
         build_scheduler: Callable[[Optimizer, int], dict[str, Any]],
         identity: dict[str, Any],
         interaction: Interaction | None = None,
@@ -69,7 +70,7 @@ class SamFineTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.sam = sam
-        self.freeze_names = tuple(freeze)
+        self.tuning = tuning
         self.step_loss = step_loss
         self.categories = tuple(categories)
         self.build_optimizer = build_optimizer
@@ -84,6 +85,7 @@ class SamFineTuner(pl.LightningModule):
         self.metrics = metrics
         self._evaluator = Evaluator(self.categories)
         self._freeze()
+        self._left_out = list_left_out(sam, tuning, identity["frozen"])
 
     def train(self, mode: bool = True) -> "SamFineTuner":
         """Set training mode; frozen parts stay in eval mode, and so does every BatchNorm.
@@ -92,7 +94,7 @@ class SamFineTuner(pl.LightningModule):
         the scales and shifts (as in Ren et al. 2015 and most detectors since).
         """
         super().train(mode)
-        for name in self.freeze_names:
+        for name in self.tuning.frozen:
             getattr(self.sam, name).eval()
         for module in self.sam.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (the base class of all of them)
@@ -171,8 +173,7 @@ class SamFineTuner(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule for the trainable parameters."""
-        parameters = [parameter for parameter in self.sam.parameters() if parameter.requires_grad]
-        optimizer = self.build_optimizer(parameters)
+        optimizer = self.build_optimizer(self.sam)
         scheduler = self.build_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -207,7 +208,7 @@ class SamFineTuner(pl.LightningModule):
             name: value for name, value in checkpoint["state_dict"].items() if not self._is_left_out(name)
         }
         checkpoint["vpexp"] = self.identity
-        checkpoint["freeze"] = list(self.freeze_names)
+        checkpoint["freeze"] = list(self.tuning.frozen)
         checkpoint["epoch_sums"] = dict(self.epoch_sums)
         checkpoint["unreadable"] = dict(self.unreadable)
 
@@ -215,9 +216,9 @@ class SamFineTuner(pl.LightningModule):
         """Add the parts left out back, after checking that they are the ones that the checkpoint was trained on."""
         saved: dict[str, str] = checkpoint.get("vpexp", {}).get("frozen", {})
         frozen_then = checkpoint.get("freeze", ())
-        if sorted(frozen_then) != sorted(self.freeze_names):
+        if sorted(frozen_then) != sorted(self.tuning.frozen):
             raise CheckpointError(
-                f"the checkpoint was trained with model.freeze={list(frozen_then)}, not {list(self.freeze_names)}: "
+                f"the checkpoint was trained with model.freeze={list(frozen_then)}, not {list(self.tuning.frozen)}: "
                 "give the same as in the run to resume"
             )
         for part, state_hash in saved.items():
@@ -228,6 +229,7 @@ class SamFineTuner(pl.LightningModule):
                 )
         # A frozen part that the interrupted run had from its start checkpoint is in this one, and stays in the next.
         self.identity = {**self.identity, "frozen": dict(saved)}
+        self._left_out = list_left_out(self.sam, self.tuning, saved)
         for name, value in self.state_dict().items():
             if self._is_left_out(name):
                 checkpoint["state_dict"][name] = value
@@ -235,11 +237,6 @@ class SamFineTuner(pl.LightningModule):
         self.unreadable = dict(checkpoint.get("unreadable", {}))
 
     def _freeze(self) -> None:
-        for name in self.freeze_names:
-            if name not in PARTS:
-                raise ConfigError(f"model.freeze: '{name}' is no part of the model; the parts are {', '.join(PARTS)}")
-        for name in PARTS:
-            getattr(self.sam, name).requires_grad_(name not in self.freeze_names)
         if self.step_loss.multimask == "never":
             # Hypernetworks other than mask token 0's have no part in a single mask: nothing would train them.
             self.sam.mask_decoder.output_hypernetworks_mlps[THREE_MASKS].requires_grad_(False)
@@ -249,7 +246,7 @@ class SamFineTuner(pl.LightningModule):
             raise ConfigError("model.freeze leaves nothing to train; take one part out of it")
 
     def _is_left_out(self, name: str) -> bool:
-        return any(name.startswith(f"sam.{part}.") for part in self.identity["frozen"])
+        return name.removeprefix("sam.") in self._left_out
 
     def _note_unreadable(self, images: Sequence[UnreadableImage]) -> None:
         self.unreadable.update({image.image_id: image.reason for image in images})
@@ -290,10 +287,12 @@ class SamFineTuner(pl.LightningModule):
 
     def _get_embeddings(self, batch: Batch) -> Tensor:
         """Get the embeddings [B, C, S/16, S/16] of a step's images: from the cache, or from the encoder."""
-        if self.embedding_cache is not None:
-            return self.embedding_cache.gather(batch).to(next(self.sam.mask_decoder.parameters()).dtype)
-        with torch.set_grad_enabled("image_encoder" not in self.freeze_names):
-            return self.sam.encode_image(batch.images_B3SS)
+        with torch.set_grad_enabled(self.tuning.first_block is not None):
+            if self.embedding_cache is None:
+                return self.sam.encode_image(batch.images_B3SS)
+            return self.sam.complete(
+                self.embedding_cache.gather(batch).to(next(self.sam.mask_decoder.parameters()).dtype)
+            )
 
     def _get_gradient_scale(self) -> float:
         """Get what Lightning multiplies a float16 loss with."""

@@ -8,7 +8,7 @@ from vpexp.config.groups import find_conf_folder, list_groups
 
 SURFACE = {
     "stage": ["name", "test", "onnx", "split", "controls", "overlays", "duplicates", "_target_"],
-    "model": ["name", "_target_", "image_size", "weights", "freeze"],
+    "model": ["name", "_target_", "image_size", "weights", "freeze", "tune"],
     "data": [
         *(
             "name",
@@ -52,7 +52,7 @@ SURFACE = {
         "_target_",
         "options",
     ],
-    "optimizer": ["_target_", "lr", "weight_decay", "betas"],
+    "optimizer": ["_target_", "lr", "lr_encoder", "layer_decay", "weight_decay", "betas"],
     "scheduler": ["_target_", "warmup_steps"],
     "callbacks": ["early_stopping", "progress"],
     "metrics": [],
@@ -60,9 +60,16 @@ SURFACE = {
         *("enabled", "steps", "batch_size", "lr", "evaluate_every", "patience", "width", "depth", "limit"),
         *("classifier_steps", "max_overlap"),
     ],
+    "adapter": ["kind", "rank", "alpha", "targets"],
     "trainer": [
         *("max_epochs", "accelerator", "devices", "strategy", "precision", "gradient_clip_val"),
-        *("accumulate_grad_batches", "log_every_n_steps", "deterministic", "limit_train_batches"),
+        *(
+            "gradient_checkpointing",
+            "accumulate_grad_batches",
+            "log_every_n_steps",
+            "deterministic",
+            "limit_train_batches",
+        ),
         *("limit_val_batches", "threads", "logger", "extra"),
     ],
     "cache": ["enabled", "max_gb", "precision", "backend"],
@@ -114,6 +121,7 @@ OPTIONS = {
     ],
     "prompt": ["auto", "both", "box", "clicks", "loose_box", "point"],
     "prompter": ["default", "none"],
+    "adapter": ["lora", "none"],
     "loss": ["default"],
     "optimizer": ["adam", "adamw", "sgd"],
     "scheduler": ["constant", "cosine", "linear", "linear_warmup"],

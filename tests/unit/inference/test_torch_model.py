@@ -17,8 +17,11 @@ from vpexp.inference.torch_model import (
     read_checkpoint,
 )
 from vpexp.models.registry import get_model_info
+from vpexp.models.tuning import Lora, find_trained, plan_tuning
 from vpexp.models.weights import compute_state_hash, save_weights
 from vpexp.runfolder import RunFolder, create_run_folder, mark_latest
+
+FROZEN = ("image_encoder", "prompt_encoder")
 
 
 def assert_refused(words, function, *args, **kwargs):
@@ -50,6 +53,34 @@ def test_round_trip__to_the_bit(cfg, tmp_path, write_checkpoint, freeze):
     assert not restored.training
     fresh = load_sam(OmegaConf.to_object(cfg.model), seed=cfg.seed)
     assert compute_state_hash(fresh) != compute_state_hash(sam)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0, targets=("attention", "mlp"))])
+def test_round_trip__of_an_encoder_that_learnt_in_part(cfg, tmp_path, write_checkpoint, lora):
+    """The checkpoint is small, and what it gives is a plain model that computes what the trained one does."""
+    path, sam = write_checkpoint(tune="last:1", lora=lora)
+    whole, _ = write_checkpoint(tmp_path / "whole.ckpt", freeze=("prompt_encoder",))
+    checkpoint = read_checkpoint(path)
+    assert set(checkpoint.parts) == {"image_encoder", "mask_decoder"}
+    held = {name for name in checkpoint.state if name.startswith("image_encoder.")}
+    assert held == {f"image_encoder.{name}" for name in find_trained(sam, plan_tuning(sam, FROZEN, "last:1", lora))}
+    assert path.stat().st_size < whole.stat().st_size
+    restored = load(path, cfg, tmp_path)
+    fresh = load_sam(OmegaConf.to_object(cfg.model), seed=cfg.seed)
+    assert list(restored.state_dict()) == list(fresh.state_dict())
+    images = torch.randn(2, 3, restored.image_size, restored.image_size)
+    with torch.no_grad():
+        torch.testing.assert_close(restored.encode_image(images), sam.encode_image(images), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(fresh.encode_image(images), sam.encode_image(images), atol=1e-3)
+
+
+def test_load__the_rest_of_an_encoder_that_learnt_in_part_must_be_the_same(cfg, tmp_path, write_checkpoint):
+    path, _ = write_checkpoint(tune="last:1")
+    content = torch.load(path, weights_only=True)
+    content["vpexp"]["frozen"]["image_encoder"] = "0" * 64
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="trained with another image_encoder"):
+        load(path, cfg, tmp_path)
 
 
 def test_round_trip__frozen_part_of_a_start_checkpoint_comes_along(cfg, tmp_path, write_checkpoint):

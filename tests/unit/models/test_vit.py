@@ -5,6 +5,8 @@ from tests.references.official import build_official_vit, randomize
 from tests.references.transformers_sam import build_transformers_sam, get_official_state
 from vpexp.models.vit import (
     ImageEncoderViT,
+    attend_biased,
+    attend_lean,
     gather_relative_positions,
     resize_absolute_positions,
     resize_relative_positions,
@@ -95,3 +97,17 @@ def test_resize_positions__same_size_is_untouched():
 def test_resize_absolute_positions__keeps_a_constant():
     resized = resize_absolute_positions(torch.full((1, 4, 4, 2), 3.0), 6)
     torch.testing.assert_close(resized, torch.full((1, 6, 6, 2), 3.0))
+
+
+def test_attend_lean__same_values_and_gradients_as_with_the_bias_of_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 20, 8)] * 3 + [(2, 3, 20, 4), (2, 3, 20, 5)]
+    found = []
+    for attend in (attend_biased, attend_lean):
+        generator.manual_seed(0)
+        inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+        output = attend(*inputs)
+        output.square().sum().backward()
+        found.append([output.detach(), *(value.grad for value in inputs)])
+    for lean, biased in zip(*found, strict=True):
+        torch.testing.assert_close(lean, biased, rtol=1e-9, atol=1e-12)

@@ -12,6 +12,7 @@ from vpexp.config.schema import LossConfig, PromptConfig
 from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, Split
 from vpexp.data.masks import compute_box, encode_mask
 from vpexp.models.registry import build_sam_debug
+from vpexp.models.tuning import apply_tuning, plan_tuning
 from vpexp.models.weights import compute_state_hash
 from vpexp.training.losses import MaskLoss
 from vpexp.training.module import FineTuningData, SamFineTuner
@@ -72,7 +73,9 @@ def build_data(dataset):
 
 @pytest.fixture
 def build_module():
-    def build(sam=None, freeze=FROZEN, resolution="input", lr=1e-3, left_out=None, **options):
+    def build(
+        sam=None, freeze=FROZEN, *, resolution="input", lr=1e-3, left_out=None, tune="none", lora=None, **options
+    ):
         if sam is None:
             torch.manual_seed(0)
             sam = build_sam_debug(64)
@@ -85,14 +88,16 @@ def build_module():
         defaults = {
             "step_loss": StepLoss(MaskLoss(LossConfig()), resolution),
             "categories": ("berry", "leaf"),
-            "build_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=lr),
+            "build_optimizer": lambda sam: torch.optim.Adam([p for p in sam.parameters() if p.requires_grad], lr=lr),
             "build_scheduler": lambda optimizer, total_steps: {
                 "scheduler": build_constant(optimizer, total_steps=total_steps),
                 "interval": "step",
             },
             "identity": identity,
         }
-        return SamFineTuner(sam, freeze=freeze, **{**defaults, **options})
+        tuning = plan_tuning(sam, freeze, tune, lora)
+        apply_tuning(sam, tuning)
+        return SamFineTuner(sam, tuning=tuning, **{**defaults, **options})
 
     return build
 

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from vpexp.config import compose_config
 from vpexp.config.schema import LossConfig
 from vpexp.errors import ConfigError
+from vpexp.models.registry import build_sam_debug
 from vpexp.training.build import build_callbacks, build_loss, build_optimizer_factory, build_scheduler_factory
 from vpexp.training.callbacks import EarlyStoppingAfter, TrainingProgress
 
@@ -17,7 +18,7 @@ def cfg():
 
 
 def build_optimizer(section):
-    return build_optimizer_factory(OmegaConf.create(section))([torch.nn.Parameter(torch.zeros(2))])
+    return build_optimizer_factory(OmegaConf.create(section))(build_sam_debug(64))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_build__partial_of_hydra_changes_nothing(partial):
 
 
 def test_build__defaults_are_adam_at_1e_5_and_a_constant_rate(cfg):
-    optimizer = build_optimizer_factory(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+    optimizer = build_optimizer_factory(cfg.optimizer)(build_sam_debug(64))
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.param_groups[0]["lr"] == 1e-5
     built = build_scheduler_factory(cfg.scheduler)(optimizer, 10)
@@ -60,7 +61,7 @@ def test_build__defaults_are_adam_at_1e_5_and_a_constant_rate(cfg):
 @pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "linear_warmup"])
 def test_build__every_option_of_the_groups(name, scheduler):
     cfg = compose_config([f"optimizer={name}", f"scheduler={scheduler}"])
-    optimizer = build_optimizer_factory(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+    optimizer = build_optimizer_factory(cfg.optimizer)(build_sam_debug(64))
     assert type(optimizer).__name__.lower() == name
     assert build_scheduler_factory(cfg.scheduler)(optimizer, 10)["scheduler"].get_last_lr()[0] > 0
 
@@ -130,3 +131,14 @@ def test_build_callbacks__mistakes_name_the_entry(section, words):
     with pytest.raises(ConfigError, match=words) as caught:
         build_callbacks(OmegaConf.create({"mine": section}))
     assert "\n" not in str(caught.value)
+
+
+def test_build_optimizer__the_encoder_learns_at_its_own_rate():
+    sam = build_sam_debug(64)
+    options = {"_target_": "torch.optim.SGD", "lr": 0.1, "lr_encoder": 0.02, "layer_decay": 0.5, "momentum": 0.9}
+    optimizer = build_optimizer_factory(OmegaConf.create(options))(sam)
+    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    assert rates[id(sam.mask_decoder.iou_token.weight)] == optimizer.param_groups[0]["lr"] == 0.1
+    assert rates[id(sam.image_encoder.neck[0].weight)] == 0.02
+    assert rates[id(sam.image_encoder.blocks[-1].norm1.weight)] == pytest.approx(0.01)
+    assert len(rates) == len(list(sam.parameters()))

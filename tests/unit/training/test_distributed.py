@@ -100,7 +100,10 @@ def test_fit__two_processes_are_one_with_all_images(  # noqa: PLR0917 (fixtures)
 
     def build_parts(batch_size):
         # Adam would take the rounding errors of a gradient that is zero for a direction.
-        module = build_module(freeze=freeze, build_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.02))
+        module = build_module(
+            freeze=freeze,
+            build_optimizer=lambda sam: torch.optim.SGD([p for p in sam.parameters() if p.requires_grad], lr=0.02),
+        )
         return module, four_images(batch_size)
 
     start = build_parts(2)[0].sam.state_dict()

@@ -6,12 +6,13 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from vpexp.config.schema import PARTS
 from vpexp.data.batch import UnreadableImage, collate_training
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses
 from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_image_key
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.models.registry import build_sam_debug, build_sam_micro
-from vpexp.training import module as module_file
+from vpexp.models.tuning import Lora
 
 FROZEN = ("image_encoder", "prompt_encoder")
 
@@ -46,7 +47,7 @@ def test_fit__frozen_parts_stay_to_the_bit_batch_norm_included(build_module, bui
     sam = build_sam_micro(64)
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in sam.image_encoder.modules())
     module, modes = build_module(sam), Modes()
-    before = {part: snapshot(getattr(sam, part)) for part in module_file.PARTS}
+    before = {part: snapshot(getattr(sam, part)) for part in PARTS}
     build_plain_trainer(modes, max_epochs=2).fit(module, datamodule=build_data(batch_size=1))
     assert is_unchanged(sam.image_encoder, before["image_encoder"])
     assert is_unchanged(sam.prompt_encoder, before["prompt_encoder"])
@@ -64,7 +65,7 @@ def test_fit__unfrozen_encoder_learns_in_training_mode(build_module, build_data,
     torch.manual_seed(0)
     sam = build_sam_micro(64)
     module, modes = build_module(sam, freeze=("prompt_encoder",)), Modes()
-    before = {part: snapshot(getattr(sam, part)) for part in module_file.PARTS}
+    before = {part: snapshot(getattr(sam, part)) for part in PARTS}
     build_plain_trainer(modes).fit(module, datamodule=build_data())
     after = sam.image_encoder.state_dict()
     assert is_unchanged(sam.prompt_encoder, before["prompt_encoder"])
@@ -100,7 +101,7 @@ def test_freeze__decides_what_has_a_gradient(build_module):
 
 @pytest.mark.parametrize(
     ("freeze", "words"),
-    [(("image_encodr",), "'image_encodr' is no part"), (module_file.PARTS, "leaves nothing to train")],
+    [(("image_encodr",), "'image_encodr' is no part"), (PARTS, "leaves nothing to train")],
 )
 def test_freeze__wrong_names_are_told(build_module, freeze, words):
     with pytest.raises(ConfigError, match=words):
@@ -225,6 +226,56 @@ def test_checkpoint__resumed_module_equals_the_saved_one(tmp_path, build_module,
     trainer = build_plain_trainer(max_epochs=1)  # nothing left to do: load only
     trainer.fit(resumed, datamodule=build_data(), ckpt_path=path, weights_only=True)
     assert is_unchanged(resumed.sam, snapshot(module.sam))
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0, targets=("attention", "mlp"))])
+def test_fit__from_what_is_kept_before_the_last_block_as_from_pixels(
+    tmp_path, build_data, build_module, build_plain_trainer, lora
+):
+    """Each image goes through the first half once; what is learnt is what is learnt without a cache."""
+    found = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        module, data = build_module(sam=build_sam_debug(64), tune="last:1", lora=lora), build_data(batch_size=2)
+        counter = EncoderPasses(module.sam)
+        if cached:
+            use_store(module, data, tmp_path)
+        build_plain_trainer(max_epochs=2).fit(module, datamodule=data)
+        found.append((module.compute_epoch_losses()["train/loss"], snapshot(module.sam), counter.images))
+    (plain_loss, plain, plain_passes), (loss, state, passes) = found
+    assert loss == pytest.approx(plain_loss, rel=1e-4)
+    torch.manual_seed(0)
+    before = snapshot(build_module(sam=build_sam_debug(64), tune="last:1", lora=lora).sam)
+    moved = [name for name in plain if name.startswith("image_encoder.") and not torch.equal(plain[name], before[name])]
+    assert moved
+    assert all(name.startswith(("image_encoder.blocks.1.", "image_encoder.neck.")) for name in moved)
+    for name, value in plain.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
+    # Twice each training image and twice each of val; with the cache val's, which this test does not fill it with, go through whole.
+    assert passes < plain_passes
+
+
+def test_checkpoint__of_an_encoder_that_learns_in_part_holds_that_part(
+    tmp_path, build_module, build_data, build_plain_trainer
+):
+    module = build_module(tune="last:1")
+    path = save_checkpoint(module, build_data(), build_plain_trainer, tmp_path / "ckpt")
+    names = torch.load(path, weights_only=True)["state_dict"].keys()
+    kept = ("sam.mask_decoder.", "sam.image_encoder.blocks.1.", "sam.image_encoder.neck.")
+    assert names == {f"sam.{name}" for name in module.sam.state_dict() if f"sam.{name}".startswith(kept)}
+    resumed = build_module(tune="last:1")
+    build_plain_trainer(max_epochs=1).fit(resumed, datamodule=build_data(), ckpt_path=path, weights_only=True)
+    assert is_unchanged(resumed.sam, snapshot(module.sam))
+
+
+def use_store(module, data, folder):
+    """Fill a store with what is kept of the training images, and use it."""
+    sam = module.sam
+    images = data.training_set.images
+    store = EmbeddingStore(folder / "embeddings", "ab" * 16, sam.kept_shape, "float32")
+    keys = {(image.path, False): compute_image_key(image.path.read_bytes(), exif_transpose=False) for image in images}
+    module.embedding_cache = EmbeddingCache(sam, StoredEmbeddings(store, keys))
+    data.use_embeddings(module.embedding_cache.stored)
 
 
 def test_fit__with_stored_embeddings_the_encoder_rests(tmp_path, build_data, build_module, build_plain_trainer):

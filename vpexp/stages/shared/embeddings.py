@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,10 @@ class EncoderUse:
         if self.cache:
             self.cache.encoded += encoded
 
+    def follow(self, after: "EncoderUse") -> "EncoderUse":
+        """Go on with another encoder's embeddings; what was encoded until now counts with what that encodes."""
+        return replace(after, before=self.before + self.passes.images)
+
     def record(self, context: RunContext) -> None:
         """Write the number of images encoded so far, this run's own passes and those of training steps, down."""
         passes = self.before + self.passes.images
@@ -75,6 +79,8 @@ def prepare_embeddings(
     dataset: AnnotatedDataset,
     splits: Sequence[str],
     places: Sequence[ImagePlace] = (),
+    *,
+    learning: bool = False,
 ) -> EncoderUse:
     """Encode what is missing in the cache of the images of some splits; say what was done, or why there is no cache.
 
@@ -84,20 +90,27 @@ def prepare_embeddings(
         dataset: holds the splits.
         splits: the most important first, for a budget that does not hold all.
         places: images or windows beside those with objects.
+        learning: whether all of the encoder is about to learn.
     """
     cfg = context.cfg
     passes = EncoderPasses(sam)
     before = int(context.folder.read_run_json().get("encoder_passes") or 0) if cfg.resume else 0
-    if reason := _find_reason_against(cfg):
+    if reason := _find_reason_against(cfg, learning):
         log_line(f"embeddings: not kept ({reason}), each image is encoded whenever it is used")
         context.folder.update_run_json(cache={"enabled": False, "reason": reason})
         return EncoderUse(None, passes, before)
-    shape = (sam.embedding_channels, sam.embedding_size, sam.embedding_size)
     precision = str(cfg.cache.precision)
     started = time.perf_counter()
     size, resize = sam.image_size, sam.interface.resize
-    key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, precision, resize)
-    store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, shape, precision)
+    if sam.cut is None:
+        key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, precision, resize)
+    else:
+        state_hash = compute_state_hash(sam.image_encoder, without=sam.cut.late_names)
+        key = compute_encoder_key(state_hash, size, precision, resize, sam.cut.block)
+        log_line(
+            f"embeddings: kept as they are before block {sam.cut.block + 1} of the image encoder, from which on it learns"
+        )
+    store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, sam.kept_shape, precision)
     taught = [
         place for split in dict.fromkeys(splits) for place in list_places(with_objects(dataset.splits[split].images))
     ]
@@ -113,11 +126,11 @@ def prepare_embeddings(
     return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before)
 
 
-def _find_reason_against(cfg: DictConfig) -> str | None:
+def _find_reason_against(cfg: DictConfig, learning: bool) -> str | None:
     if not cfg.cache.enabled:
         return "cache.enabled=false"
-    if "image_encoder" not in cfg.model.freeze:
-        return "the image encoder learns: it is not in model.freeze"
+    if learning:
+        return "all of the image encoder learns; with model.tune=last:<k> what comes before is kept"
     return None
 
 

@@ -94,7 +94,8 @@ def _build_config(context: RunContext, folder: Path, root: Path, checkpoint: Pat
         {"train_split": "train", "val_split": "val", "test_split": "test", "limit_images": None, "num_workers": 0}
     )
     cfg.data.unannotated = "keep"  # of the images without masks only those are in it that are marked as done
-    cfg.model.freeze = list(dict.fromkeys([*cfg.model.freeze, *FROZEN]))
+    cfg.model.freeze, cfg.model.tune = list(dict.fromkeys([*cfg.model.freeze, *FROZEN])), "none"
+    cfg.adapter.kind = "none"
     cfg.trainer.max_epochs = cfg.demo.learn_epochs
     cfg.trainer.logger = False
     cfg.trainer.threads = cfg.trainer.threads or max(1, (os.cpu_count() or 2) // 2)

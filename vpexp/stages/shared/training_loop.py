@@ -8,13 +8,16 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from vpexp.config.schema import Config
 from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
-from vpexp.errors import DataError
+from vpexp.errors import ConfigError, DataError
 from vpexp.evaluation.click_protocol import build_interaction
 from vpexp.inference.torch_model import apply_checkpoint, build_identity, load_sam, read_checkpoint
+from vpexp.models.layers import BlockEncoder
 from vpexp.models.sam import Sam
+from vpexp.models.tuning import ENCODER, Lora, Tuning, apply_tuning, find_trained, merge_lora, plan_tuning
 from vpexp.runfolder import append_metrics, read_metrics
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import build_metrics
@@ -54,8 +57,28 @@ def build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
         return sam, ()
     checkpoint = read_checkpoint(Path(cfg.checkpoint))
     apply_checkpoint(sam, checkpoint)
+    merge_lora(sam)
     log_line(f"starting from {checkpoint.path}")
     return sam, checkpoint.parts
+
+
+def tune_model(settings: Config, sam: Sam) -> Tuning:
+    """Prepare a model for learning what the sections ``model`` and ``adapter`` say.
+
+    Raises:
+        ConfigError: the model has no such part, or too few blocks.
+    """
+    adapter, encoder = settings.adapter, sam.image_encoder
+    lora = None if adapter.kind == "none" else Lora(adapter.rank, adapter.alpha, adapter.targets)
+    tuning = plan_tuning(sam, settings.model.freeze, settings.model.tune, lora)
+    apply_tuning(sam, tuning, seed=settings.seed)
+    if settings.trainer.gradient_checkpointing:
+        if not isinstance(encoder, BlockEncoder):
+            raise ConfigError(
+                f"trainer.gradient_checkpointing: {type(encoder).__name__} does not list its blocks: leave it out"
+            )
+        encoder.gradient_checkpointing = True
+    return tuning
 
 
 def build_loop(
@@ -72,15 +95,16 @@ def build_loop(
     """
     cfg, settings = context.cfg, context.settings
     recipe = settings.prompt
-    left_out = [part for part in cfg.model.freeze if part not in brought]
+    tuning = tune_model(settings, sam)
+    parts = [*tuning.frozen, *([ENCODER] if find_trained(sam, tuning) else [])]
     module = SamFineTuner(
         sam,
-        freeze=list(cfg.model.freeze),
+        tuning=tuning,
         step_loss=StepLoss(build_loss(settings.loss), cfg.loss.resolution, recipe.feed_mask, recipe.multimask),
         categories=dataset.categories,
         build_optimizer=build_optimizer_factory(cfg.optimizer),
         build_scheduler=build_scheduler_factory(cfg.scheduler),
-        identity=build_identity(sam, cfg, left_out=left_out, categories=dataset.categories),
+        identity=build_identity(sam, cfg, tuning, [part for part in parts if part not in brought], dataset.categories),
         interaction=build_interaction(recipe),
         metrics=build_metrics(settings.metrics),
     )
@@ -95,7 +119,7 @@ def build_loop(
         seed=cfg.seed,
     )
     # Lightning builds its own when training starts; these only show whether the options are right.
-    module.build_scheduler(module.build_optimizer([p for p in sam.parameters() if p.requires_grad]), 1)
+    module.build_scheduler(module.build_optimizer(sam), 1)
     best, last = build_checkpoint_callbacks(context.folder.checkpoints)
     assert isinstance(best, ModelCheckpoint)
     recorder = EpochRecorder(partial(_record_epoch, context, module, data))
