@@ -1,8 +1,10 @@
-"""Layers that several parts of SAM share, and square windows of a feature map, cut and put together again.
+"""What several models share: encoders of blocks, layers, and square windows of a feature map, cut and put together again.
 
-Shapes: B images or prompts, C channels, H W rows and columns of a feature map, V windows of all images, K side of a window.
+Shapes: B images or prompts, C channels, H W rows and columns of a feature map, V windows of all images, K side of a window, S
+model input size, X numbers that are kept of an image by an encoder that is cut.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -52,6 +54,74 @@ class BlockEncoder(nn.Module, ABC):
         else:
             features = block(features)
         return features
+
+
+class EncoderCut:
+    """An image encoder in two: what is kept of images comes from the first half, their embeddings from the second.
+
+    Args:
+        encoder: the whole encoder, on any device.
+        image_size: S.
+        block: the first block of the second half.
+
+    Attributes:
+        trunk: the first half as a module, images to activations.
+        shapes: of these, without B.
+    """
+
+    def __init__(self, encoder: BlockEncoder, image_size: int, block: int) -> None:
+        self.block = block
+        self.trunk = _Trunk(encoder, block)
+        self.shapes = self._measure(image_size)
+
+    @property
+    def size(self) -> int:
+        """Count the numbers X that are kept of an image."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def late_names(self) -> frozenset[str]:
+        """Names of the encoder's entries that the first half does not see."""
+        encoder = self.trunk.encoder
+        late = {id(module) for module in encoder.list_late(self.block)}
+        prefixes = tuple(f"{name}." for name, module in encoder.named_modules() if id(module) in late)
+        return frozenset(name for name in encoder.state_dict() if name.startswith(prefixes))
+
+    def encode(self, images_B3SS: Tensor) -> Tensor:
+        """Run the first half: [B, X, 1, 1]."""
+        activations: tuple[Tensor, ...] = self.trunk(images_B3SS)
+        return self.pack(activations)
+
+    def pack(self, activations: Sequence[Tensor]) -> Tensor:
+        """Put what the first half gives for each image into one row: [B, X, 1, 1]."""
+        return torch.cat([array.flatten(1) for array in activations], dim=1)[:, :, None, None]
+
+    def complete(self, kept_BX11: Tensor) -> tuple[Tensor, ...]:
+        """Run the second half: the maps of images."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        rows = torch.split(kept_BX11.flatten(1), sizes, dim=1)
+        activations = [row.reshape(-1, *shape) for row, shape in zip(rows, self.shapes, strict=True)]
+        maps = self.trunk.encoder.run_from(activations, self.block)
+        return maps if isinstance(maps, tuple) else (maps,)
+
+    def _measure(self, image_size: int) -> list[tuple[int, ...]]:
+        # On the meta device nothing is computed but shapes.
+        tensors = {**dict(self.trunk.named_parameters()), **dict(self.trunk.named_buffers())}
+        shapeless = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+        images_13SS = torch.empty(1, 3, image_size, image_size, device="meta")
+        with torch.no_grad():
+            activations = torch.func.functional_call(self.trunk, shapeless, (images_13SS,))
+        return [tuple(array.shape[1:]) for array in activations]
+
+
+class _Trunk(nn.Module):
+    def __init__(self, encoder: BlockEncoder, block: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.block = block
+
+    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder.run_until(images_B3SS, self.block)
 
 
 class LayerNorm2d(nn.Module):

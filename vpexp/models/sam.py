@@ -7,7 +7,7 @@ original image's), M masks given (1 or N).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from vpexp.data.interface import FIT, SAM, STRETCH, EmbeddingMap, Interface, to_depth
 from vpexp.models.cross_attention import is_exporting
+from vpexp.models.layers import EncoderCut
 from vpexp.models.mask_decoder import ONE_MASK, Detail, MaskDecoder
 from vpexp.models.prompt_encoder import NOT_A_POINT, TOP_LEFT_CORNER, PromptEncoder
-
-if TYPE_CHECKING:
-    from vpexp.models.tuning import EncoderCut
 
 LOW_RES_STRIDE = 4
 """Pixels of the model's input to a side of one of the decoder's low-resolution logits."""

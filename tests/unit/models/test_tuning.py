@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from vpexp.errors import ConfigError
+from vpexp.models.layers import EncoderCut
 from vpexp.models.registry import build_sam_debug, build_sam_micro
 from vpexp.models.sam2 import build_sam2_debug
 from vpexp.models.tuning import (
-    EncoderCut,
     Lora,
     LoraLinear,
     apply_tuning,
@@ -53,7 +53,7 @@ def list_learning(sam):
 def test_cut__two_halves_are_the_whole(sam, images):
     whole = sam.encode_image(images)
     for block in range(1, len(sam.image_encoder.list_blocks()) + 1):
-        sam.cut = EncoderCut(sam, block)
+        sam.cut = EncoderCut(sam.image_encoder, SIDE, block)
         kept = sam.encode_kept(images)
         assert kept.shape[1:] == sam.kept_shape
         torch.testing.assert_close(sam.complete(kept), whole, rtol=1e-5, atol=1e-5)
@@ -62,7 +62,7 @@ def test_cut__two_halves_are_the_whole(sam, images):
 @torch.no_grad()
 def test_cut__the_first_half_sees_all_weights_but_those_named_late(sam, images):
     for block in (1, len(sam.image_encoder.list_blocks())):
-        sam.cut = EncoderCut(sam, block)
+        sam.cut = EncoderCut(sam.image_encoder, SIDE, block)
         before, late = sam.encode_kept(images), sam.cut.late_names
         for name, parameter in sam.image_encoder.named_parameters():
             kept = parameter.clone()
