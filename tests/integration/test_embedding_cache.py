@@ -211,7 +211,7 @@ def test_test__of_an_inherited_precision_finds_the_entries(tmp_path):
 
 def test_cache__wrong_values_are_said(tmp_path):
     for asked, message in (
-        ("cache.precision=float8", "must be one of float16, float32"),
+        ("cache.precision=float8", "must be one of float16, float32, int8"),
         ("cache.backend=onnx", "must be one of auto, torch, openvino"),
         ("cache.max_gb=0", "must be above 0; cache=none switches the cache off"),
     ):

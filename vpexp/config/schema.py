@@ -272,8 +272,8 @@ class CacheConfig:
     """false encodes each image whenever it is used."""
     max_gb: float = 20.0
     """What the embeddings of all encoders may take, in 10^9 bytes; what was not used for longest goes first."""
-    precision: str = setting("float16", choices=("float16", "float32"))
-    """float16 (2.1 MB an image at 1024 px), or float32."""
+    precision: str = setting("float16", choices=("float16", "float32", "int8"))
+    """float16 (at 1024 px 2.1 MB an image, SAM 2 8.4 MB), float32 (twice that), or int8 (half of it, each channel in 256 levels)."""
     backend: str = setting("auto", choices=("auto", "torch", "openvino"))
     """What encodes on a CPU: torch, openvino (converted in ten seconds), or auto: openvino from 32 images of 1024 px on."""
 

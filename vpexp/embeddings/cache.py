@@ -20,7 +20,6 @@ from vpexp.inference.predictor import ImageEmbedding
 from vpexp.models.sam import Sam
 
 Encode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 class EncoderPasses:
@@ -98,15 +97,19 @@ class EmbeddingCache:
         if not len(batch.images_B3SS):
             assert batch.embeddings_KCHW is not None
             return batch.embeddings_KCHW.float()
-        encoded_MCHW = encode_images(self.sam, batch.images_B3SS).to(DTYPES[self.stored.store.precision])
+        encoded_MCHW = encode_images(self.sam, batch.images_B3SS)
         self.encoded += len(encoded_MCHW)
         missing = [place for place in range(count) if place not in batch.stored_places]
-        for place, embedding_CHW in zip(missing, encoded_MCHW, strict=True):
-            self._put(batch.embedding_keys[place], embedding_CHW.cpu().numpy())
+        rounded_MCHW = torch.stack(
+            [
+                self._put(batch.embedding_keys[place], embedding_CHW)
+                for place, embedding_CHW in zip(missing, encoded_MCHW, strict=True)
+            ]
+        )
         if batch.embeddings_KCHW is None:
-            return encoded_MCHW.float()
-        gathered_BCHW = encoded_MCHW.new_empty((count, *encoded_MCHW.shape[1:]))
-        gathered_BCHW[missing] = encoded_MCHW
+            return rounded_MCHW.float()
+        gathered_BCHW = rounded_MCHW.new_empty((count, *rounded_MCHW.shape[1:]))
+        gathered_BCHW[missing] = rounded_MCHW
         gathered_BCHW[batch.stored_places] = batch.embeddings_KCHW
         return gathered_BCHW.float()
 
@@ -119,20 +122,25 @@ class EmbeddingCache:
         if self.sam.cut is not None:
             self.encoded += 1
             return embedding
-        rounded_1CHW = embedding.features.to(DTYPES[self.stored.store.precision]).contiguous()
         self.encoded += 1
-        if not torch.is_autocast_enabled(rounded_1CHW.device.type):
-            self._put(self.stored.find_key(image), rounded_1CHW[0].cpu().numpy())
-        return replace(embedding, features=rounded_1CHW.to(embedding.features.dtype))
+        encoded_CHW = embedding.features[0]
+        keeps = not torch.is_autocast_enabled(encoded_CHW.device.type)
+        rounded_CHW = self._put(self.stored.find_key(image) if keeps else None, encoded_CHW)
+        return replace(embedding, features=rounded_CHW[None].to(embedding.features.dtype))
 
-    def _put(self, key: str | None, embedding_CHW: NDArray[np.floating]) -> None:
+    def _put(self, key: str | None, embedding_CHW: Tensor) -> Tensor:
+        """Store an embedding where it has a key; return it as it is read then, on its device."""
+        store = self.stored.store
+        array_CHW = embedding_CHW.float().cpu().numpy()
+        rounded_CHW = torch.from_numpy(store.round(array_CHW)).to(embedding_CHW.device)
         if key is None or not self.writable:
-            return
+            return rounded_CHW
         try:
-            self.stored.store.write(key, embedding_CHW)
+            store.write(key, array_CHW)
         except OSError as error:
             self.writable = False
             log_line(describe_trouble(self.stored, error), style="yellow")
+        return rounded_CHW
 
 
 def describe_trouble(stored: StoredEmbeddings, error: OSError) -> str:

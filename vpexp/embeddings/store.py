@@ -3,7 +3,8 @@
 An entry is addressed by content: the image file's bytes (and the window, where tiles are encoded), the encoder's weights, its input size, the preprocessing and the
 precision. So entries are shared by epochs, stages, runs and processes, and whatever changes asks for other entries.
 
-An entry is a safetensors file of one array. Its metadata name the encoder and the image and hold a CRC-32 of the array, so that
+An entry is a safetensors file of one array, or, where a number takes 8 bits, of three: what each channel is multiplied with, what is
+added to it, and whole numbers of 0 to 255. Its metadata name the encoder and the image and hold a CRC-32 of the arrays, so that
 a file that was cut off, has flipped bits, or lies under another entry's name is never taken for an embedding. The header is
 written here, always alike, and compared, not parsed: the array can be mapped, which saves a copy of it. Who encodes an
 image holds a lock beside its entry (``<image key>.part``), and a killed process's lock goes with it: where several processes
@@ -39,17 +40,17 @@ from vpexp.files import replacing
 
 ENTRY = ".emb"
 LOCK = ".part"
-PRECISIONS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
-"""How embeddings may be kept."""
+PRECISIONS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "int8": np.dtype("<f4")}
+"""How embeddings may be kept, and the type of what is read."""
 
 _VERSION = 2  # of the entries' format: 1 had a header of vpexp's own
 _KEY_BYTES = 16
-_HEADER = (
-    '{"__metadata__": {"encoder": "%s", "image": "%s", "crc32": "%08x"}, '
-    '"embedding": {"dtype": "%s", "shape": %s, "data_offsets": [0, %d]}}'
-)
-_DTYPES = {2: "F16", 4: "F32"}  # safetensors' names by bytes a number
+_HEADER = '{"__metadata__": {"encoder": "%s", "image": "%s", "crc32": "%08x"}, %s}'
+_ARRAY = '"%s": {"dtype": "%s", "shape": %s, "data_offsets": [%d, %d]}'
+_DTYPES = {1: "U8", 2: "F16", 4: "F32"}  # safetensors' names by bytes a number
+_LEVELS = 255  # of 8 bits, beside 0
 Shape = tuple[int, int, int]
+Arrays = dict[str, NDArray[Any]]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def compute_encoder_key(
     Args:
         state_hash: of the encoder's weights, ``compute_state_hash``.
         image_size: S, to which images are resized.
-        precision: float16 or float32.
+        precision: float16, float32 or int8.
         resize: how images become the square, see ``compute_resized_size``.
         block: before which the encoder is cut; None: it is whole.
     """
@@ -119,7 +120,7 @@ class EmbeddingStore:
         root: folder of the embeddings of all encoders.
         encoder_key: from ``compute_encoder_key``.
         shape: of each embedding, (C, H, W).
-        precision: float16 or float32.
+        precision: float16, float32 or int8.
     """
 
     root: Path
@@ -166,8 +167,8 @@ class EmbeddingStore:
         """Read an embedding.
 
         Returns:
-            Read-only array [C, H, W] of the store's precision; None where the entry is missing, or was damaged, in
-            which case it is removed.
+            Array [C, H, W] of the store's precision, float32 where that is int8, else read-only; None where the entry is
+            missing, or was damaged, in which case it is removed.
         """
         path = self.find_path(image_key)
         try:
@@ -205,7 +206,7 @@ class EmbeddingStore:
             OSError: it cannot be written; nothing is left behind.
         """
         try:
-            parts = pack_entry(self.round(embedding_CHW), self.encoder_key, image_key)
+            parts = pack_entry(self._to_arrays(embedding_CHW), self.encoder_key, image_key)
             with replacing(self.find_path(image_key)) as draft, draft.open("wb") as file:
                 file.writelines(parts)
         finally:
@@ -224,21 +225,23 @@ class EmbeddingStore:
         return True
 
     def round(self, embedding_CHW: NDArray[Any]) -> NDArray[Any]:
-        """Bring an embedding to the precision that entries have.
+        """Bring an embedding to what is read once it is stored.
 
         Raises:
-            ConfigError: its numbers are too large for it.
+            ConfigError: its numbers are too large for the precision.
         """
+        return _from_arrays(self._to_arrays(embedding_CHW))
+
+    def _to_arrays(self, embedding_CHW: NDArray[Any]) -> Arrays:
         if embedding_CHW.shape != self.shape:
             raise ValueError(f"an embedding of {embedding_CHW.shape} does not belong to a store of {self.shape}")
-        with np.errstate(over="ignore"):
-            rounded_CHW: NDArray[Any] = np.asarray(embedding_CHW, dtype=PRECISIONS[self.precision])
-        if np.isinf(rounded_CHW).any() and not np.isinf(embedding_CHW).any():
+        arrays = to_arrays(embedding_CHW, self.precision)
+        if np.isinf(arrays["embedding"]).any() and not np.isinf(embedding_CHW).any():
             raise ConfigError(
                 f"this encoder's embeddings reach {np.nanmax(np.abs(embedding_CHW)):.3g}, more than {self.precision} "
                 "holds: set cache.precision=float32"
             )
-        return rounded_CHW
+        return arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,54 +275,97 @@ class DamagedEntryError(Exception):
     """A file that does not hold the embedding that its name promises; the message says what is wrong with it."""
 
 
+def to_arrays(embedding_CHW: NDArray[Any], precision: str) -> Arrays:
+    """Bring an embedding to the arrays that are kept of it, by name: of 8 bits, each channel spans its own 256 levels.
+
+    A channel with a number that is none, or infinite, has none left where 8 bits are kept.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers_CHW: NDArray[Any] = np.ascontiguousarray(embedding_CHW, dtype=PRECISIONS[precision])
+        if precision != "int8":
+            return {"embedding": numbers_CHW}
+        lowest_C = numbers_CHW.min(axis=(1, 2))
+        scale_C = (numbers_CHW.max(axis=(1, 2)) - lowest_C) / _LEVELS
+        levels_CHW = numbers_CHW - lowest_C[:, None, None]
+        levels_CHW /= np.where(scale_C > 0, scale_C, 1)[:, None, None]
+        # Numbers of float32 come first: safetensors wants arrays to begin at multiples of their numbers' size.
+        return {"scale": scale_C, "offset": lowest_C, "embedding": np.rint(levels_CHW, out=levels_CHW).astype(np.uint8)}
+
+
+def _from_arrays(arrays: Arrays) -> NDArray[Any]:
+    """Undo ``to_arrays``."""
+    if "scale" not in arrays:
+        return arrays["embedding"]
+    embedding_CHW: NDArray[Any] = arrays["embedding"].astype(PRECISIONS["int8"])
+    with np.errstate(invalid="ignore"):
+        embedding_CHW *= arrays["scale"][:, None, None]
+        embedding_CHW += arrays["offset"][:, None, None]
+    return embedding_CHW
+
+
 @cache
 def compute_entry_bytes(shape: Shape, precision: str) -> int:
     """Compute the size of an entry's file."""
-    return sum(map(len, pack_entry(np.zeros(shape, PRECISIONS[precision]), "0" * 2 * _KEY_BYTES, "0" * 2 * _KEY_BYTES)))
+    arrays = to_arrays(np.zeros(shape, np.float32), precision)
+    return sum(map(len, pack_entry(arrays, "0" * 2 * _KEY_BYTES, "0" * 2 * _KEY_BYTES)))
 
 
-def pack_entry(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> Sequence[bytes | memoryview]:
+def pack_entry(arrays: Arrays, encoder_key: str, image_key: str) -> Sequence[bytes | memoryview]:
     """Lay out an entry.
 
     Args:
-        array_CHW: float16 or float32.
+        arrays: from ``to_arrays``.
         encoder_key: 32 hexadecimal digits.
         image_key: the same.
 
     Returns:
-        Header and array, to be written one after the other.
+        Header and arrays, to be written one after the other.
     """
-    array_CHW = np.ascontiguousarray(array_CHW)
-    return _build_header(array_CHW, encoder_key, image_key), array_CHW.data.cast("B")
+    return _build_header(arrays, encoder_key, image_key), *(array.data.cast("B") for array in arrays.values())
 
 
 def read_entry(path: Path, shape: Shape, precision: str, encoder_key: str, image_key: str) -> NDArray[Any]:
     """Map an entry into memory and check all of it.
 
     Returns:
-        Read-only array [C, H, W] that stays on disk until it is looked at again.
+        Array [C, H, W]; but for int8 it is read-only, and stays on disk until it is looked at again.
 
     Raises:
         FileNotFoundError: there is no such entry.
         DamagedEntryError: the file is something else, or damaged.
         OSError: the file cannot be read.
     """
-    wanted, dtype = compute_entry_bytes(shape, precision), PRECISIONS[precision]
+    wanted = compute_entry_bytes(shape, precision)
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size != wanted:
             raise DamagedEntryError(f"{size} bytes instead of {wanted}")
         mapped = memoryview(mmap.mmap(file.fileno(), wanted, access=mmap.ACCESS_READ))
-    start = wanted - math.prod(shape) * dtype.itemsize
-    array_CHW: NDArray[Any] = np.frombuffer(mapped[start:], dtype).reshape(shape)
-    if mapped[:start] != _build_header(array_CHW, encoder_key, image_key):
+    layout = _list_layout(shape, precision)
+    start = wanted - sum(math.prod(sides) * dtype.itemsize for sides, dtype in layout.values())
+    arrays: Arrays = {}
+    end = start
+    for name, (sides, dtype) in layout.items():
+        begin, end = end, end + math.prod(sides) * dtype.itemsize
+        arrays[name] = np.frombuffer(mapped[begin:end], dtype).reshape(sides)
+    if mapped[:start] != _build_header(arrays, encoder_key, image_key):
         raise DamagedEntryError("it is of another image or encoder, or its checksum is wrong")
-    return array_CHW
+    return _from_arrays(arrays)
 
 
-def _build_header(array_CHW: NDArray[Any], encoder_key: str, image_key: str) -> bytes:
+@cache
+def _list_layout(shape: Shape, precision: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """List shape and type of each array of an entry, in order."""
+    return {name: (a.shape, a.dtype) for name, a in to_arrays(np.zeros(shape, np.float32), precision).items()}
+
+
+def _build_header(arrays: Arrays, encoder_key: str, image_key: str) -> bytes:
     """Build the header of a safetensors file: the length of a JSON text of a multiple of 8 bytes, and the text."""
-    dtype, shape, checksum = _DTYPES[array_CHW.itemsize], list(array_CHW.shape), zlib.crc32(array_CHW.data)
-    text = (_HEADER % (encoder_key, image_key, checksum, dtype, shape, array_CHW.nbytes)).encode()
+    checksum, end, entries = 0, 0, []
+    for name, array in arrays.items():
+        checksum = zlib.crc32(array.data, checksum)
+        begin, end = end, end + array.nbytes
+        entries.append(_ARRAY % (name, _DTYPES[array.itemsize], list(array.shape), begin, end))
+    text = (_HEADER % (encoder_key, image_key, checksum, ", ".join(entries))).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -20,7 +20,7 @@ def images(tmp_path):
     return [save_scene(tmp_path / f"{i}.png", width=60 + i) for i in range(4)]
 
 
-@pytest.fixture(params=["float16", "float32"])
+@pytest.fixture(params=["float16", "float32", "int8"])
 def precision(request):
     return request.param
 
@@ -48,7 +48,8 @@ def fill(cache, images):
 
 def test_gather__stored_or_not_the_same_bits(cache, images):
     plain = build_batch(images)
-    rounded = encode_images(cache.sam, plain.images_B3SS).to(getattr(torch, cache.stored.store.precision)).float()
+    encoded = encode_images(cache.sam, plain.images_B3SS)
+    rounded = torch.stack([torch.from_numpy(cache.stored.store.round(one.numpy())).float() for one in encoded])
     fill(cache, images[1:3])
     batch = build_batch(images, cache.stored)
     assert batch.stored_places == [1, 2]

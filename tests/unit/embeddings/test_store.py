@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from vpexp.embeddings import store as store_module
-from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_encoder_key, compute_image_key
+from vpexp.embeddings.store import (
+    PRECISIONS,
+    EmbeddingStore,
+    StoredEmbeddings,
+    compute_encoder_key,
+    compute_image_key,
+)
 from vpexp.errors import ConfigError
 
 SHAPE = (4, 3, 2)
@@ -36,10 +42,11 @@ def test_compute_encoder_key__tells_encoders_apart(monkeypatch):
         compute_encoder_key("b", 1024, "float16"),
         compute_encoder_key("a", 512, "float16"),
         compute_encoder_key("a", 1024, "float32"),
+        compute_encoder_key("a", 1024, "int8"),
     }
     monkeypatch.setattr(store_module, "PREPROCESSING_VERSION", -1)
     keys.add(compute_encoder_key("a", 1024, "float16"))
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert all(len(bytes.fromhex(key)) == 16 for key in keys)
 
 
@@ -48,7 +55,7 @@ def test_compute_image_key__tells_contents_and_turns_apart():
     assert len(keys) == 6
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 2e-3), ("float32", 0)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 2e-3), ("float32", 0), ("int8", 1e-2)])
 def test_write__reads_back_at_the_precision(tmp_path, precision, tolerance):
     store, embedding_CHW = build_store(tmp_path, precision), draw()
     assert not store.has(KEY)
@@ -56,7 +63,7 @@ def test_write__reads_back_at_the_precision(tmp_path, precision, tolerance):
     assert store.write(KEY, embedding_CHW)
     assert store.has(KEY)
     found_CHW = store.read(KEY)
-    assert str(found_CHW.dtype) == precision
+    assert found_CHW.dtype == PRECISIONS[precision]
     np.testing.assert_allclose(found_CHW, embedding_CHW, rtol=0, atol=tolerance)
     assert np.array_equal(found_CHW, store.round(embedding_CHW))
     assert store.find_path(KEY).stat().st_size == store.entry_bytes
