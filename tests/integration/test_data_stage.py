@@ -170,7 +170,9 @@ def test_data__a_root_that_is_no_data_set_is_shown(
     assert "3 .txt" in capsys.readouterr().out
 
 
-def test_data__drawn_images_without_reading_pixels(tmp_path: Path, run_debug: RunDebug) -> None:
+def test_data__drawn_images_without_reading_pixels(
+    tmp_path: Path, run_debug: RunDebug, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ("stage=data", "experiment=debug", "stage.overlays=0", "data.limit_images=2", "tracking=none")
 
     result = run_debug(tmp_path, *asked, "stage.duplicates=false")
@@ -179,3 +181,8 @@ def test_data__drawn_images_without_reading_pixels(tmp_path: Path, run_debug: Ru
     assert "data/leaks" not in result.metrics
     assert "overlays" not in result.artifacts
     assert not (tmp_path / "overlays").exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "in the cache, 6 images of sam_debug take 0.1 MB (0.0 MB each, cache.precision=float16); cache.max_gb=20"
+        in said
+    )

@@ -6,10 +6,11 @@ from pathlib import Path
 from vpexp.config.saved import name_data
 from vpexp.console import console, log_line
 from vpexp.data.annotations import SPLIT_NAMES, AnnotatedDataset
+from vpexp.data.tiles import plan_windows
 from vpexp.errors import DataError
 from vpexp.files import write_json, write_text
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.dataset import load_configured_dataset
+from vpexp.stages.shared.dataset import build_tiling, load_configured_dataset
 from vpexp.survey.duplicates import Signature, find_duplicates, read_signatures
 from vpexp.survey.findings import find_findings
 from vpexp.survey.measure import SplitMeasures, measure_dataset, summarize_objects
@@ -48,6 +49,7 @@ def run(context: RunContext) -> StageResult:
     findings = find_findings(survey)
     artifacts = _write(context, survey, findings)
     _tell(findings)
+    _tell_of_cache(context, splits)
     log_line(f"report: {artifacts['report']}")
     for path in artifacts.values():
         context.tracker.log_artifact(path)
@@ -133,3 +135,13 @@ def _tell(findings: list[Finding]) -> None:
             log_line(f"    {example}")
         if finding.advice:
             log_line(f"  -> {finding.advice}")
+
+
+def _tell_of_cache(context: RunContext, splits: tuple[SplitMeasures, ...]) -> None:
+    """Describe what the embeddings of all images, or of all their tiles, take."""
+    from vpexp.stages.shared.embeddings import describe_need  # imports torch, which nothing else here needs
+
+    tiling = build_tiling(context.settings.data)
+    count = sum(len(plan_windows(tiling, *size)) for split in splits for size in split.sizes_I2.tolist())
+    if text := describe_need(context.cfg, count):
+        log_line(text)

@@ -16,9 +16,11 @@ from vpexp.data.annotations import AnnotatedDataset, ImagePlace, list_places, wi
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
 from vpexp.embeddings.fill import FillReport, ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import EmbeddingPlan, plan_embeddings
-from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_encoder_key
+from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_encoder_key, compute_entry_bytes
 from vpexp.errors import ConfigError
+from vpexp.models.registry import get_model_info, list_models
 from vpexp.models.sam import Sam
+from vpexp.models.tuning import NONE
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import choose_device
@@ -104,6 +106,11 @@ def prepare_embeddings(
     size, resize = sam.image_size, sam.interface.resize
     if sam.cut is None:
         key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, precision, resize)
+    elif precision == "int8":
+        raise ConfigError(
+            "cache.precision=int8 is for whole embeddings, and with model.tune what comes before the blocks that learn is kept: "
+            "set cache.precision=float16"
+        )
     else:
         state_hash = compute_state_hash(sam.image_encoder, without=sam.cut.late_names)
         key = compute_encoder_key(state_hash, size, precision, resize, sam.cut.block)
@@ -124,6 +131,24 @@ def prepare_embeddings(
     _print_report(stored, plan, report, seconds, cfg.cache.max_gb)
     _record(context, stored, plan, report, seconds)
     return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before)
+
+
+def describe_need(cfg: DictConfig, images: int) -> str | None:
+    """Describe what so many images or tiles take in the cache; None where not their embeddings are kept, or the model is the user's own."""
+    name, kept = str(cfg.model.name), cfg.cache.enabled and "image_encoder" in cfg.model.freeze
+    if name not in list_models() or not kept or cfg.model.tune != NONE or cfg.adapter.kind != NONE:
+        return None
+    with torch.device("meta"):
+        sam = get_model_info(name).build(int(cfg.model.image_size))
+    precision = str(cfg.cache.precision)
+    entry = compute_entry_bytes(sam.kept_shape, precision)
+    room = int(cfg.cache.max_gb * GB) // entry
+    what = format_count(images, "image" if cfg.data.tile is None else "tile")
+    held = "them all" if room >= images else f"{room:,} of them, the others are encoded whenever they are used"
+    return (
+        f"in the cache, {what} of {name} take {_format_size(images * entry)} ({_format_size(entry)} each, "
+        f"cache.precision={precision}); cache.max_gb={cfg.cache.max_gb:g} holds {held}"
+    )
 
 
 def _find_reason_against(cfg: DictConfig, learning: bool) -> str | None:
