@@ -19,7 +19,10 @@ from vpexp.errors import ConfigError
 from vpexp.run import run
 from vpexp.stages.shared.context import StageResult
 
-DEBUG = ("experiment=debug", "callbacks.progress=null", "tracking=none", "trainer.threads=1", "stage.overlays=1")
+DEBUG = (
+    *("experiment=debug", "callbacks.progress=null", "tracking=none", "trainer.threads=1", "stage.overlays=1"),
+    "prompter=none",
+)
 IMAGES = 8  # 4 train, 2 val, 2 test
 
 
@@ -46,7 +49,7 @@ def list_entries(root: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StageResult]:
     root = tmp_path_factory.mktemp("trained")
-    return root, run_stage(root, "trainer.max_epochs=3")
+    return root, run_stage(root, "trainer.max_epochs=3", "prompter=default")
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_train__each_image_is_encoded_once_ever(trained, filled, capsys):
     _, first = trained
     assert count(first) == (IMAGES, 0, IMAGES), "three epochs, two evaluations before, two after"
     assert len(list_entries(filled)) == IMAGES
-    second = run_stage(filled, "trainer.max_epochs=3", "data.num_workers=2")
+    second = run_stage(filled, "trainer.max_epochs=3", "data.num_workers=2", "prompter=default")
     assert count(second) == (0, IMAGES, 0)
     assert f"embeddings: {IMAGES} images, {IMAGES} from the cache, 0.1 MB in {filled}/cache/embeddings" in (
         capsys.readouterr().out

@@ -20,7 +20,7 @@ from vpexp.sweeps.plan import plan_sweep
 from vpexp.sweeps.record import SweepFolder
 
 REPOSITORY = Path(__file__).parents[2]
-SHORT = (*DEBUG[:2], "stage.test=false", "stage.overlays=0")
+SHORT = (*DEBUG[:2], "prompter=none", "stage.test=false", "stage.overlays=0")
 SECONDS = 240
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 BIN = Path(sys.executable).parent

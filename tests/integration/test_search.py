@@ -17,7 +17,14 @@ optuna = pytest.importorskip("optuna", reason="scripts/setup installs Optuna and
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="scripts/setup installs Optuna and its sweeper")
 
 SECONDS = 120
-SHORT = (*DEBUG[:2], "stage.test=false", "stage.overlays=0", "trainer.max_epochs=12", "callbacks.early_stopping=null")
+SHORT = (
+    *DEBUG[:2],
+    "prompter=none",
+    "stage.test=false",
+    "stage.overlays=0",
+    "trainer.max_epochs=12",
+    "callbacks.early_stopping=null",
+)
 
 
 def start(*overrides: str) -> subprocess.Popen[bytes]:

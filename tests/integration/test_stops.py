@@ -23,6 +23,7 @@ from vpexp.training.module import SamFineTuner
 
 SETTINGS = [
     "experiment=debug",
+    "prompter=none",
     "stage.test=false",
     "stage.overlays=0",
     "stage.controls=false",

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow  # each test starts Python, and some kill it
 
 QUICK = (
     "experiment=debug",
+    "prompter=none",
     "trainer.max_epochs=4",
     "callbacks.early_stopping=null",
     "stage.test=false",
