@@ -32,6 +32,8 @@ LOWEST_SCORE = 0.05
 """Of a box, for it to be decoded."""
 SHORTEST = 0.5
 """Pixels of a side of a box, for it to be decoded."""
+NAMED_AT_ONCE = 256
+"""Masks whose crops are held at once."""
 
 
 def find_instances(
@@ -91,9 +93,13 @@ def _name(model: InstanceModel, image_HW3: NDArray[np.uint8], masks: Sequence[Fo
     """Give masks of an image their classes."""
     if model.classify is None or not masks:
         return [replace(mask, label=model.labels[0]) for mask in masks]
-    probabilities_KC = model.classify(crop_masks(image_HW3, [mask.rle for mask in masks]))
-    names = [model.labels[label] for label in probabilities_KC.argmax(axis=1).tolist()]
-    return [replace(mask, label=name) for mask, name in zip(masks, names, strict=True)]
+    named = []
+    for start in range(0, len(masks), NAMED_AT_ONCE):
+        some = masks[start : start + NAMED_AT_ONCE]
+        probabilities_kC = model.classify(crop_masks(image_HW3, [mask.rle for mask in some]))
+        labels_k = probabilities_kC.argmax(axis=1).tolist()
+        named += [replace(mask, label=model.labels[label]) for mask, label in zip(some, labels_k, strict=True)]
+    return named
 
 
 def _find_boxes(

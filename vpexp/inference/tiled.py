@@ -6,10 +6,10 @@ Legend: N prompts, K masks, W windows.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,24 +202,43 @@ def join_tiles(found: Sequence[TileMask], filters: GridFilter) -> list[FoundMask
     Returns:
         What is kept, the best score first.
     """
-    boxes_K4 = np.array([compute_box(one.mask.rle) for one in found], dtype=np.float64).reshape(-1, 4)
-    order = sorted(range(len(found)), key=lambda place: (found[place].is_cut, -found[place].mask.score))
-    kept: list[TileMask] = []
-    groups: list[int] = []  # of the masks that are kept: the first of the object
-    kept_boxes_K4 = np.zeros((len(found), 4))
-    for place in order:
-        one, box_4, near_K4 = found[place], boxes_K4[place], kept_boxes_K4[: len(kept)]
-        near_K = (near_K4[:, :2] < box_4[2:]).all(axis=1) & (near_K4[:, 2:] > box_4[:2]).all(axis=1)
-        near = np.flatnonzero(near_K).tolist()
-        if any(_is_left_out(kept[index], one, filters) for index in near):
+    ordered = sorted(found, key=lambda one: (one.is_cut, -one.mask.score))
+    boxes_K4 = np.array([compute_box(one.mask.rle) for one in ordered], dtype=np.float64).reshape(-1, 4)
+    neighbours = _list_neighbours({one.window for one in found})
+    kept_places: dict[Region, list[int]] = defaultdict(list)  # of what is kept, by its tile
+    groups: dict[int, int] = {}  # of each mask that is kept: an earlier one of the same object, or itself
+    for place, one in enumerate(ordered):
+        beside = np.array([other for window in neighbours[one.window] for other in kept_places[window]], dtype=np.int64)
+        near = beside[_find_touching(boxes_K4[beside], boxes_K4[place])].tolist()
+        if any(_is_left_out(ordered[other], one, filters) for other in near):
             continue
-        parts = {groups[index] for index in near if _is_continued(kept[index], one)}
-        group = min(parts, default=len(kept))
-        groups = [group if own in parts else own for own in groups] if len(parts) > 1 else groups
-        kept_boxes_K4[len(kept)] = box_4
-        kept.append(one)
-        groups.append(group)
-    return _unite(kept, groups)
+        parts = {_find_first(groups, other) for other in near if _is_continued(ordered[other], one)}
+        groups[place] = min(parts, default=place)
+        for part in parts:
+            groups[part] = groups[place]
+        kept_places[one.window].append(place)
+    return _unite([ordered[place] for place in groups], [_find_first(groups, place) for place in groups])
+
+
+def _list_neighbours(windows: Collection[Region]) -> dict[Region, list[Region]]:
+    """List for each tile those that it has pixels in common with, and itself: no mask of another overlaps one of its own."""
+    listed = list(windows)
+    corners_W4 = np.array([(window.left, window.top, window.right, window.bottom) for window in listed]).reshape(-1, 4)
+    touching = (np.flatnonzero(_find_touching(corners_W4, corner_4)).tolist() for corner_4 in corners_W4)
+    return {window: [listed[index] for index in found] for window, found in zip(listed, touching, strict=True)}
+
+
+def _find_touching(boxes_K4: NDArray[Any], box_4: NDArray[Any]) -> NDArray[np.bool_]:
+    """Find the boxes that have an area in common with one."""
+    touching_K2 = (boxes_K4[:, :2] < box_4[2:]) & (boxes_K4[:, 2:] > box_4[:2])
+    return touching_K2[:, 0] & touching_K2[:, 1]
+
+
+def _find_first(groups: Mapping[int, int], place: int) -> int:
+    """Find the mask of an object that was kept first."""
+    while groups[place] != place:
+        place = groups[place]
+    return place
 
 
 def _is_left_out(kept: TileMask, one: TileMask, filters: GridFilter) -> bool:

@@ -19,8 +19,8 @@ from vpexp.stages.shared.evaluate import (
     summarize,
 )
 from vpexp.stages.shared.instance_report import print_instances, write_instances
-from vpexp.stages.shared.instance_test import ImageEmbeddings, compare_ways
-from vpexp.stages.shared.instances import list_prompter_places
+from vpexp.stages.shared.instance_test import compare_ways
+from vpexp.stages.shared.instances import ImageEmbeddings, list_prompter_places
 from vpexp.stages.shared.model import StageModel, load_stage_model
 from vpexp.stages.shared.run_report import predict_extremes, write_run_report
 

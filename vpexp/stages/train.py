@@ -163,11 +163,12 @@ def _advise(context: RunContext, verdict: Verdict) -> list[str]:
 def run(context: RunContext) -> StageResult:
     """Fine-tune, keep the better of the best epoch and the start, and print before and after."""
     cfg = context.cfg
-    sam, brought = build_start_model(context)
+    origin = build_start_model(context)
+    sam = origin.sam
     splits = ("train", "val", "test") if cfg.stage.test else ("train", "val")
     whole, tiling = load_configured_dataset(context, splits, whole=True), build_tiling(context.settings.data)
     dataset = report_tiles(tile_dataset(whole, tiling), tiling) if tiling else whole
-    loop = build_loop(context, sam, dataset, brought)
+    loop = build_loop(context, sam, dataset, origin.brought)
     places = list_prompter_places(whole, tiling) if cfg.prompter.enabled else []
     learns = loop.module.tuning.first_block is not None
     if learns:
@@ -179,8 +180,7 @@ def run(context: RunContext) -> StageResult:
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
     try:
         start = _read_start(context) if cfg.resume else _measure_start(context, loop, assess_split)
-        brought_parts = _read_start_instances(cfg)
-        before_found = {} if cfg.resume else _find_at_start(context, sam, brought_parts, whole, encoder.cache)
+        before_found = {} if cfg.resume else _find_at_start(context, sam, origin.instances, whole, encoder.cache)
         fit_on_devices(context, loop, dataset, encoder)
         verdict, after = _keep_better(context, loop, start, assess_split)
         if learns:  # what was kept of images was on its way through another encoder
@@ -193,7 +193,7 @@ def run(context: RunContext) -> StageResult:
             after[split] = after.get(split) or assess_split(split, "after")
         predictor = TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask)
         found = before_found | _learn_instances(
-            context, predictor, whole, encoder.cache, verdict.checkpoint, start=brought_parts
+            context, predictor, whole, encoder.cache, verdict.checkpoint, start=origin.instances
         )
         extremes = predict_extremes(context, predictor, dataset, split, after[split], cache=encoder.cache)
     finally:
@@ -230,13 +230,6 @@ def _learn_instances(
     parts, metrics = learn_instances(context, predictor, dataset, tiling, cache, start=start)
     add_instances(checkpoint, parts)
     return metrics
-
-
-def _read_start_instances(cfg: DictConfig) -> InstanceParts | None:
-    """Read what the checkpoint that a training starts from has learnt beside the decoder."""
-    if cfg.checkpoint is None or not cfg.prompter.enabled:
-        return None
-    return read_checkpoint(Path(cfg.checkpoint)).instances
 
 
 def _find_at_start(

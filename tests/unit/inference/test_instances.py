@@ -1,5 +1,7 @@
 """Objects without prompts: boxes of a prompter become masks, each once, with a class."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -80,6 +82,22 @@ def test_find__gives_each_object_once_with_its_class(tiling):
         assert top <= y < bottom
         if tiling is None:
             np.testing.assert_allclose(corners, [(left, top), (right, bottom)], atol=1e-4)
+
+
+def test_find__names_a_few_masks_at_a_time_however_many_there_are(monkeypatch):
+    at_once = []
+
+    def classify_few(crops):
+        at_once.append(len(crops.crops_K4PP))
+        return classify(crops)
+
+    predictor, image_HW3 = Blobs(), draw(80, 160, *BLOBS)
+    _, expected = find_instances(predictor, image_HW3)
+    predictor.instances = replace(Blobs.instances, classify=classify_few)
+    monkeypatch.setattr("vpexp.inference.instances.NAMED_AT_ONCE", 2)
+    _, found = find_instances(predictor, image_HW3)
+    assert found.masks == expected.masks
+    assert at_once == [2, 1]
 
 
 def test_find__keeps_what_scores_well_enough():

@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 
 from vpexp.data.annotations import Region
-from vpexp.data.masks import decode_rle, encode_mask
+from vpexp.data.masks import compute_area, decode_rle, encode_mask, encode_region
 from vpexp.data.prompts import prompts_from_boxes
-from vpexp.data.tiles import Tiling
+from vpexp.data.tiles import Tiling, put_back, see_mask, touches_seam
 from vpexp.inference.predictor import ImageEmbedding, Prediction
 from vpexp.inference.segment import FoundMask, GridFilter
 from vpexp.inference.tiled import TileMask, join_tiles, search_by_grid, search_image, segment_tiles
@@ -128,6 +128,27 @@ def test_join_tiles__a_part_of_a_whole_one_is_left_out_whatever_it_scores():
     ]
     (kept,) = join_tiles(masks, FILTERS)
     assert (kept.prompt, kept.score) == (1, 0.6)
+
+
+def test_join_tiles__of_many_tiles_each_object_comes_out_once_and_whole():
+    rng, tiling, side = np.random.default_rng(0), Tiling(64, 0.25), 400
+    objects = [
+        Region(top, left, top + int(rng.integers(6, 90)), left + int(rng.integers(6, 26)))
+        for top in range(0, 300, 100)
+        for left in range(0, 360, 30)
+    ]
+    found = []
+    for number, region in enumerate(objects):
+        rle = encode_region(region, side, side)
+        for window in tiling.plan(side, side):
+            part = see_mask(rle, window)
+            if compute_area(part):
+                mask = FoundMask(put_back(part, window, side, side), float(rng.uniform(0.3, 1)), number)
+                found.append(TileMask(mask, window, touches_seam(part, window, side, side)))
+    assert len(found) > 3 * len(objects)
+    kept = join_tiles([found[place] for place in rng.permutation(len(found))], FILTERS)
+    assert sorted(mask.prompt for mask in kept) == list(range(len(objects)))
+    assert all(mask.rle == encode_region(objects[mask.prompt], side, side) for mask in kept)
 
 
 def test_segment_tiles__each_prompt_in_its_window_in_the_order_given():

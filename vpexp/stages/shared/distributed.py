@@ -281,11 +281,11 @@ def follow(assignment: Assignment, rank: int, store: Store) -> dict[str, int]:
     torch.set_num_threads(assignment.threads)
     cfg = assignment.cfg
     context = RunContext(cfg, RunFolder(assignment.folder), MlflowRun(), _run_no_child)
-    sam, brought = build_start_model(context)
-    loop = build_loop(context, sam, assignment.dataset, brought, rank=rank)
-    passes, cache = EncoderPasses(sam), None
+    origin = build_start_model(context)
+    loop = build_loop(context, origin.sam, assignment.dataset, origin.brought, rank=rank)
+    passes, cache = EncoderPasses(origin.sam), None
     if assignment.stored is not None:
-        cache = EmbeddingCache(sam, assignment.stored, writable=assignment.writable)
+        cache = EmbeddingCache(origin.sam, assignment.stored, writable=assignment.writable)
     loop.use_embeddings(cache)
     report_to_rank_0(store, READY, rank, {})
     with join(store, loop.trainer.strategy.root_device, rank=rank, world_size=assignment.world_size):

@@ -23,61 +23,17 @@ from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area, decode_thinned
 from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.tiles import Tiling
-from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import DataError
 from vpexp.evaluation.instances import InstanceEvaluator, InstanceResult
 from vpexp.inference.instances import find_instances
-from vpexp.inference.predictor import ImageEmbedding, Predictor
+from vpexp.inference.predictor import Predictor
 from vpexp.inference.segment import FoundMask, segment
 from vpexp.inference.tiled import EmbedWindow, find_by_grid, segment_tiles
 from vpexp.reporting.instances import AUTO, BOXES, GRID, TITLES, WITHOUT_CLASSES
+from vpexp.stages.shared.instances import ImageEmbeddings
 
-HELD_TILES = 64
-"""Of an image, whose embeddings are held until all have looked at them; of more tiles the rest is read or encoded again."""
 TIMED_IMAGES = 16
 """Images whose search is timed, the first ones."""
-
-
-class ImageEmbeddings:
-    """The embeddings of one image after another, and of their tiles.
-
-    Args:
-        predictor: encodes what is not stored.
-        cache: of its encoder; None: nothing is stored.
-
-    Attributes:
-        passes: how often the encoder ran.
-        seconds: spent on reading and encoding.
-    """
-
-    def __init__(self, predictor: Predictor, cache: EmbeddingCache | None) -> None:
-        self.predictor, self.cache = predictor, cache
-        self.passes, self.seconds = 0, 0.0
-
-    def open(self, image: AnnotatedImage) -> EmbedWindow:
-        """Build what gives the embeddings of an image and its windows."""
-        held: dict[Region, ImageEmbedding] = {}
-
-        def embed(part_hw3: NDArray[np.uint8], window: Region) -> ImageEmbedding:
-            if window in held:
-                return held[window]
-            started = time.perf_counter()
-            embedding = self._get(image, part_hw3, window)
-            if len(held) < HELD_TILES:
-                held[window] = embedding
-            self.seconds += time.perf_counter() - started
-            return embedding
-
-        return embed
-
-    def _get(self, image: AnnotatedImage, part_hw3: NDArray[np.uint8], window: Region) -> ImageEmbedding:
-        place = image.locate(window)
-        stored_CHW = self.cache.stored.read(place) if self.cache else None
-        if stored_CHW is not None:
-            return self.predictor.restore(stored_CHW, (part_hw3.shape[0], part_hw3.shape[1]))
-        self.passes += 1
-        embedding = self.predictor.embed(part_hw3)
-        return self.cache.keep(place, embedding) if self.cache else embedding
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from vpexp.embeddings.cache import EmbeddingCache, encode_images
 from vpexp.errors import DataError
 from vpexp.evaluation.instances import InstanceEvaluator, InstanceResult
 from vpexp.inference.instances import find_instances
-from vpexp.inference.predictor import ImageEmbedding
+from vpexp.inference.predictor import ImageEmbedding, Predictor
+from vpexp.inference.tiled import EmbedWindow
 from vpexp.inference.torch_instances import InstanceParts
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.mask_classifier import MaskClassifier
@@ -42,6 +43,8 @@ MOST_IMAGES = 200
 """Of val, on which the lowest score is chosen: each is segmented whole."""
 UNCHOSEN = 0.3
 """Lowest score of a mask where val has no object by which to choose one."""
+HELD_TILES = 64
+"""Of an image, whose embeddings are held until all have looked at them; of more tiles the rest is read or encoded again."""
 
 
 class PlaceReader:
@@ -65,12 +68,9 @@ class PlaceReader:
         Raises:
             DataError: its pixels cannot be read.
         """
-        return self.read_embedding(place)[: self.sam.map_channels], self.read_resized(place)
-
-    def read_embedding(self, place: ImagePlace) -> NDArray[Any]:
-        """Read the embedding alone."""
         stored_CEE = self.cache.stored.read(place) if self.cache else None
-        return self.encode(place) if stored_CEE is None else stored_CEE
+        embedding_CEE = self.encode(place) if stored_CEE is None else stored_CEE
+        return embedding_CEE[: self.sam.map_channels], self.read_resized(place)
 
     def _encode(self, place: ImagePlace) -> NDArray[Any]:
         image_3SS = normalize_and_pad(self.read_resized(place), self.sam.image_size)
@@ -108,6 +108,48 @@ class PlaceReader:
             readable.append(view)
         self._read_whole.cache_clear()
         return readable
+
+
+class ImageEmbeddings:
+    """The embeddings of one image after another, and of their tiles.
+
+    Args:
+        predictor: encodes what is not stored.
+        cache: of its encoder; None: nothing is stored.
+
+    Attributes:
+        passes: how often the encoder ran.
+        seconds: spent on reading and encoding.
+    """
+
+    def __init__(self, predictor: Predictor, cache: EmbeddingCache | None) -> None:
+        self.predictor, self.cache = predictor, cache
+        self.passes, self.seconds = 0, 0.0
+
+    def open(self, image: AnnotatedImage) -> EmbedWindow:
+        """Build what gives the embeddings of an image and its windows."""
+        held: dict[Region, ImageEmbedding] = {}
+
+        def embed(part_hw3: NDArray[np.uint8], window: Region) -> ImageEmbedding:
+            if window in held:
+                return held[window]
+            started = time.perf_counter()
+            embedding = self._get(image, part_hw3, window)
+            if len(held) < HELD_TILES:
+                held[window] = embedding
+            self.seconds += time.perf_counter() - started
+            return embedding
+
+        return embed
+
+    def _get(self, image: AnnotatedImage, part_hw3: NDArray[np.uint8], window: Region) -> ImageEmbedding:
+        place = image.locate(window)
+        stored_CHW = self.cache.stored.read(place) if self.cache else None
+        if stored_CHW is not None:
+            return self.predictor.restore(stored_CHW, (part_hw3.shape[0], part_hw3.shape[1]))
+        self.passes += 1
+        embedding = self.predictor.embed(part_hw3)
+        return self.cache.keep(place, embedding) if self.cache else embedding
 
 
 def list_prompter_places(
@@ -155,7 +197,7 @@ def learn_instances(
     overlap = context.settings.prompter.max_overlap
     parts = InstanceParts(trainer.prompter, classifier, dataset.categories, UNCHOSEN, overlap)
     predictor.instances = parts.build_model(predictor.device)
-    result = measure_instances(predictor, dataset, _spread(dataset.splits["val"].images), tiling, reader)
+    result = measure_instances(predictor, dataset, _spread(dataset.splits["val"].images), tiling, cache)
     if result.objects:
         parts = replace(parts, threshold=result.threshold)
         predictor.instances = replace(predictor.instances, threshold=result.threshold)
@@ -180,7 +222,7 @@ def measure_start_instances(
         return {}
     predictor.instances = start.build_model(predictor.device)
     images = _spread(dataset.splits["val"].images)
-    result = measure_instances(predictor, dataset, images, tiling, PlaceReader(predictor.sam, cache))
+    result = measure_instances(predictor, dataset, images, tiling, cache)
     log_line(f"before training: found without prompts on val with F1 {result.metrics['f1']:.4f}")
     return {f"before/val/auto/{name}": value for name, value in result.metrics.items()}
 
@@ -251,21 +293,16 @@ def measure_instances(
     dataset: AnnotatedDataset,
     images: Sequence[AnnotatedImage],
     tiling: Tiling | None,
-    reader: PlaceReader,
+    cache: EmbeddingCache | None,
 ) -> InstanceResult:
     """Find the objects of annotated images, and compare; at the score with the best F1."""
-    evaluator = InstanceEvaluator(dataset.categories)
+    evaluator, embeddings = InstanceEvaluator(dataset.categories), ImageEmbeddings(predictor, cache)
     for image in show_progress(images, "finding objects on val"):
         try:
             image_HW3 = read_image(image.path, image.exif_transpose)
         except DataError:
             continue  # reported where the decoder was measured on it
-
-        def embed(part_hw3: NDArray[np.uint8], window: Region, image: AnnotatedImage = image) -> ImageEmbedding:
-            stored_CEE = reader.read_embedding(image.locate(window))
-            return predictor.restore(stored_CEE, (part_hw3.shape[0], part_hw3.shape[1]))
-
-        _, found = find_instances(predictor, image_HW3, tiling, min_score=0.0, embed=embed)
+        _, found = find_instances(predictor, image_HW3, tiling, min_score=0.0, embed=embeddings.open(image))
         # a start checkpoint may name what this data set has no class for
         known = [replace(mask, label=mask.label if mask.label in dataset.categories else None) for mask in found.masks]
         evaluator.update_found(known, image)

@@ -14,6 +14,7 @@ from vpexp.data.annotations import AnnotatedDataset
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import ConfigError, DataError
 from vpexp.evaluation.click_protocol import build_interaction
+from vpexp.inference.torch_instances import InstanceParts
 from vpexp.inference.torch_model import apply_checkpoint, build_identity, load_sam, read_checkpoint
 from vpexp.models.layers import BlockEncoder
 from vpexp.models.sam import Sam
@@ -49,17 +50,34 @@ class TrainingLoop:
         self.data.use_embeddings(cache.stored if cache else None)
 
 
-def build_start_model(context: RunContext) -> tuple[Sam, tuple[str, ...]]:
-    """Build the model to start from; also name the parts that a start checkpoint brought."""
+@dataclass(frozen=True, slots=True)
+class StartModel:
+    """What a training starts from.
+
+    Attributes:
+        sam: the model.
+        brought: names the parts that a start checkpoint brought.
+        instances: what that checkpoint has learnt beside the decoder.
+    """
+
+    sam: Sam
+    brought: tuple[str, ...] = ()
+    instances: InstanceParts | None = None
+
+
+def build_start_model(context: RunContext) -> StartModel:
+    """Build the model to start from; of a run that goes on, whose weights are loaded later, without those of its start."""
     cfg = context.cfg
     sam = load_sam(context.settings.model, seed=cfg.seed, weights_dir=context.weights_dir)
-    if cfg.checkpoint is None or cfg.resume:
-        return sam, ()
+    if cfg.checkpoint is None or (cfg.resume and not cfg.prompter.enabled):
+        return StartModel(sam)
     checkpoint = read_checkpoint(Path(cfg.checkpoint))
+    if cfg.resume:
+        return StartModel(sam, instances=checkpoint.instances)
     apply_checkpoint(sam, checkpoint)
     merge_lora(sam)
     log_line(f"starting from {checkpoint.path}")
-    return sam, checkpoint.parts
+    return StartModel(sam, checkpoint.parts, checkpoint.instances if cfg.prompter.enabled else None)
 
 
 def tune_model(settings: Config, sam: Sam) -> Tuning:
