@@ -1,6 +1,6 @@
 """Pictures for people: ground truth beside prediction.
 
-Legend: N objects of one image, H W size of the picture.
+Legend: N objects of one image, H W size of the picture, h w of the part of it where a mask lies.
 """
 
 import colorsys
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from vpexp.data.annotations import Region, Rle
+from vpexp.data.masks import compute_box, decode_rle, move_mask
 from vpexp.files import replacing
 
 MAX_SIDE = 960
 MIN_SIDE = 512
 THINNED_SIDE = 4096
-"""Images of twice as many pixels a side are drawn from every second row and column: masks as large take long to expand."""
+"""Images of twice as many pixels a side are drawn from every second row and column."""
 GAP = 12
 NAME_LENGTH = 200  # bytes of a picture's name, which file systems limit to 255
 CAPTION_HEIGHT = 28
@@ -33,17 +35,21 @@ POINT_COLORS = ((255, 60, 60), (60, 220, 90))  # out, in
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # point labels of box corners
 
 
+Mask = NDArray[np.bool_] | Rle
+"""A mask of the image's size: bool, or compressed, of which the part that has pixels alone is expanded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
     """One of several pictures of the same image.
 
     Attributes:
-        masks: bool masks of the image's size, taken one by one; a later one is painted over an earlier one.
+        masks: taken one by one; a later one is painted over an earlier one.
         colors: the colour of each, as ``color_of`` counts them; None: each has its own.
         caption: what stands above.
     """
 
-    masks: Iterable[NDArray[np.bool_]]
+    masks: Iterable[Mask]
     colors: Sequence[int] | None
     caption: str
 
@@ -142,7 +148,7 @@ def _put_side_by_side(sides: Sequence[Image.Image], captions: Sequence[str]) -> 
 
 def draw_prediction(
     image_HW3: NDArray[np.uint8],
-    predicted: Iterable[NDArray[np.bool_]],
+    predicted: Iterable[Mask],
     prompts: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]],
     caption: str,
     *,
@@ -152,7 +158,7 @@ def draw_prediction(
 
     Args:
         image_HW3: RGB uint8.
-        predicted: bool masks of the image's size, taken one by one; a later one is painted over an earlier one.
+        predicted: taken one by one; a later one is painted over an earlier one.
         prompts: for each prompt its points [P, 2] (pixels of the image) and labels [P].
         caption: what stands above.
         colors: the colour of each mask, as ``color_of`` counts them; None: each has its own.
@@ -215,23 +221,42 @@ def _choose_scale(height: int, width: int) -> float:
 
 
 def _paint(
-    image_HW3: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scale: float, colors: Sequence[int] | None
+    image_HW3: NDArray[np.uint8], masks: Iterable[Mask], scale: float, colors: Sequence[int] | None
 ) -> Image.Image:
-    size = (max(1, round(image_HW3.shape[1] * scale)), max(1, round(image_HW3.shape[0] * scale)))
+    height, width = image_HW3.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
-    picture = Image.fromarray(image_HW3).resize(size, how)
-    for index, mask_HW in enumerate(masks):
-        shown_HW = np.asarray(Image.fromarray(mask_HW).resize(size, Image.Resampling.NEAREST))
-        rows, columns = (np.flatnonzero(shown_HW.any(axis)) for axis in (1, 0))
+    step = max(1, max(height, width) // THINNED_SIDE)
+    picture = Image.fromarray(image_HW3[::step, ::step]).resize(size, how)
+    shown_x, shown_y = (_choose_pixels(length, count) for length, count in zip((width, height), size, strict=True))
+    for index, mask in enumerate(masks):
+        part_hw, region = _cut_out(mask)
+        left, right = np.searchsorted(shown_x, [region.left, region.right]).tolist()
+        top, bottom = np.searchsorted(shown_y, [region.top, region.bottom]).tolist()
+        small_hw = part_hw[np.ix_(shown_y[top:bottom] - region.top, shown_x[left:right] - region.left)]
+        rows, columns = (np.flatnonzero(small_hw.any(axis)) for axis in (1, 0))
         if not len(rows):
             continue
-        inside = shown_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        inside = small_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         around = np.pad(inside, 1)
         edge = inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
-        color, corner = color_of(index if colors is None else colors[index]), (int(columns[0]), int(rows[0]))
-        opacity_HW = np.where(edge, 255, round(255 * OPACITY) * inside).astype(np.uint8)
-        picture.paste(color, corner, Image.fromarray(opacity_HW))
+        color = color_of(index if colors is None else colors[index])
+        opacity_hw = np.where(edge, 255, round(255 * OPACITY) * inside).astype(np.uint8)
+        picture.paste(color, (left + int(columns[0]), top + int(rows[0])), Image.fromarray(opacity_hw))
     return picture
+
+
+def _choose_pixels(length: int, count: int) -> NDArray[np.int64]:
+    """Choose the pixels of a side that are shown, each the nearest to the middle of one of the picture's."""
+    return ((2 * np.arange(count) + 1) * length) // (2 * count)
+
+
+def _cut_out(mask: Mask) -> tuple[NDArray[np.bool_], Region]:
+    """Cut out the part of a mask that has pixels; of one that is not compressed all of it."""
+    if isinstance(mask, np.ndarray):
+        return mask, Region(0, 0, mask.shape[0], mask.shape[1])
+    left, top, right, bottom = compute_box(mask).astype(int).tolist()
+    return decode_rle(move_mask(mask, top, left, bottom - top, right - left)), Region(top, left, bottom, right)
 
 
 def _draw_prompt(

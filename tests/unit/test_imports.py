@@ -10,8 +10,8 @@ import vpexp
 from vpexp.deploy.package import ROOMS as SERVED
 
 ROOMS = (  # from the lowest to the highest
-    *("errors", "registry", "files", "signals", "runtime", "console", "runfolder", "visuals", "config", "tracking"),
-    *("data", "synthetic", "models", "inference", "embeddings", "evaluation", "training", "deploy"),
+    *("errors", "registry", "files", "signals", "runtime", "console", "runfolder", "config", "tracking"),
+    *("data", "visuals", "synthetic", "models", "inference", "embeddings", "evaluation", "training", "deploy"),
     *("reporting", "survey", "demo", "stages.shared", "stages"),
     *("resolve", "run", "command_line", "sweeps", "engine", "cli", "__main__"),
 )

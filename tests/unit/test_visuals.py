@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vpexp.data.masks import encode_mask
 from vpexp.visuals import (
     BACKGROUND,
     CAPTION_HEIGHT,
@@ -172,6 +173,32 @@ def test_draw_prediction__masks_prompts_and_caption():
     assert picture[100, 100].tolist() == list(PROMPT_COLOR)
     assert (picture[~masks[0]] == 100).all()
     assert (sheet[:CAPTION_HEIGHT, :100] > 200).any()
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (90, 50), (2000, 1501)])
+def test_draw_prediction__compressed_masks_are_drawn_as_they_are_expanded(shape):
+    height, width = shape
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    masks = [
+        np.hypot(rows - height / 2, columns - width / 3) < height / 5,
+        area(shape, 0, width - 9, 7, width),
+        (rows + columns) % 37 == 0,
+        area(shape, 5, 5, 6, 6),
+        np.zeros(shape, bool),
+    ]
+    drawn = [draw_prediction(image_HW3, shown, [], "") for shown in (masks, map(encode_mask, masks))]
+    np.testing.assert_array_equal(*map(np.asarray, drawn))
+
+
+def test_draw_prediction__a_small_mask_of_a_large_image_lies_where_it_should():
+    image_HW3 = np.zeros((9000, 6000, 3), np.uint8)
+    mask_HW = area((9000, 6000), 4500, 1000, 4700, 1300)
+    picture = np.asarray(draw_prediction(image_HW3, [encode_mask(mask_HW)], [], ""))[CAPTION_HEIGHT:]
+    rows, columns = np.nonzero(picture.any(axis=2))
+    scale = MAX_SIDE / 9000
+    np.testing.assert_allclose([rows.min(), columns.min()], [4500 * scale, 1000 * scale], atol=1)
+    np.testing.assert_allclose([rows.max() + 1, columns.max() + 1], [4700 * scale, 1300 * scale], atol=1)
 
 
 def test_draw_prediction__nothing_found_is_the_image():

@@ -174,19 +174,6 @@ def move_mask(rle: Rle, top: int, left: int, height: int, width: int) -> Rle:
     return compress_changes(places.ravel(), height, width)
 
 
-def decode_thinned(rle: Rle, step: int) -> NDArray[np.bool_]:
-    """Expand every ``step``-th row and column of a mask, from the first on; only the part that has pixels is expanded whole."""
-    height, width = rle["size"]
-    thinned_hw = np.zeros((-(-height // step), -(-width // step)), dtype=np.bool_)
-    left, top, right, bottom = compute_box(rle).astype(int).tolist()
-    left, top = -(-left // step) * step, -(-top // step) * step
-    if left < right and top < bottom:
-        part_hw = decode_rle(move_mask(rle, top, left, bottom - top, right - left))[::step, ::step]
-        rows, columns = part_hw.shape
-        thinned_hw[top // step : top // step + rows, left // step : left // step + columns] = part_hw
-    return thinned_hw
-
-
 def compute_area(rle: Rle) -> int:
     """Count the pixels of a mask without expanding it."""
     return int(coco_mask.area(rle))

@@ -175,4 +175,4 @@ class Instances:
 
         classes = sorted(set(self.labels))
         colors = choose_colors(np.array([classes.index(label) for label in self.labels], dtype=np.int64), len(classes))
-        return draw_prediction(image_HW3, (decode_rle(one.rle) for one in self.found), [], repr(self), colors=colors)
+        return draw_prediction(image_HW3, (one.rle for one in self.found), [], repr(self), colors=colors)

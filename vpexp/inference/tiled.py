@@ -5,8 +5,8 @@ So memory is that of the image, of one tile and of the compressed masks, however
 Legend: N prompts, K masks, W windows.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -123,7 +123,7 @@ def search_image(
         asked.append(move_prompts(prompts, Region(-window.top, -window.left, 0, 0)))
         parts.append(part)
         before += len(prompts)
-    kept = join_tiles(found, filters)
+    kept = join_tiles(found, windows, filters)
     coords, labels = (np.concatenate([getattr(one, name) for one in asked]) for name in ("coords_NP2", "labels_NP"))
     return Prompts(coords, labels), _add_up(parts, kept, overlapping=len(found) - len(kept))
 
@@ -192,19 +192,25 @@ class TileMask:
         return put_back(see_mask(self.mask.rle, window), window, *self.mask.rle["size"])
 
 
-def join_tiles(found: Sequence[TileMask], filters: GridFilter) -> list[FoundMask]:
+def join_tiles(found: Sequence[TileMask], windows: Sequence[Region], filters: GridFilter) -> list[FoundMask]:
     """Keep each object of several tiles once: whole masks before those that a seam cuts, and of either the best first.
 
     A mask is left out for a better one where ``filters`` have them overlap too much, or where a seam cuts it and a whole one
     covers it. Those that seams cut and that agree where their tiles overlap are parts of one object: their union is kept,
-    with the score of the best.
+    with the score of the best. One that a seam cuts, though another tile sees more of the object and has no mask that agrees, is
+    left out.
+
+    Args:
+        found: of all tiles.
+        windows: the tiles, also those in which nothing was found.
+        filters: see above.
 
     Returns:
         What is kept, the best score first.
     """
     ordered = sorted(found, key=lambda one: (one.is_cut, -one.mask.score))
     boxes_K4 = np.array([compute_box(one.mask.rle) for one in ordered], dtype=np.float64).reshape(-1, 4)
-    neighbours = _list_neighbours({one.window for one in found})
+    neighbours = _list_neighbours(windows)
     kept_places: dict[Region, list[int]] = defaultdict(list)  # of what is kept, by its tile
     groups: dict[int, int] = {}  # of each mask that is kept: an earlier one of the same object, or itself
     for place, one in enumerate(ordered):
@@ -217,15 +223,21 @@ def join_tiles(found: Sequence[TileMask], filters: GridFilter) -> list[FoundMask
         for part in parts:
             groups[part] = groups[place]
         kept_places[one.window].append(place)
-    return _unite([ordered[place] for place in groups], [_find_first(groups, place) for place in groups])
+    firsts = {place: _find_first(groups, place) for place in groups}
+    sizes = Counter(firsts.values())
+    kept = [
+        place
+        for place, first in firsts.items()
+        if sizes[first] > 1 or not _is_seen_better(ordered[place], boxes_K4[place], neighbours[ordered[place].window])
+    ]
+    return _unite([ordered[place] for place in kept], [firsts[place] for place in kept])
 
 
-def _list_neighbours(windows: Collection[Region]) -> dict[Region, list[Region]]:
+def _list_neighbours(windows: Sequence[Region]) -> dict[Region, list[Region]]:
     """List for each tile those that it has pixels in common with, and itself: no mask of another overlaps one of its own."""
-    listed = list(windows)
-    corners_W4 = np.array([(window.left, window.top, window.right, window.bottom) for window in listed]).reshape(-1, 4)
+    corners_W4 = np.array([(window.left, window.top, window.right, window.bottom) for window in windows])
     touching = (np.flatnonzero(_find_touching(corners_W4, corner_4)).tolist() for corner_4 in corners_W4)
-    return {window: [listed[index] for index in found] for window, found in zip(listed, touching, strict=True)}
+    return {window: [windows[index] for index in found] for window, found in zip(windows, touching, strict=True)}
 
 
 def _find_touching(boxes_K4: NDArray[Any], box_4: NDArray[Any]) -> NDArray[np.bool_]:
@@ -262,6 +274,19 @@ def _is_continued(kept: TileMask, one: TileMask) -> bool:
     shared = compute_overlap(kept.mask.rle, one.mask.rle)
     union = compute_area(kept.look(one.window)) + compute_area(one.look(kept.window)) - shared
     return shared > SAME_OBJECT * union
+
+
+def _is_seen_better(one: TileMask, box_4: NDArray[Any], windows: Sequence[Region]) -> bool:
+    """Return whether a seam cuts a mask that lies inside of one of other tiles, clear of the edges behind which the image goes on."""
+    height, width = one.mask.rle["size"]
+    left, top, right, bottom = box_4.tolist()
+    return one.is_cut and any(
+        (not window.left or window.left < left)
+        and (not window.top or window.top < top)
+        and (window.right == width or right < window.right)
+        and (window.bottom == height or bottom < window.bottom)
+        for window in windows
+    )
 
 
 def _unite(masks: Sequence[TileMask], groups: Sequence[int]) -> list[FoundMask]:

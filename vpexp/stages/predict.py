@@ -20,7 +20,7 @@ from vpexp.data.annotations import SPLIT_NAMES
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import find_images
 from vpexp.data.images import read_image, read_image_header
-from vpexp.data.masks import compute_area, decode_thinned
+from vpexp.data.masks import compute_area
 from vpexp.data.prompts import Prompts
 from vpexp.data.skipped import SkipCounts, describe_remarks, order_by_count
 from vpexp.errors import ConfigError, DataError
@@ -278,7 +278,6 @@ def _draw(job: _Job, image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequ
     Of what the model found by itself no prompt is drawn, and classes have colours.
     """
     by_area = sorted(masks, key=lambda mask: -compute_area(mask.rle))
-    step = max(1, max(image_HW3.shape) // visuals.THINNED_SIDE)
     shown: Iterable[int] = range(len(prompts))
     caption, colors = f"{format_count(len(masks), 'mask')} from {format_count(len(prompts), 'prompt')}", None
     if job.prompts == AUTO:
@@ -293,9 +292,9 @@ def _draw(job: _Job, image_HW3: NDArray[np.uint8], prompts: Prompts, masks: Sequ
         word = "score" if job.prompts == AUTO else "predicted IoU"
         caption += f", mean {word} {np.mean([mask.score for mask in masks]):.3f}"
     return visuals.draw_prediction(
-        image_HW3[::step, ::step],
-        (decode_thinned(mask.rle, step) for mask in by_area),
-        ((prompts.coords_NP2[index] / step, prompts.labels_NP[index]) for index in shown),
+        image_HW3,
+        (mask.rle for mask in by_area),
+        ((prompts.coords_NP2[index], prompts.labels_NP[index]) for index in shown),
         caption,
         colors=colors,
     )

@@ -17,7 +17,7 @@ from vpexp.console import build_progress, format_count
 from vpexp.data.annotations import AnnotatedImage
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.images import read_image
-from vpexp.data.masks import compute_area, decode_rle
+from vpexp.data.masks import compute_area
 from vpexp.reporting.page import Picture, render, shrink
 from vpexp.survey.measure import SplitMeasures, order_classes
 from vpexp.survey.survey import Finding, Survey
@@ -113,7 +113,7 @@ def _draw(split: str, image: AnnotatedImage, path: Path, categories: Sequence[st
     order = sorted(range(len(image)), key=lambda place: -compute_area(image.masks[place]))
     colors = visuals.choose_colors(image.labels_N[order], len(categories))
     caption = _describe(image, categories)
-    masks = (decode_rle(image.masks[place]) for place in order)
+    masks = (image.masks[place] for place in order)
     sheet = visuals.draw_prediction(image_HW3, masks, (), f"{split} {image.image_id}: {caption}", colors=colors)
     visuals.save_picture(sheet, path)
     bare = sheet.crop((0, visuals.CAPTION_HEIGHT, sheet.width, sheet.height))

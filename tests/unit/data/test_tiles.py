@@ -12,7 +12,6 @@ from vpexp.data.masks import (
     compute_area,
     compute_box,
     decode_rle,
-    decode_thinned,
     encode_mask,
     encode_region,
     move_mask,
@@ -98,13 +97,6 @@ def test_move_mask__is_what_the_frame_shows(height, width, frame, seed):
     mask_HW = draw_mask(height, width, seed)
     shown_hw = np.pad(mask_HW, 160)[160 + top : 160 + top + rows, 160 + left : 160 + left + columns]
     assert move_mask(encode_mask(mask_HW), *frame) == encode_mask(shown_hw)
-
-
-@given(height=sides, width=sides, step=st.integers(1, 9), seed=st.integers(0, 10**6))
-def test_decode_thinned__takes_every_few_rows_and_columns(height, width, step, seed):
-    mask_HW = draw_mask(height, width, seed)
-    np.testing.assert_array_equal(decode_thinned(encode_mask(mask_HW), step), mask_HW[::step, ::step])
-    assert not decode_thinned(encode_mask(np.zeros_like(mask_HW)), step).any()
 
 
 @given(height=sides, width=sides, tiling=tilings, seed=st.integers(0, 10**6))

@@ -100,7 +100,7 @@ def test_join_tiles__neighbours_that_seams_cut_stay_two():
         TileMask(FoundMask(encode_mask(left), 0.8, 0), Region(0, 0, 20, 24), is_cut=True),
         TileMask(FoundMask(encode_mask(right), 0.9, 1), Region(0, 16, 20, 40), is_cut=True),
     ]
-    assert [mask.prompt for mask in join_tiles(masks, FILTERS)] == [1, 0]
+    assert [mask.prompt for mask in join_tiles(masks, [mask.window for mask in masks], FILTERS)] == [1, 0]
 
 
 def test_join_tiles__parts_are_united_in_whatever_order_they_come():
@@ -112,7 +112,7 @@ def test_join_tiles__parts_are_united_in_whatever_order_they_come():
         parts.append(
             TileMask(FoundMask(encode_mask(mask_HW), score, left), Region(0, left, 10, left + 16), is_cut=True)
         )
-    (kept,) = join_tiles(parts, FILTERS)
+    (kept,) = join_tiles(parts, [part.window for part in parts], FILTERS)
     assert (kept.score, kept.prompt) == (0.9, 0)
     whole_HW = np.zeros((10, 40), bool)
     whole_HW[3:6, 2:38] = True
@@ -126,8 +126,16 @@ def test_join_tiles__a_part_of_a_whole_one_is_left_out_whatever_it_scores():
         TileMask(FoundMask(encode_mask(part), 0.99, 0), Region(0, 0, 20, 24), is_cut=True),
         TileMask(FoundMask(encode_mask(whole), 0.6, 1), Region(0, 16, 20, 40), is_cut=False),
     ]
-    (kept,) = join_tiles(masks, FILTERS)
+    (kept,) = join_tiles(masks, [mask.window for mask in masks], FILTERS)
     assert (kept.prompt, kept.score) == (1, 0.6)
+
+
+@pytest.mark.parametrize(("left", "count"), [(18, 0), (14, 1)])
+def test_join_tiles__a_part_that_another_tile_sees_more_of_needs_its_word(left, count):
+    """The right tile, in which nothing was found, begins at column 16."""
+    windows = [Region(0, 0, 20, 24), Region(0, 16, 20, 40)]
+    part = TileMask(FoundMask(encode_region(Region(2, left, 10, 24), 20, 40), 0.9, 0), windows[0], is_cut=True)
+    assert len(join_tiles([part], windows, FILTERS)) == count
 
 
 def test_join_tiles__of_many_tiles_each_object_comes_out_once_and_whole():
@@ -146,7 +154,7 @@ def test_join_tiles__of_many_tiles_each_object_comes_out_once_and_whole():
                 mask = FoundMask(put_back(part, window, side, side), float(rng.uniform(0.3, 1)), number)
                 found.append(TileMask(mask, window, touches_seam(part, window, side, side)))
     assert len(found) > 3 * len(objects)
-    kept = join_tiles([found[place] for place in rng.permutation(len(found))], FILTERS)
+    kept = join_tiles([found[place] for place in rng.permutation(len(found))], tiling.plan(side, side), FILTERS)
     assert sorted(mask.prompt for mask in kept) == list(range(len(objects)))
     assert all(mask.rle == encode_region(objects[mask.prompt], side, side) for mask in kept)
 

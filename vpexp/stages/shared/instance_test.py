@@ -20,7 +20,7 @@ from vpexp.config.schema import PredictConfig
 from vpexp.console import build_progress, format_count
 from vpexp.data.annotations import AnnotatedImage, Region
 from vpexp.data.images import read_image
-from vpexp.data.masks import compute_area, decode_thinned
+from vpexp.data.masks import compute_area
 from vpexp.data.prompts import prompts_from_boxes
 from vpexp.data.tiles import Tiling
 from vpexp.errors import DataError
@@ -231,7 +231,6 @@ def compare_ways(
 def _draw(view: View, found: Mapping[str, Sequence[FoundMask]], categories: Sequence[str]) -> Image.Image:
     """Draw the annotated masks of an image beside those that were found, in the colours of their classes."""
     image, names = view.annotations, list(categories)
-    step = max(1, max(view.image_HW3.shape) // visuals.THINNED_SIDE)
     truth = [
         FoundMask(rle, 1.0, 0, names[label]) for rle, label in zip(image.masks, image.labels_N.tolist(), strict=True)
     ]
@@ -241,10 +240,10 @@ def _draw(view: View, found: Mapping[str, Sequence[FoundMask]], categories: Sequ
         by_area = sorted(masks, key=lambda mask: -compute_area(mask.rle))
         labels = [names.index(mask.label) for mask in by_area if mask.label]
         colors = visuals.choose_colors(np.array(labels), len(names)) if labels else None
-        drawn = (decode_thinned(mask.rle, step) for mask in by_area)
+        drawn = (mask.rle for mask in by_area)
         panels.append(
             visuals.Panel(drawn, colors, f"{title}: {format_count(len(masks), 'object' if masks is truth else 'mask')}")
         )
     used = {mask.label for masks in shown.values() for mask in masks}
     legend = [entry for entry in visuals.build_legend(names) if entry[0] in used]
-    return visuals.draw_panels(view.image_HW3[::step, ::step], panels, legend)
+    return visuals.draw_panels(view.image_HW3, panels, legend)
