@@ -69,14 +69,10 @@ def check_inputs(cfg: DictConfig) -> None:
     if stage in READ_DATA or (stage == "predict" and cfg.prompts == "dataset"):
         settings: Any = OmegaConf.to_object(cfg.data)
         check_root(settings, (cfg.stage.split,) if stage == "test" else NEEDED_SPLITS.get(stage, ()))
-    if str(cfg.trainer.accelerator) in ("gpu", "cuda"):
-        import torch
+    if cfg.trainer.accelerator not in ("auto", "cpu") or cfg.trainer.devices != 1:
+        from vpexp.devices import list_devices
 
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                f"trainer.accelerator={cfg.trainer.accelerator}: no GPU is found here; trainer=default takes one where "
-                "there is one"
-            )
+        list_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     is_exported = cfg.checkpoint is not None and is_exported_reference(Path(cfg.checkpoint))
     if stage in USE_WEIGHTS and not is_exported:
         from vpexp.models.registry import list_models

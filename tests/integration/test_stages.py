@@ -449,7 +449,7 @@ FAILURES = [
     (["+callbacks.early_stopping.foo=1"], ConfigError, "callbacks.early_stopping: .*'foo'"),
     (["optimizer._target_=torch.optim.Adem"], ConfigError, "optimizer: .*Adem"),
     (["scheduler._target_=torch.optim.lr_scheduler.StepLR"], ConfigError, "scheduler: "),
-    (["trainer.accelerator=abacus"], ConfigError, "trainer: .*abacus"),
+    (["trainer.strategy=abacus"], ConfigError, "trainer: .*abacus"),
 ]
 
 

@@ -10,7 +10,7 @@ import vpexp
 from vpexp.deploy.package import ROOMS as SERVED
 
 ROOMS = (  # from the lowest to the highest
-    *("errors", "registry", "files", "signals", "runtime", "console", "runfolder", "config", "tracking"),
+    *("errors", "registry", "files", "signals", "runtime", "console", "devices", "runfolder", "config", "tracking"),
     *("data", "visuals", "synthetic", "models", "inference", "embeddings", "evaluation", "training", "deploy"),
     *("reporting", "survey", "demo", "stages.shared", "stages"),
     *("resolve", "run", "command_line", "sweeps", "engine", "cli", "__main__"),

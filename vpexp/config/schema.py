@@ -234,14 +234,17 @@ class TrainerConfig:
 
     max_epochs: int = setting(100, lowest=1)
     """Epochs at most; early stopping may end sooner."""
-    accelerator: str = "auto"
-    """auto, cpu, gpu, mps or whatever else PyTorch Lightning knows."""
-    devices: int | str = 1
-    """How many devices, or which: 2, auto, "0,1". Each takes data.batch_size images a step, in a process of its own."""
+    accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    """Where everything runs, in all stages: auto (a GPU where there is one), cpu, gpu, cuda (NVIDIA, AMD) or mps (Apple)."""
+    devices: Any = 1
+    """How many devices, or which: 2, auto, [1], "0,1". Each takes data.batch_size images a step, in a process of its own; what does
+    not train runs on the first."""
     strategy: str = "auto"
     """auto (ddp where there are several devices), ddp, or for one device another strategy of PyTorch Lightning."""
-    precision: str = setting("32-true", choices=("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"))
-    """32-true, 16-mixed, bf16-mixed, ..."""
+    precision: str = setting("auto", choices=("auto", "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"))
+    """What steps compute in: auto (bf16-mixed on a GPU that computes it, else 32-true), 32-true, bf16-mixed, 16-mixed, ..."""
+    compile: bool = False
+    """Compile the image encoder by torch.compile, which takes a minute or more: for many images on a GPU. Embeddings are torch's then."""
     gradient_clip_val: float | None = setting(None, lowest=0)
     """Largest norm of the gradient; null does not clip."""
     gradient_checkpointing: bool = False
@@ -274,6 +277,8 @@ class CacheConfig:
     """What the embeddings of all encoders may take, in 10^9 bytes; what was not used for longest goes first."""
     precision: str = setting("float16", choices=("float16", "float32", "int8"))
     """float16 (at 1024 px 2.1 MB an image, SAM 2 8.4 MB), float32 (twice that), or int8 (half of it, each channel in 256 levels)."""
+    compute: str = setting("auto", choices=("auto", "float32", "bfloat16"))
+    """What the encoder computes in: float32, bfloat16, or auto: a training's filling in bfloat16 where trainer.precision comes to it."""
     backend: str = setting("auto", choices=("auto", "torch", "openvino"))
     """What encodes on a CPU: torch, openvino (converted in ten seconds), or auto: openvino from 32 images of 1024 px on."""
 

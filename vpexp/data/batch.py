@@ -9,7 +9,7 @@ square, R C rows and columns of the loss's grid.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -195,9 +195,9 @@ class Batch:
             with an embedding cache, those whose embedding is not stored.
         image_index_N: int64, the image of each prompt.
         coords_NP2: float32, pixels of the resized image.
-        labels_NP: float32, SAM's point labels (``Prompts``).
+        labels_NP: float32, SAM's point labels (``Prompts``); always on the CPU, where they decide what is computed.
         targets: the masks of each image's prompts, in the order of the images.
-        resized_B2: int64, height and width of each image inside the padded square.
+        resized_B2: int64, height and width of each image inside the padded square; always on the CPU.
         click_draws_NR: float32, where the clicks fall that correct each prompt's mask (``draw_corrections``); R may be 0.
         image_ids: names, for messages.
         unreadable: images left out because their pixels are damaged.
@@ -220,20 +220,31 @@ class Batch:
     embedding_keys: list[str | None] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the tensors to a device."""
+        """Copy the tensors to a device, but for what is looked at on the CPU: reading it there would wait for a GPU."""
         return Batch(
             self.images_B3SS.to(device, non_blocking=True),
             self.image_index_N.to(device, non_blocking=True),
             self.coords_NP2.to(device, non_blocking=True),
-            self.labels_NP.to(device, non_blocking=True),
+            self.labels_NP,
             [targets.to(device) for targets in self.targets],
-            self.resized_B2.to(device, non_blocking=True),
-            self.click_draws_NR,  # read on the CPU, where clicks are placed
+            self.resized_B2,
+            self.click_draws_NR,
             self.image_ids,
             self.unreadable,
             None if self.embeddings_KCHW is None else self.embeddings_KCHW.to(device, non_blocking=True),
             self.stored_places,
             self.embedding_keys,
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Copy what goes to a GPU into memory from which that copies while the CPU goes on; ``DataLoader`` asks for it."""
+        return replace(
+            self,
+            images_B3SS=self.images_B3SS.pin_memory(),
+            image_index_N=self.image_index_N.pin_memory(),
+            coords_NP2=self.coords_NP2.pin_memory(),
+            targets=[replace(targets, bits_NX=targets.bits_NX.pin_memory()) for targets in self.targets],
+            embeddings_KCHW=None if self.embeddings_KCHW is None else self.embeddings_KCHW.pin_memory(),
         )
 
 

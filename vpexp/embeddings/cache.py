@@ -17,6 +17,7 @@ from vpexp.data.annotations import AnnotatedImage, ImagePlace
 from vpexp.data.batch import Batch, EvaluationSample
 from vpexp.embeddings.store import StoredEmbeddings
 from vpexp.inference.predictor import ImageEmbedding
+from vpexp.models.layers import widen
 from vpexp.models.sam import Sam
 
 Encode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -48,15 +49,16 @@ class EncoderPasses:
 
 @torch.no_grad()
 def encode_images(sam: Sam, images_M3SS: Tensor) -> Tensor:
-    """Compute what is kept of images in the encoder's own precision, whatever mixed precision the training uses: [M, C, H, W].
+    """Compute what is kept of images in ``sam.encoder_dtype``, whatever mixed precision the training uses: [M, C, H, W].
 
     On a CPU one by one, as the store is filled, and laid out as what is read from it: so the same image gives the same
     bits, and so does what is computed from them.
     """
-    with torch.autocast(images_M3SS.device.type, enabled=False):
+    with sam.encoding():
         if images_M3SS.device.type == "cpu":
-            return torch.cat([sam.encode_kept(image_3SS[None]) for image_3SS in images_M3SS]).contiguous()
-        return _encode_together(sam, images_M3SS).contiguous()
+            encoded = [sam.encode_kept(image_3SS[None]) for image_3SS in images_M3SS]
+            return widen(torch.cat(encoded)).contiguous()
+        return widen(_encode_together(sam, images_M3SS)).contiguous()
 
 
 def _encode_together(sam: Sam, images_M3SS: Tensor) -> Tensor:
@@ -124,8 +126,7 @@ class EmbeddingCache:
             return embedding
         self.encoded += 1
         encoded_CHW = embedding.features[0]
-        keeps = not torch.is_autocast_enabled(encoded_CHW.device.type)
-        rounded_CHW = self._put(self.stored.find_key(image) if keeps else None, encoded_CHW)
+        rounded_CHW = self._put(self.stored.find_key(image), encoded_CHW)
         return replace(embedding, features=rounded_CHW[None].to(embedding.features.dtype))
 
     def _put(self, key: str | None, embedding_CHW: Tensor) -> Tensor:

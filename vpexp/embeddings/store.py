@@ -42,6 +42,8 @@ ENTRY = ".emb"
 LOCK = ".part"
 PRECISIONS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "int8": np.dtype("<f4")}
 """How embeddings may be kept, and the type of what is read."""
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+"""What an encoder may compute in."""
 
 _VERSION = 2  # of the entries' format: 1 had a header of vpexp's own
 _KEY_BYTES = 16
@@ -80,7 +82,13 @@ def release(lock: BaseFileLock) -> None:
 
 
 def compute_encoder_key(
-    state_hash: str, image_size: int, precision: str, resize: str = FIT, block: int | None = None
+    state_hash: str,
+    image_size: int,
+    precision: str,
+    resize: str = FIT,
+    *,
+    block: int | None = None,
+    computed: str = FLOAT32,
 ) -> str:
     """Compute the name of an encoder's embeddings: 32 hexadecimal digits.
 
@@ -90,12 +98,15 @@ def compute_encoder_key(
         precision: float16, float32 or int8.
         resize: how images become the square, see ``compute_resized_size``.
         block: before which the encoder is cut; None: it is whole.
+        computed: what the encoder computes in, float32 or bfloat16.
     """
     text = f"{state_hash} {image_size} {precision} preprocessing {PREPROCESSING_VERSION} entries {_VERSION}"
     if resize != FIT:
         text += f" {resize}"
     if block is not None:
         text += f" before block {block}"
+    if computed != FLOAT32:
+        text += f" computed in {computed}"
     return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 

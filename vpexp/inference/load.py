@@ -56,7 +56,7 @@ def load_predictor(
         source: an exported model (a folder or either of its files: OpenVINO IR, ONNX, INT8), a ``.ckpt`` file, a run
             folder, ``latest`` (what was trained last under ``output_dir``), a model's name (its own weights), or a
             ``Sam`` module.
-        device: where it runs: ``cpu`` or ``cuda`` for torch, OpenVINO's name of a device (``cpu``, ``gpu``) for an IR.
+        device: where it runs: ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` for torch, OpenVINO's name of a device (``cpu``, ``gpu``) for an IR.
         output_dir: where runs lie.
         threads: CPU threads of an exported model; None: OMP_NUM_THREADS, else its library's own choice.
         multimask: which prompts are answered by the best of three masks: ``auto`` (one point alone), ``always`` or ``never``;
@@ -82,9 +82,8 @@ def load_predictor(
 
 
 def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Path, multimask: str | None) -> Predictor:
-    import torch
-
     from vpexp.config.trust import refuse_foreign
+    from vpexp.devices import read_device
     from vpexp.inference.torch_model import find_checkpoint, load_checkpoint_model, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.models.registry import list_models
@@ -100,7 +99,7 @@ def _load_torch(source: "str | PathLike[str] | Sam", device: str, output_dir: Pa
         refuse_foreign({"model": checkpoint.cfg.model}, (), checkpoint.path)
         sam = load_checkpoint_model(checkpoint)
         multimask, parts = multimask or checkpoint.multimask, checkpoint.instances
-    predictor = TorchPredictor(sam.to(torch.device(device)), multimask or "auto")
+    predictor = TorchPredictor(sam.to(read_device(device)), multimask or "auto")
     if parts is not None:
         predictor.instances = parts.build_model(predictor.device)
     return predictor

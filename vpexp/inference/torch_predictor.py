@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpexp.data.prompts import Prompts
 from vpexp.inference.predictor import ImageEmbedding, Predictor
+from vpexp.models.layers import widen
 from vpexp.models.mask_decoder import ALL_MASKS
 from vpexp.models.sam import Sam
 
@@ -35,7 +36,8 @@ class TorchPredictor(Predictor):
 
     @torch.no_grad()
     def _encode(self, input_3SS: NDArray[np.float32]) -> Tensor:
-        return self.sam.encode_image(torch.from_numpy(input_3SS)[None].to(self.device))
+        with self.sam.encoding():
+            return widen(self.sam.encode_image(torch.from_numpy(input_3SS)[None].to(self.device)))
 
     @torch.no_grad()
     def _adopt(self, embedding_CHW: NDArray[Any]) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpexp.models.layers import widen
+
 
 @dataclass(frozen=True, slots=True)
 class SharedImage:
@@ -65,7 +67,7 @@ class Attention(nn.Module):
         keys_MALD = image.hand_out(self._split_heads(self.k_proj(image.positioned_MLC)))
         values_MALD = image.hand_out(self._split_heads(self.v_proj(image.features_MLC)))
         scores = _fold(queries_NATD, keys_MALD) @ keys_MALD.transpose(2, 3)
-        context = scores.softmax(dim=-1) @ values_MALD
+        context = widen(scores).softmax(dim=-1) @ values_MALD
         return self._join_heads(_unfold(context, keys_MALD, queries_NATD))
 
     def from_tokens_to_image(self, query_NTC: Tensor, positions_1LC: Tensor, image_NLC: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class Attention(nn.Module):
         scores_NQL = add_product(
             _score(queries_NATD, position_keys_1ALD).flatten(1, 2), absorbed_NQC, image_NLC.transpose(1, 2)
         )
-        mixed_NATC = torch.unflatten(scores_NQL.softmax(dim=-1) @ image_NLC, 1, (self.heads, -1))
+        mixed_NATC = torch.unflatten(widen(scores_NQL).softmax(dim=-1) @ image_NLC, 1, (self.heads, -1))
         context_NATD = mixed_NATC @ self._get_head_matrices(self.v_proj).transpose(1, 2)
         return self._join_heads(context_NATD + torch.unflatten(self.v_proj.bias, 0, (self.heads, 1, -1)))
 
@@ -140,7 +142,7 @@ class Attention(nn.Module):
         """Turn scores into each cell's weights of the tokens that take part: [N, A * T, L]."""
         if token_mask_NT is not None:
             scores_NATL = scores_NATL.masked_fill(~token_mask_NT[:, None, :, None], float("-inf"))
-        return scores_NATL.softmax(dim=2).flatten(1, 2)
+        return widen(scores_NATL).softmax(dim=2).flatten(1, 2)
 
 
 def _score(queries_NATD: Tensor, keys_MALD: Tensor) -> Tensor:
@@ -170,10 +172,13 @@ def _is_shared(keys_MALD: Tensor) -> bool:
 
 
 def add_product(base: Tensor, left_NXK: Tensor, right_NKY: Tensor) -> Tensor:
-    """Compute ``base + left @ right``; in one pass over memory, unless that would round the base to half precision."""
+    """Compute ``base + left @ right``; in one pass over memory, unless that would round the base to half precision.
+
+    Under autocast the product alone is rounded: the sum is float32.
+    """
     device = base.device.type
     if is_exporting() or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return base + left_NXK @ right_NKY
+        return widen(base) + left_NXK @ right_NKY
     return torch.baddbmm(base.expand(left_NXK.shape[0], -1, -1), left_NXK, right_NKY)
 
 

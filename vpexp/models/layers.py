@@ -124,6 +124,11 @@ class _Trunk(nn.Module):
         return self.encoder.run_until(images_B3SS, self.block)
 
 
+def widen(values: Tensor) -> Tensor:
+    """Bring half precision to float32; float32 and float64 stay what they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of a feature map, each position by itself.
 

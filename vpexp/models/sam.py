@@ -5,7 +5,8 @@ h w rows and columns of the low-resolution masks (S/4), H W rows and columns (of
 original image's), M masks given (1 or N).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ class Sam(nn.Module):
         completes_boxes: whether a prompt with a box gets the learnt "not a point" token too, which SAM gives to others only.
         left_out: entries of the official file that images need not, kept to be written back.
         cut: where the encoder is left, to keep of images what comes before, see ``vpexp.models.tuning``; None: at its end.
+        encoder_dtype: what a frozen encoder computes in, see ``encoding``: float32, or bfloat16 as autocast does it.
     """
 
     completes_boxes = False
@@ -71,6 +73,7 @@ class Sam(nn.Module):
         self.mask_decoder = mask_decoder
         self.left_out: dict[str, Tensor] = {}
         self.cut: EncoderCut | None = None
+        self.encoder_dtype = torch.float32
 
     def adopt_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take the entries of an official file, under the names used here; what is not needed is kept in ``left_out``."""
@@ -129,6 +132,21 @@ class Sam(nn.Module):
         """Compute image embeddings [B, C, S/16, S/16] from what was kept of images."""
         return kept if self.cut is None else self.pack(self.cut.complete(kept))
 
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Hold what a frozen encoder computes in: ``encoder_dtype``, whatever mixed precision is around it.
+
+        Float32 is float32 then, on GPUs too, which would take 10 of its 23 bits for convolutions (TF32).
+        """
+        mixed = self.encoder_dtype != torch.float32
+        device, cudnn = next(self.parameters()).device.type, torch.backends.cudnn
+        before, cudnn.allow_tf32 = cudnn.allow_tf32, mixed
+        try:
+            with torch.autocast(device, self.encoder_dtype if mixed else None, enabled=mixed):
+                yield
+        finally:
+            cudnn.allow_tf32 = before
+
     def pack(self, maps: Sequence[Tensor]) -> Tensor:
         """Put the maps of images together to embeddings [B, C, S/16, S/16]."""
         if len(maps) == 1:
@@ -148,7 +166,8 @@ class Sam(nn.Module):
     ) -> DecodedMasks:
         """Decode the prompts of all images of a batch in one go.
 
-        ``image_index_N`` int64 names each prompt's image. ``point_coords_NP2`` are pixels of the resized image;
+        ``image_index_N`` int64 names each prompt's image. The labels, and ``has_mask_N``, may lie on the CPU: there they are looked
+        at without waiting for a GPU. ``point_coords_NP2`` are pixels of the resized image;
         ``point_labels_NP`` are 1 inside, 0 outside, 2 and 3 the box's top left and bottom right corner, -1 no point
         (fills prompts of fewer points up, and changes nothing). As in the official code, a prompt without a box
         also gets the learnt "not a point" token, and one with a box where ``completes_boxes``. ``mask_input_M1HW`` are logits
@@ -157,6 +176,7 @@ class Sam(nn.Module):
         """
         dense_MCHW = self.prompt_encoder.embed_masks(mask_input_M1HW)
         if has_mask_N is not None:
+            has_mask_N = has_mask_N.to(dense_MCHW.device, non_blocking=True)
             dense_MCHW = torch.where(has_mask_N[:, None, None, None], dense_MCHW, self.prompt_encoder.embed_masks(None))
         index = image_index_N if embeddings_BCHW.shape[0] > 1 else None
         features_BCHW, detail = self.split(embeddings_BCHW, index)
@@ -189,6 +209,8 @@ class Sam(nn.Module):
         these embeddings. The other arguments and the result are those of ``decode``.
         """
         pad, use_mask = self._plan_padding(point_labels_NP)
+        if point_labels_NP.device != image_MCHW.device:  # in an exported graph they never lie elsewhere
+            point_labels_NP = point_labels_NP.to(image_MCHW.device, non_blocking=True)
         if pad:
             # The token joins every prompt, and is masked out where it must not count.
             has_box_N = _find_boxes(point_labels_NP)
@@ -218,17 +240,18 @@ class Sam(nn.Module):
         """
         if is_exporting():
             return True, True
-        has_filling = bool((point_labels_NP == NOT_A_POINT).any())
+        labels_NP = point_labels_NP.cpu().numpy()  # which waits for a GPU where they lie there, once
+        has_filling = bool((labels_NP == NOT_A_POINT).any())
         if self.completes_boxes:
             return True, has_filling
-        has_box_N = _find_boxes(point_labels_NP)
+        has_box_N = _find_boxes(labels_NP)
         all_boxes, some_boxes = bool(has_box_N.all()), bool(has_box_N.any())
         return not all_boxes, has_filling or (some_boxes and not all_boxes)
 
 
-def _find_boxes(point_labels_NP: Tensor) -> Tensor:
-    """Find the prompts that have a box: bool [N]."""
-    return (point_labels_NP >= TOP_LEFT_CORNER).any(dim=1)
+def _find_boxes(point_labels_NP: Any) -> Any:
+    """Find the prompts that have a box: bool [N]; a tensor, or an array of numpy's."""
+    return (point_labels_NP >= TOP_LEFT_CORNER).any(1)
 
 
 def upscale_logits(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from vpexp.config.saved import name_data
 from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
+from vpexp.devices import choose_device
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.evaluation.evaluator import EvaluationResult
 from vpexp.evaluation.pixel_metrics import Gain, ImageSums, compute_gain
@@ -26,7 +27,6 @@ from vpexp.stages.shared.distributed import fit_on_devices
 from vpexp.stages.shared.embeddings import prepare_embeddings
 from vpexp.stages.shared.evaluate import (
     assess,
-    choose_device,
     print_result,
     print_unreadable,
     record_unreadable,
@@ -174,7 +174,13 @@ def run(context: RunContext) -> StageResult:
     if learns:
         log_line(_describe_weights(sam))
     encoder = prepare_embeddings(
-        context, sam, dataset, list(dataset.splits), [] if learns else places, learning=learns and sam.cut is None
+        context,
+        sam,
+        dataset,
+        list(dataset.splits),
+        [] if learns else places,
+        learning=learns and sam.cut is None,
+        precision=loop.precision,
     )
     loop.use_embeddings(encoder.cache)
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
@@ -191,7 +197,7 @@ def run(context: RunContext) -> StageResult:
             assess_split, after = _build_assessment(context, sam, dataset, encoder.cache), {}
         for split in _list_splits(cfg):
             after[split] = after.get(split) or assess_split(split, "after")
-        predictor = TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask)
+        predictor = TorchPredictor(sam.to(choose_device(cfg.trainer)).eval(), cfg.prompt.multimask)
         found = before_found | _learn_instances(
             context, predictor, whole, encoder.cache, verdict.checkpoint, start=origin.instances
         )
@@ -236,7 +242,7 @@ def _find_at_start(
     context: RunContext, sam: Sam, parts: InstanceParts | None, dataset: AnnotatedDataset, cache: EmbeddingCache | None
 ) -> dict[str, float]:
     """Measure what the start checkpoint finds without prompts; a run that goes on has another decoder by now."""
-    predictor = TorchPredictor(sam.to(choose_device(context.cfg)).eval(), context.cfg.prompt.multimask)
+    predictor = TorchPredictor(sam.to(choose_device(context.cfg.trainer)).eval(), context.cfg.prompt.multimask)
     return measure_start_instances(predictor, parts, dataset, build_tiling(context.settings.data), cache)
 
 
@@ -255,7 +261,7 @@ def _build_assessment(
         final = moment == "after" and split == _list_splits(cfg)[-1]
         return assess(
             context,
-            TorchPredictor(sam.to(choose_device(cfg)).eval(), cfg.prompt.multimask),
+            TorchPredictor(sam.to(choose_device(cfg.trainer)).eval(), cfg.prompt.multimask),
             dataset,
             split,
             description=f"{moment}: {split}",

@@ -199,10 +199,12 @@ class TrainingProgress(ProgressBar):
         """Begin an epoch."""
         self._begin(trainer, "", trainer.num_training_batches)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, _: pl.LightningModule, __: Any, ___: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any, __: Any, batch_idx: int
+    ) -> None:
         """Show how far it is."""
-        loss = trainer.callback_metrics.get("train/loss_step")
-        words = "" if loss is None else f"  loss {float(loss):.3f}"
+        loss = pl_module.last_loss if isinstance(pl_module, SamFineTuner) else None
+        words = "" if loss is None else f"  loss {loss:.3f}"
         self._update(batch_idx + 1, f"{self._name_epoch(trainer)}{words}")
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -30,9 +30,9 @@ class StepPrompts:
     Attributes:
         image_index_n: int64, the image of each.
         coords_nP2: pixels of the resized image.
-        labels_nP: SAM's point labels.
+        labels_nP: SAM's point labels, on the CPU.
         masks_n1hw: logits of the masks that are corrected; None: no prompt has one.
-        has_mask_n: bool, which prompts have one.
+        has_mask_n: bool, which prompts have one, on the CPU.
     """
 
     image_index_n: Tensor
@@ -49,12 +49,13 @@ class StepPrompts:
         return (*plain, self.masks_n1hw, self.has_mask_n)
 
     def select(self, index_a: Tensor) -> "StepPrompts":
-        """Take some of the prompts."""
+        """Take some of the prompts: int64 [a], on the CPU."""
+        moved_a = index_a.to(self.coords_nP2.device)
         return StepPrompts(
-            self.image_index_n[index_a],
-            self.coords_nP2[index_a],
+            self.image_index_n[moved_a],
+            self.coords_nP2[moved_a],
             self.labels_nP[index_a],
-            None if self.masks_n1hw is None else self.masks_n1hw[index_a],
+            None if self.masks_n1hw is None else self.masks_n1hw[moved_a],
             None if self.has_mask_n is None else self.has_mask_n[index_a],
         )
 
@@ -85,7 +86,7 @@ def correct_by_clicks(
         active_a = active_a[draws_n[active_a] >= 0]
         if not len(active_a):
             break
-        logits_a1hw = decode(prompts.select(active_a.to(prompts.labels_nP.device))).low_res_logits_NKHW.float()
+        logits_a1hw = decode(prompts.select(active_a)).low_res_logits_NKHW.float()
         masks_ahw = (logits_a1hw[:, 0] > 0).cpu().numpy()
         clicks: list[Click | None] = []
         for place, mask_hw in zip(active_a.tolist(), masks_ahw, strict=True):
@@ -110,18 +111,18 @@ def reduce_targets(targets_nRQ: Tensor, resized_hw: tuple[int, int]) -> Tensor:
         resized_hw: size of the image inside the model's square.
 
     Returns:
-        bool [n, r, q], on the CPU.
+        bool [n, r, q].
     """
     cells = tuple(-(-side // LOW_RES_STRIDE) for side in resized_hw)
     if targets_nRQ.shape[1:] == cells:  # which is the loss's own grid at its resolution "low"
-        return targets_nRQ.bool().cpu()
+        return targets_nRQ.bool()
     targets_n1RQ = targets_nRQ[:, None].float()
     if targets_n1RQ.shape[2:] != resized_hw:
         targets_n1RQ = F.interpolate(targets_n1RQ, resized_hw, mode="area")
     bottom, right = (LOW_RES_STRIDE * count - side for count, side in zip(cells, resized_hw, strict=True))
     covered_nrq = F.avg_pool2d(F.pad(targets_n1RQ, (0, right, 0, bottom)), LOW_RES_STRIDE)[:, 0]
     most_n11 = covered_nrq.amax(dim=(1, 2), keepdim=True)
-    return ((covered_nrq >= most_n11.clamp(max=HALF_COVERED)) & (covered_nrq > 0)).cpu()
+    return (covered_nrq >= most_n11.clamp(max=HALF_COVERED)) & (covered_nrq > 0)
 
 
 def _add_clicks(prompts: StepPrompts, active_a: Tensor, clicks: list[Click]) -> StepPrompts:
@@ -136,17 +137,17 @@ def _add_clicks(prompts: StepPrompts, active_a: Tensor, clicks: list[Click]) -> 
     return replace(
         prompts,
         coords_nP2=torch.cat([prompts.coords_nP2, coords_n12.to(prompts.coords_nP2)], dim=1),
-        labels_nP=torch.cat([prompts.labels_nP, labels_n1.to(prompts.labels_nP)], dim=1),
+        labels_nP=torch.cat([prompts.labels_nP, labels_n1.to(prompts.labels_nP.dtype)], dim=1),
     )
 
 
 def _add_masks(prompts: StepPrompts, active_a: Tensor, logits_a1hw: Tensor) -> StepPrompts:
-    count, device = len(prompts.labels_nP), logits_a1hw.device
+    count = len(prompts.labels_nP)
     if prompts.masks_n1hw is None or prompts.has_mask_n is None:
         masks_n1hw = logits_a1hw.new_zeros(count, *logits_a1hw.shape[1:])
-        has_mask_n = torch.zeros(count, dtype=torch.bool, device=device)
+        has_mask_n = torch.zeros(count, dtype=torch.bool)
     else:
         masks_n1hw, has_mask_n = prompts.masks_n1hw, prompts.has_mask_n.clone()
-    active_a = active_a.to(device)
     has_mask_n[active_a] = True
-    return replace(prompts, masks_n1hw=masks_n1hw.index_copy(0, active_a, logits_a1hw), has_mask_n=has_mask_n)
+    masks_n1hw = masks_n1hw.index_copy(0, active_a.to(masks_n1hw.device), logits_a1hw)
+    return replace(prompts, masks_n1hw=masks_n1hw, has_mask_n=has_mask_n)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -77,11 +76,12 @@ class LocalSignals(_SignalConnector):
             super().register_signal_handlers()
 
 
-def choose_strategy(cfg: TrainerConfig, rank: int, *, find_unused_parameters: bool) -> str | Strategy:
+def choose_strategy(cfg: TrainerConfig, devices: int, rank: int, *, find_unused_parameters: bool) -> str | Strategy:
     """Choose how the devices of the section ``trainer`` train.
 
     Args:
         cfg: the section.
+        devices: how many it comes to.
         rank: of this process.
         find_unused_parameters: whether some of what learns has no part in some steps.
 
@@ -89,7 +89,6 @@ def choose_strategy(cfg: TrainerConfig, rank: int, *, find_unused_parameters: bo
         ConfigError: several devices, and a strategy other than DDP.
     """
     name = str(cfg.strategy)
-    devices = _count_devices(cfg, rank)
     if devices == 1:
         return SINGLE if name in STRATEGIES else name
     if name not in STRATEGIES:
@@ -102,20 +101,6 @@ def choose_strategy(cfg: TrainerConfig, rank: int, *, find_unused_parameters: bo
         find_unused_parameters=find_unused_parameters or name == FIND_UNUSED,
         broadcast_buffers=False,  # none of them changes: BatchNorm keeps the statistics of the pre-training
     )
-
-
-def _count_devices(cfg: TrainerConfig, rank: int) -> int:
-    """Let Lightning read ``accelerator`` and ``devices``: there are many ways to write them."""
-    probe = pl.Trainer(
-        accelerator=cfg.accelerator,
-        devices=cfg.devices,
-        plugins=[LocalRank(rank)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    return probe.num_devices
 
 
 def open_store(world_size: int) -> TCPStore:
@@ -175,14 +160,18 @@ def gather(item: Item) -> list[Item]:
     return items  # type: ignore[return-value]
 
 
-def average(values_K: Tensor, count: int) -> tuple[Tensor, int]:
-    """Average what each process found over ``count`` things: the mean over all things, [K], and their number.
+def average(values_4: Tensor, count: int) -> Tensor:
+    """Average what each process found over ``count`` things: the means over all things and their number, [5], on the device.
 
     One process gets its own values back, bit by bit.
     """
     if get_world_size() == 1:
-        return values_K, count
-    summed = torch.cat([values_K * count, values_K.new_tensor([count])])
-    distributed.all_reduce(summed)
-    total = round(float(summed[-1]))
-    return summed[:-1] / max(total, 1), total
+        return torch.cat([values_4, values_4.new_full((1,), count)])
+    summed_5 = torch.cat([values_4 * count, values_4.new_full((1,), count)])
+    distributed.all_reduce(summed_5)
+    return torch.cat([summed_5[:4] / summed_5[4].clamp(min=1), summed_5[4:]])
+
+
+def share(count: int, total: Tensor) -> Tensor:
+    """Compute what a process's mean over ``count`` of ``total`` things is weighted by, for DDP to average to the mean over all."""
+    return count * get_world_size() / total.clamp(min=1)

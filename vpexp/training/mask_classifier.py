@@ -35,6 +35,7 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
 SMOOTHING = 0.05
 BATCH = 64
+CPU = torch.device("cpu")
 SHIFT, GAIN = 0.06, 0.15
 """Brightness and contrast that crops of a step are changed by, at most."""
 
@@ -110,16 +111,16 @@ def choose_masks(labels: Sequence[NDArray[np.int64]], most: int, seed: int) -> l
 
 
 def train_classifier(
-    train: LabelledCrops, val: LabelledCrops, classes: int, *, steps: int, seed: int
+    train: LabelledCrops, val: LabelledCrops, classes: int, *, steps: int, seed: int, device: torch.device = CPU
 ) -> tuple[MaskClassifier, str, dict[str, float]]:
     """Train a classifier of each kind, and keep the one that names most masks of val rightly; of equals the simplest.
 
-    Where val has too few masks or one class alone to choose by, it is ``both``.
+    Where val has too few masks or one class alone to choose by, it is ``both``. What is learnt by steps is learnt on ``device``.
 
     Returns:
         The classifier in eval mode, its kind, and the accuracy of each kind on val, NaN without masks there.
     """
-    trained = train_kinds(train, val, classes, steps=steps, seed=seed)
+    trained = train_kinds(train, val, classes, steps=steps, seed=seed, device=device)
     accuracies = {name: measure_accuracy(classifier, val) for name, classifier in trained.items()}
     best = max(accuracies, key=accuracies.__getitem__) if can_judge(val) else SAFEST
     return trained[best], best, accuracies
@@ -131,7 +132,7 @@ def can_judge(val: LabelledCrops) -> bool:
 
 
 def train_kinds(
-    train: LabelledCrops, val: LabelledCrops, classes: int, *, steps: int, seed: int
+    train: LabelledCrops, val: LabelledCrops, classes: int, *, steps: int, seed: int, device: torch.device = CPU
 ) -> dict[str, MaskClassifier]:
     """Train ``discriminant`` and ``regression``, linear in statistics, ``learnt`` on crops, and ``both``: a sum of two.
 
@@ -144,7 +145,7 @@ def train_kinds(
         "regression": _build_linear(classes, fit_regression(statistics_KF, labels_K, classes)),
     }
     better = max(linear.values(), key=lambda classifier: np.nan_to_num(measure_accuracy(classifier, val)))
-    learnt = _train(train, classes, steps, seed)
+    learnt = _train(train, classes, steps, seed, device)
     kinds = {**linear, "learnt": learnt, SAFEST: _join(better, learnt)}
     for classifier in kinds.values() if can_judge(val) else ():
         alone = measure_accuracy(classifier, val)
@@ -257,8 +258,8 @@ def _join(linear: MaskClassifier, learnt: MaskClassifier) -> MaskClassifier:
     return both.eval()
 
 
-def _train(train: LabelledCrops, classes: int, steps: int, seed: int) -> MaskClassifier:
-    """Train features of crops."""
+def _train(train: LabelledCrops, classes: int, steps: int, seed: int, device: torch.device) -> MaskClassifier:
+    """Train features of crops; what comes out lies on the CPU."""
     rng = np.random.default_rng(seed)
     crops_K4PP, extents_K2, labels_K = train.to_tensors()
     counts_C = np.bincount(train.labels_K, minlength=classes)
@@ -266,18 +267,19 @@ def _train(train: LabelledCrops, classes: int, steps: int, seed: int) -> MaskCla
     shares_K /= shares_K.sum()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = MaskClassifier(classes, width=WIDTH, statistics=False).train()
+        classifier = MaskClassifier(classes, width=WIDTH, statistics=False).train().to(device)
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
         for _ in range(steps):
             chosen = torch.from_numpy(rng.choice(len(labels_K), BATCH, p=shares_K))
-            logits = classifier(*change_crops(crops_K4PP[chosen], extents_K2[chosen], rng))
-            loss = functional.cross_entropy(logits, labels_K[chosen], label_smoothing=SMOOTHING)
+            changed = change_crops(crops_K4PP[chosen], extents_K2[chosen], rng)
+            logits = classifier(*(part.to(device) for part in changed))
+            loss = functional.cross_entropy(logits, labels_K[chosen].to(device), label_smoothing=SMOOTHING)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return classifier.eval()
+    return classifier.cpu().eval()
 
 
 def change_crops(crops_K4PP: Tensor, extents_K2: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

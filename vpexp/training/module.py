@@ -3,8 +3,10 @@
 Legend: B images, C channels, S model size.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,11 +31,26 @@ from vpexp.models.mask_decoder import THREE_MASKS
 from vpexp.models.sam import Sam
 from vpexp.models.tuning import Tuning, list_left_out
 from vpexp.signals import leave_stops_to_parent
-from vpexp.training.distributed import average, gather, get_world_size
+from vpexp.training.distributed import average, gather, get_world_size, share
 from vpexp.training.losses import LossTerms
 from vpexp.training.step_loss import StepLoss
 
 LOSS_NAMES = ("train/loss", "train/loss_focal", "train/loss_dice", "train/loss_iou")
+STEPS_UNREAD = 16
+"""Steps on a GPU whose losses wait there before they are read together: reading stops the CPU until the GPU is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What a step has found.
+
+    Attributes:
+        means_5: the four losses over the prompts of all processes, and the number of these prompts; on the device.
+        image_ids: of this process.
+    """
+
+    means_5: Tensor
+    image_ids: list[str]
 
 
 class SamFineTuner(pl.LightningModule):
@@ -53,6 +70,7 @@ class SamFineTuner(pl.LightningModule):
 
     Attributes:
         embedding_cache: of the frozen encoder; None has every step encode its images.
+        last_loss: of the last step whose loss was read.
     """
 
     def __init__(
@@ -79,7 +97,9 @@ class SamFineTuner(pl.LightningModule):
         self.embedding_cache: EmbeddingCache | None = None
         self.validation_result: EvaluationResult | None = None
         self.epoch_sums: dict[str, float] = {}
-        self._step_losses: dict[str, float] = {}
+        self._step: StepRecord | None = None
+        self._unread: list[StepRecord] = []
+        self.last_loss: float | None = None
         self.unreadable: dict[str, str] = {}
         self.interaction = interaction
         self.metrics = metrics
@@ -136,19 +156,53 @@ class SamFineTuner(pl.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Count a step's losses when it is done: one that is broken off is done again, and counts once."""
-        for name, value in self._step_losses.items():
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
-        if self._step_losses:
+        if self._step is not None:
+            self._unread.append(self._step)
+        self._step = None
+        if self.device.type == "cpu" or self.trainer.is_last_batch or len(self._unread) == STEPS_UNREAD:
+            self._read_losses()
+
+    def _read_losses(self) -> None:
+        """Add the losses of the last steps to the epoch's, which waits for a GPU.
+
+        Raises:
+            DivergenceError: see ``_check_loss``.
+        """
+        records, self._unread = self._unread, []
+        if not records:
+            return
+        for record, values_5 in zip(records, torch.stack([one.means_5 for one in records]).tolist(), strict=True):
+            *values_4, prompts = values_5
+            if not prompts:
+                continue  # nothing was there to learn from, in no process
+            self._check_loss(values_4[0], record)
+            self.last_loss = values_4[0]
+            for name, value in zip(LOSS_NAMES, values_4, strict=True):
+                self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
             self.epoch_sums["steps"] = self.epoch_sums.get("steps", 0) + 1
-        self._step_losses = {}
+
+    def _check_loss(self, loss: float, record: StepRecord) -> None:
+        """Look whether a step's loss is a number.
+
+        Raises:
+            DivergenceError: it is not; in all processes alike, which have the same mean.
+        """
+        if not math.isfinite(loss):
+            images = ", ".join(image_id for part in gather(record.image_ids) for image_id in part)
+            raise DivergenceError(
+                f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {images}): "
+                "lower optimizer.lr, set trainer.gradient_clip_val=1, or trainer.precision=32-true"
+            )
 
     def compute_epoch_losses(self) -> dict[str, float]:
         """Compute the means of the losses of the running epoch: ``train/loss`` and its terms."""
+        self._read_losses()
         steps = self.epoch_sums.get("steps", 0)
         return {name: value / steps for name, value in self.epoch_sums.items() if "/" in name} if steps else {}
 
     def on_validation_epoch_start(self) -> None:
         """Begin an evaluation."""
+        self._read_losses()
         self._evaluator = Evaluator(
             self.categories,
             remember=self.embedding_cache.remember if self.embedding_cache else None,
@@ -161,7 +215,9 @@ class SamFineTuner(pl.LightningModule):
         """Evaluate one image, in the loop that every backend is tested by."""
         del batch_idx
         data_seconds = time.perf_counter() - self._waiting_since
-        self._evaluator.update(TorchPredictor(self.sam, self.step_loss.multimask), sample, data_seconds)
+        # As every test does, whatever mixed precision the steps compute in.
+        with torch.autocast(self.device.type, enabled=False):
+            self._evaluator.update(TorchPredictor(self.sam, self.step_loss.multimask), sample, data_seconds)
         self._waiting_since = time.perf_counter()
 
     def on_validation_epoch_end(self) -> None:
@@ -204,6 +260,7 @@ class SamFineTuner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, here or in the run this one started from; the other parts are named by their hash."""
+        self._read_losses()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if not self._is_left_out(name)
         }
@@ -272,18 +329,14 @@ class SamFineTuner(pl.LightningModule):
             image_ids: of this process, for messages.
         """
         own_4 = torch.stack([terms.total, terms.focal, terms.dice, terms.iou]).detach()
-        mean_4, all_prompts = average(own_4, prompts)
-        if not all_prompts:
+        means_5 = average(own_4, prompts)
+        if not prompts and get_world_size() == 1:
             return terms.total
-        if not torch.isfinite(mean_4[0]):  # in all processes alike: they have the same mean
-            images = ", ".join(image_id for part in gather(image_ids) for image_id in part)
-            raise DivergenceError(
-                f"the loss is no longer a number in epoch {self.current_epoch + 1} (images {images}): "
-                "lower optimizer.lr, set trainer.gradient_clip_val=1, or trainer.precision=32-true"
-            )
-        self._step_losses = dict(zip(LOSS_NAMES, mean_4.tolist(), strict=True))
-        self.log("train/loss_step", mean_4[0], on_step=True, on_epoch=False, batch_size=1)
-        return terms.total * (prompts * get_world_size() / all_prompts)
+        self._step = StepRecord(means_5, image_ids)
+        if self.device.type == "cpu":  # where nothing has to be waited for; on a GPU it is looked at some steps later
+            self._check_loss(means_5[0].item(), self._step)
+        self.log("train/loss_step", means_5[0], on_step=True, on_epoch=False, batch_size=1)
+        return terms.total if get_world_size() == 1 else terms.total * share(prompts, means_5[4])
 
     def _get_embeddings(self, batch: Batch) -> Tensor:
         """Get the embeddings [B, C, S/16, S/16] of a step's images: from the cache, or from the encoder."""
@@ -311,6 +364,7 @@ class FineTuningData(pl.LightningDataModule):
         resize: how an image becomes the square, see ``compute_resized_size``.
         batch_size: images a training step, for each process.
         num_workers: processes that read images; 0 reads in the training process.
+        pin_memory: whether batches go to a GPU, while the CPU goes on.
         seed: fixes order and prompts of every epoch.
     """
 
@@ -325,9 +379,11 @@ class FineTuningData(pl.LightningDataModule):
         num_workers: int,
         seed: int,
         resize: str = FIT,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__()
         self.num_workers = num_workers
+        self.pin_memory = pin_memory
         train_images = with_objects(dataset.splits["train"].images)
         self.training_set = TrainingSet(
             train_images, image_size=image_size, resize=resize, recipe=recipe, resolution=resolution, seed=seed
@@ -346,6 +402,7 @@ class FineTuningData(pl.LightningDataModule):
             batch_sampler=self.sampler,
             num_workers=self.num_workers,
             collate_fn=collate_training,
+            pin_memory=self.pin_memory,
             worker_init_fn=leave_stops_to_parent,
         )
 

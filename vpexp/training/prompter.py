@@ -271,13 +271,13 @@ class PrompterTrainer:
             advance: called after each step with how many are done.
         """
         self._load_state()
-        losses: list[float] = []
+        losses: list[Tensor] = []  # read where val is looked at: a step does not wait for a GPU
         while self.step < self.settings.steps and not self._is_exhausted():
             losses.append(self._make_step())
             self.step += 1
             advance(self.step)
             if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
-                self._evaluate(float(np.mean(losses)))
+                self._evaluate(float(np.mean([float(loss) for loss in losses])))
                 losses.clear()
         self.prompter.load_state_dict(self.best)
         self.prompter.eval()
@@ -285,7 +285,7 @@ class PrompterTrainer:
     def _is_exhausted(self) -> bool:
         return self.step - self.best_step >= self.settings.patience * self.settings.evaluate_every
 
-    def _make_step(self) -> float:
+    def _make_step(self) -> Tensor:
         self.prompter.train()
         rng = np.random.default_rng([self.seed, self.step])
         views = [self.views[place] for place in self._choose_views()]
@@ -302,7 +302,7 @@ class PrompterTrainer:
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.prompter.parameters(), 1.0)
             self.optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def _choose_views(self) -> list[int]:
         """Choose the views of a step: all in an order of their own for each round, one round after another."""

@@ -16,7 +16,9 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -85,7 +87,7 @@ class StepLoss:
         room = 0
         for image, targets in enumerate(batch.targets):
             limit = self._count_prompts_a_chunk(sam, targets.grid_hw)
-            if batch.labels_NP.device.type == "cpu":
+            if batch.coords_NP2.device.type == "cpu":
                 room = 0
             start = 0
             while start < len(targets):
@@ -114,10 +116,10 @@ class StepLoss:
         prompts = StepPrompts(
             batch.image_index_N[first:last] - images.start, batch.coords_NP2[first:last], batch.labels_NP[first:last]
         )
-        draws_nR = batch.click_draws_NR[first:last]
-        if (draws_nR >= 0).any():
+        if (batch.click_draws_NR.numpy()[first:last] >= 0).any():
             # Inside the chunk, so that the masks of the rounds do not pile up.
-            truths = [truth for part in parts for truth in _reduce_truths(batch, part)]
+            truths = [truth for part in parts for truth in _reduce_truths(batch, part).cpu()]
+            draws_nR = batch.click_draws_NR[first:last]
             prompts = correct_by_clicks(self._answer(sam, decode), prompts, truths, draws_nR, feed_mask=self.feed_mask)
         decoded, ambiguous_n = decode(prompts), self._find_ambiguous(prompts)
         terms: list[Tensor] = []
@@ -126,11 +128,13 @@ class StepLoss:
             own = DecodedMasks(decoded.low_res_logits_NKHW[mine].float(), decoded.iou_NK[mine])
             targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
             extra: Tensor | float = 0.0
-            token_n = torch.zeros_like(ambiguous_n[mine], dtype=torch.int64)
-            if ambiguous_n[mine].any():
-                truths_nrq = torch.stack(_reduce_truths(batch, part)).to(targets_nRQ.device)
-                token_n = torch.where(ambiguous_n[mine], _find_best(own, truths_nrq), 0)
-                extra = self._learn_others(own, truths_nrq, ambiguous_n[mine])
+            token_n = torch.zeros(stop - start, dtype=torch.int64, device=targets_nRQ.device)
+            (place_a,) = np.nonzero(ambiguous_n[mine])
+            if len(place_a):
+                truths_nrq = _reduce_truths(batch, part)
+                index_a = torch.from_numpy(place_a).to(targets_nRQ.device, non_blocking=True)
+                token_n = token_n.index_copy(0, index_a, _find_best(own, truths_nrq)[index_a])
+                extra = self._learn_others(own, truths_nrq, index_a)
             own = own.pick(token_n)
             logits_nRQ = self._enlarge(sam, own.low_res_logits_NKHW, batch, part.image)
             found = self.loss(logits_nRQ, own.iou_NK[:, 0], targets_nRQ)
@@ -143,9 +147,9 @@ class StepLoss:
         masks = ONE_MASK if self.multimask == "never" else ALL_MASKS
         return sam.decode(embeddings_BCHW, *prompts.list_arguments(), masks=masks)
 
-    def _find_ambiguous(self, prompts: StepPrompts) -> Tensor:
-        has_mask_n = 0 if prompts.has_mask_n is None else prompts.has_mask_n
-        ambiguous_n: Tensor = find_ambiguous(prompts.labels_nP, has_mask_n, self.multimask)
+    def _find_ambiguous(self, prompts: StepPrompts) -> NDArray[np.bool_]:
+        has_mask_n = 0 if prompts.has_mask_n is None else prompts.has_mask_n.numpy()
+        ambiguous_n: NDArray[np.bool_] = find_ambiguous(prompts.labels_nP.numpy(), has_mask_n, self.multimask)
         return ambiguous_n
 
     def _answer(self, sam: Sam, decode: Callable[[StepPrompts], DecodedMasks]) -> Callable[[StepPrompts], DecodedMasks]:
@@ -155,27 +159,27 @@ class StepLoss:
             decoded = decode(prompts)
             if self.multimask == "never":
                 return decoded
-            ambiguous_n = self._find_ambiguous(prompts)
+            ambiguous_n = torch.from_numpy(self._find_ambiguous(prompts)).to(decoded.iou_NK.device)
             if sam.interface.dynamic_multimask:
                 ambiguous_n = ambiguous_n | find_unstable(decoded.low_res_logits_NKHW[:, 0])
             return decoded.pick(choose_tokens(decoded.iou_NK, ambiguous_n))
 
         return answer
 
-    def _learn_others(self, own: DecodedMasks, truths_nrq: Tensor, ambiguous_n: Tensor) -> Tensor:
-        """Compute what ambiguous prompts add to the loss: the mask of token 0, and the predicted IoU of the other three."""
+    def _learn_others(self, own: DecodedMasks, truths_nrq: Tensor, index_a: Tensor) -> Tensor:
+        """Compute what ambiguous prompts, ``index_a``, add to the loss: the mask of token 0, and the predicted IoU of the other three."""
         cells = _cut_cells(own, truths_nrq)
-        found = self.loss(cells[ambiguous_n, 0], own.iou_NK[ambiguous_n, 0], truths_nrq[ambiguous_n])
+        found = self.loss(cells[index_a, 0], own.iou_NK[index_a, 0], truths_nrq[index_a])
         true_ious = [compute_mask_iou(logits_nrq, truths_nrq) for logits_nrq in cells[:, THREE_MASKS].unbind(dim=1)]
         errors_n3 = (own.iou_NK[:, THREE_MASKS] - torch.stack(true_ious, dim=1)).square()
-        return (found.total + errors_n3[ambiguous_n].mean()) * ambiguous_n.float().mean()
+        return (found.total + errors_n3[index_a].mean()) * (len(index_a) / len(truths_nrq))
 
     def _enlarge(self, sam: Sam, low_res_n1hw: Tensor, batch: Batch, image: int) -> Tensor:
         """Bring logits to the grid of the loss: [n, R, Q]."""
         grid_hw = batch.targets[image].grid_hw
         if self.resolution == "low":
             return low_res_n1hw[:, 0, : grid_hw[0], : grid_hw[1]]
-        height, width = batch.resized_B2[image].tolist()
+        height, width = batch.resized_B2.numpy()[image].tolist()
         if self.resolution == "input":
             return enlarge_to_input(low_res_n1hw, (height, width))[:, 0]
         return upscale_logits(
@@ -202,10 +206,10 @@ def _find_best(own: DecodedMasks, truths_nrq: Tensor) -> Tensor:
     return 1 + torch.stack(losses, dim=1).argmin(dim=1)
 
 
-def _reduce_truths(batch: Batch, part: Part) -> list[Tensor]:
+def _reduce_truths(batch: Batch, part: Part) -> Tensor:
     targets_nRQ = batch.targets[part.image].unpack(slice(part.start, part.stop))
-    height, width = batch.resized_B2[part.image].tolist()
-    return list(reduce_targets(targets_nRQ, (height, width)))
+    height, width = batch.resized_B2.numpy()[part.image].tolist()
+    return reduce_targets(targets_nRQ, (height, width))
 
 
 def sum_over_chunks(

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vpexp.config.explain import format_suggestion
 from vpexp.config.schema import TrainerConfig
+from vpexp.devices import CPU, choose_precision, find_native_bfloat16, list_devices
 from vpexp.errors import CheckpointError, ConfigError
 from vpexp.files import find_full_disk
 from vpexp.registry import build_target
@@ -24,7 +25,7 @@ from vpexp.training.distributed import LocalSignals, choose_strategy
 from vpexp.training.module import FineTuningData, SamFineTuner
 from vpexp.training.stops import StopBetweenSteps
 
-NO_ARGUMENTS = ("threads", "gradient_checkpointing", "extra")  # of the section, which are not the Trainer's
+NO_ARGUMENTS = ("threads", "compile", "gradient_checkpointing", "extra")  # of the section, which are not the Trainer's
 # What libraries raise that are given a state of another shape, as a rule only when they come to use it.
 BROKEN_STATE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -52,7 +53,11 @@ def build_trainer(
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     own = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in NO_ARGUMENTS}
+    device, *others = devices = list_devices(settings.accelerator, settings.devices)
     own |= {
+        "accelerator": device.type,
+        "devices": len(devices) if device.type == CPU else [device.index for device in devices],
+        "precision": choose_precision(settings.precision, device, find_native_bfloat16(device)).name,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # vpexp's samplers know their process
         "enable_model_summary": False,
@@ -64,7 +69,9 @@ def build_trainer(
     }
     extra = _build_extra(settings, own)
     try:
-        own["strategy"] = choose_strategy(settings, rank, find_unused_parameters=find_unused_parameters)
+        own["strategy"] = choose_strategy(
+            settings, 1 + len(others), rank, find_unused_parameters=find_unused_parameters
+        )
         trainer = pl.Trainer(**own, **extra)
     except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error

@@ -62,7 +62,7 @@ SURFACE = {
     ],
     "adapter": ["kind", "rank", "alpha", "targets"],
     "trainer": [
-        *("max_epochs", "accelerator", "devices", "strategy", "precision", "gradient_clip_val"),
+        *("max_epochs", "accelerator", "devices", "strategy", "precision", "compile", "gradient_clip_val"),
         *(
             "gradient_checkpointing",
             "accumulate_grad_batches",
@@ -72,7 +72,7 @@ SURFACE = {
         ),
         *("limit_val_batches", "threads", "logger", "extra"),
     ],
-    "cache": ["enabled", "max_gb", "precision", "backend"],
+    "cache": ["enabled", "max_gb", "precision", "compute", "backend"],
     "export": ["format", "precision", "decoder_precision", "target", "return_single_mask"],
     "ptq": [
         "parts",

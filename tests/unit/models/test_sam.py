@@ -268,3 +268,36 @@ def test_decode__at_1024_equals_official():
         embedding, first_image(4), torch.cat([corners, points]), torch.cat([corner_labels, labels.float()])
     )
     assert_equal(decoded, (torch.cat([by_box[0], by_points[0]]), torch.cat([by_box[1], by_points[1]])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoding__computes_in_what_the_encoder_is_set_to_whatever_is_around(sam, dtype):
+    seen, before = [], torch.backends.cudnn.allow_tf32
+    hook = sam.image_encoder.patch_embed.proj.register_forward_hook(
+        lambda *call: seen.append((call[2].dtype, torch.backends.cudnn.allow_tf32))
+    )
+    sam.encoder_dtype = dtype
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32), sam.encoding():
+            sam.encode_image(torch.zeros(1, 3, SIZE, SIZE))
+    finally:
+        sam.encoder_dtype = torch.float32
+        hook.remove()
+    assert seen == [(dtype, dtype != torch.float32)]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_decode__in_bfloat16_sums_and_weights_stay_float32(sam, embeddings, monkeypatch):
+    seen = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: seen.append(x.dtype) or softmax(x, *a, **k))
+    corners = torch.sort(torch.rand(2, 2, 2) * SIZE, dim=1).values
+    prompts = torch.zeros(2, dtype=torch.int64), corners, torch.tensor([CORNERS, CORNERS])
+    with torch.no_grad():
+        expected = sam.decode(embeddings[:1], *prompts).low_res_logits_NKHW
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = sam.decode(embeddings[:1], *prompts).low_res_logits_NKHW.float()
+    assert seen
+    assert set(seen) == {torch.float32}
+    assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -10,9 +11,11 @@ from vpexp.config.schema import PARTS
 from vpexp.data.batch import UnreadableImage, collate_training
 from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses
 from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_image_key
-from vpexp.errors import CheckpointError, ConfigError
+from vpexp.errors import CheckpointError, ConfigError, DivergenceError
 from vpexp.models.registry import build_sam_debug, build_sam_micro
 from vpexp.models.tuning import Lora
+from vpexp.training import module as module_file
+from vpexp.training.module import StepRecord
 
 FROZEN = ("image_encoder", "prompt_encoder")
 
@@ -130,6 +133,20 @@ def test_training_step__nothing_readable_is_zero_and_keeps_every_parameter_in_th
     assert all(p.grad is not None and not p.grad.any() for p in trained)
     assert module.unreadable == {"a.png": "damaged"}
     assert module.compute_epoch_losses() == {}
+
+
+def test_read_losses__of_several_steps_at_once(build_module):
+    module, expected = build_module(), [[4.0, 1.0, 2.0, 3.0], [0.1, 0.7, 0.3, 0.2]]
+    module._unread = [StepRecord(torch.tensor([*values, 6.0]), ["a.png"]) for values in expected]
+    module._unread.append(StepRecord(torch.zeros(5), []))  # nothing to learn from, in no process
+    assert module.compute_epoch_losses() == pytest.approx(
+        dict(zip(module_file.LOSS_NAMES, np.mean(expected, axis=0).tolist(), strict=True))
+    )
+    assert module.epoch_sums["steps"] == 2
+    assert module.last_loss == pytest.approx(0.1)
+    module._unread = [StepRecord(torch.ones(5), ["a.png"]), StepRecord(torch.tensor([np.nan, 1, 1, 1, 6]), ["b.png"])]
+    with pytest.raises(DivergenceError, match=r"the loss is no longer a number in epoch 1 \(images b\.png\)"):
+        module.on_save_checkpoint({"state_dict": {}})  # weights that are no numbers are never kept
 
 
 def test_fit__goes_past_damaged_images(dataset, build_module, build_data, build_plain_trainer):

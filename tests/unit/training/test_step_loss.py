@@ -60,7 +60,7 @@ def test_compute__chunks_equal_the_whole(monkeypatch, build_module, build_data, 
 @pytest.mark.parametrize("room", [1, 2, 4, 5, 9])
 def test_cut__chunks_of_several_images_hold_every_prompt_once(monkeypatch, build_data, room):
     batch = get_batch(build_data())
-    batch.labels_NP = batch.labels_NP.to("meta")  # any device that is no CPU
+    batch.coords_NP2 = batch.coords_NP2.to("meta")  # any device that is no CPU
     monkeypatch.setattr(step_loss_file, "CHUNK_PIXELS", room * 64 * 64)
     chunks = StepLoss(MaskLoss(LossConfig()), "input")._cut(build_sam_debug(64), batch)
     prompts = [(part.image, place) for parts in chunks for part in parts for place in range(part.start, part.stop)]

@@ -13,17 +13,24 @@ from omegaconf import DictConfig
 
 from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset, ImagePlace, list_places, with_objects
-from vpexp.embeddings.cache import EmbeddingCache, EncoderPasses, describe_trouble, encode_images
+from vpexp.devices import CPU, CUDA, Precision, choose_device, find_native_bfloat16
+from vpexp.embeddings.cache import EmbeddingCache, Encode, EncoderPasses, describe_trouble, encode_images
 from vpexp.embeddings.fill import FillReport, ImageEncoder, fill_embeddings
 from vpexp.embeddings.plan import EmbeddingPlan, plan_embeddings
-from vpexp.embeddings.store import EmbeddingStore, StoredEmbeddings, compute_encoder_key, compute_entry_bytes
+from vpexp.embeddings.store import (
+    BFLOAT16,
+    FLOAT32,
+    EmbeddingStore,
+    StoredEmbeddings,
+    compute_encoder_key,
+    compute_entry_bytes,
+)
 from vpexp.errors import ConfigError
 from vpexp.models.registry import get_model_info, list_models
 from vpexp.models.sam import Sam
 from vpexp.models.tuning import NONE
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.shared.context import RunContext
-from vpexp.stages.shared.evaluate import choose_device
 
 FOLDER = "embeddings"  # below paths.cache_dir
 GB = 1e9
@@ -32,6 +39,7 @@ IMAGES_AT_ONCE = 8  # on a GPU
 # image of SAM micro at 256 px, 4.18 and 2.59 of TinyViT at 1024 px; converting takes 4 and 12 seconds, and more threads
 # shorten the passes, not the conversion.
 IMAGES_WORTH_CONVERTING = 32
+COMPILERS = ("torch._dynamo", "torch._inductor")  # modules of the errors that compiling ends with
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +91,7 @@ def prepare_embeddings(
     places: Sequence[ImagePlace] = (),
     *,
     learning: bool = False,
+    precision: Precision | None = None,
 ) -> EncoderUse:
     """Encode what is missing in the cache of the images of some splits; say what was done, or why there is no cache.
 
@@ -93,43 +102,49 @@ def prepare_embeddings(
         splits: the most important first, for a budget that does not hold all.
         places: images or windows beside those with objects.
         learning: whether all of the encoder is about to learn.
+        precision: of the training that they are for; None: they are for something else.
     """
     cfg = context.cfg
     passes = EncoderPasses(sam)
+    if cfg.trainer.compile:
+        sam.image_encoder.compile()
     before = int(context.folder.read_run_json().get("encoder_passes") or 0) if cfg.resume else 0
     if reason := _find_reason_against(cfg, learning):
         log_line(f"embeddings: not kept ({reason}), each image is encoded whenever it is used")
         context.folder.update_run_json(cache={"enabled": False, "reason": reason})
         return EncoderUse(None, passes, before)
-    precision = str(cfg.cache.precision)
+    kept_as = str(cfg.cache.precision)
     started = time.perf_counter()
     size, resize = sam.image_size, sam.interface.resize
+    device = choose_device(cfg.trainer)
+    computed = choose_computed(cfg, device, precision, find_native_bfloat16(device))
+    sam.encoder_dtype = getattr(torch, computed)
     if sam.cut is None:
-        key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, precision, resize)
-    elif precision == "int8":
+        key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, kept_as, resize, computed=computed)
+    elif kept_as == "int8":
         raise ConfigError(
             "cache.precision=int8 is for whole embeddings, and with model.tune what comes before the blocks that learn is kept: "
             "set cache.precision=float16"
         )
     else:
         state_hash = compute_state_hash(sam.image_encoder, without=sam.cut.late_names)
-        key = compute_encoder_key(state_hash, size, precision, resize, sam.cut.block)
+        key = compute_encoder_key(state_hash, size, kept_as, resize, block=sam.cut.block, computed=computed)
         log_line(
             f"embeddings: kept as they are before block {sam.cut.block + 1} of the image encoder, from which on it learns"
         )
-    store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, sam.kept_shape, precision)
+    store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, sam.kept_shape, kept_as)
     taught = [
         place for split in dict.fromkeys(splits) for place in list_places(with_objects(dataset.splits[split].images))
     ]
     plan = plan_embeddings(store, [*taught, *places], max_bytes=int(cfg.cache.max_gb * GB))
-    sam.to(choose_device(cfg))
+    sam.to(device)
     encoder = _choose_encoder(cfg, sam, passes, len(plan.missing))
     workers = cfg.data.num_workers
     report = fill_embeddings(store, plan, encoder, image_size=size, num_workers=workers, resize=resize)
     seconds = time.perf_counter() - started
     stored = StoredEmbeddings(store, plan.keys, plan.left_out)
     _print_report(stored, plan, report, seconds, cfg.cache.max_gb)
-    _record(context, stored, plan, report, seconds)
+    _record(context, stored, plan, report, seconds=seconds, computed=computed)
     return EncoderUse(EmbeddingCache(sam, stored, writable=report.trouble is None), passes, before)
 
 
@@ -151,6 +166,27 @@ def describe_need(cfg: DictConfig, images: int) -> str | None:
     )
 
 
+def choose_computed(cfg: DictConfig, device: torch.device, precision: Precision | None, native: str | None) -> str:
+    """Choose what the encoder computes in, float32 or bfloat16; of the two the store has entries of their own.
+
+    Args:
+        cfg: its ``cache.compute`` says so, or ``auto``: bfloat16 for a training in it, where the device computes that itself.
+        device: where torch encodes.
+        precision: of the training; None: there is none.
+        native: from ``find_native_bfloat16``.
+
+    Raises:
+        ConfigError: bfloat16 is asked of OpenVINO.
+    """
+    asked, by_openvino = str(cfg.cache.compute), cfg.cache.backend == "openvino"
+    if asked == BFLOAT16 and by_openvino and device.type == CPU:
+        raise ConfigError("cache.compute=bfloat16: OpenVINO encodes in float32 here; set cache.backend=torch")
+    if asked != "auto":
+        return asked
+    wanted = precision is not None and precision.is_bfloat16 and not by_openvino
+    return BFLOAT16 if wanted and native else FLOAT32
+
+
 def _find_reason_against(cfg: DictConfig, learning: bool) -> str | None:
     if not cfg.cache.enabled:
         return "cache.enabled=false"
@@ -159,16 +195,36 @@ def _find_reason_against(cfg: DictConfig, learning: bool) -> str | None:
     return None
 
 
+def _build_torch_encode(sam: Sam, device: torch.device, *, compiled: bool) -> Encode:
+    def encode(images_B3SS: NDArray[np.float32]) -> NDArray[np.float32]:
+        images = torch.from_numpy(images_B3SS)
+        if device.type == CUDA:
+            images = images.pin_memory()
+        try:
+            encoded_BCHW: NDArray[np.float32] = encode_images(sam, images.to(device, non_blocking=True)).cpu().numpy()
+        except Exception as error:
+            if not compiled or not type(error).__module__.startswith(COMPILERS):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"trainer.compile=true: the encoder cannot be compiled here ({reason}); leave it out"
+            ) from error
+        return encoded_BCHW
+
+    return encode
+
+
 def _choose_encoder(cfg: DictConfig, sam: Sam, passes: EncoderPasses, missing: int) -> ImageEncoder:
     """Choose what fills the cache: on a CPU, OpenVINO where it is asked for or worth its conversion, else torch."""
     device, backend = next(sam.parameters()).device, str(cfg.cache.backend)
 
-    def encode(images_B3SS: NDArray[np.float32]) -> NDArray[np.float32]:
-        encoded_BCHW: NDArray[np.float32] = encode_images(sam, torch.from_numpy(images_B3SS).to(device)).cpu().numpy()
-        return encoded_BCHW
-
-    if device.type != "cpu":
+    encode = _build_torch_encode(sam, device, compiled=cfg.trainer.compile)
+    if device.type != CPU:
+        if backend == "openvino":
+            log_line(f"cache.backend=openvino is for CPUs: torch encodes on {device}", style="yellow")
         return ImageEncoder("torch", encode, IMAGES_AT_ONCE)
+    if sam.encoder_dtype == torch.bfloat16 or cfg.trainer.compile:
+        return ImageEncoder("torch", encode)
     worth = missing * (sam.image_size / 1024) ** 2 >= IMAGES_WORTH_CONVERTING
     if missing and (backend == "openvino" or (backend == "auto" and worth)):
         from vpexp.deploy.openvino_format import build_openvino_encoder
@@ -219,7 +275,13 @@ def _print_report(
 
 
 def _record(
-    context: RunContext, stored: StoredEmbeddings, plan: EmbeddingPlan, report: FillReport, seconds: float
+    context: RunContext,
+    stored: StoredEmbeddings,
+    plan: EmbeddingPlan,
+    report: FillReport,
+    *,
+    seconds: float,
+    computed: str,
 ) -> None:
     numbers = {
         "encoded": report.encoded,
@@ -234,6 +296,7 @@ def _record(
         **numbers,
         "encoders": {report.encoder: report.encoded} if report.encoded else {},
         "precision": stored.store.precision,
+        "computed": computed,
         "folder": str(stored.store.folder),
         "trouble": str(report.trouble) if report.trouble else None,
     }

@@ -7,8 +7,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import DictConfig
 from PIL import Image
 from rich.table import Table
 
@@ -37,14 +35,6 @@ SECONDS = ("iter_time", "encoder_time", "decoder_time", "data_time")
 BY_CLICK = ("mean_iou_clicks_", "f1-score_clicks_")
 NOC, FAILED = "noc_", "_failed"
 NO_NUMBER = "-"
-
-
-def choose_device(cfg: DictConfig) -> torch.device:
-    """Choose where evaluation runs, as Lightning's ``accelerator`` would."""
-    wanted = str(cfg.trainer.accelerator)
-    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
 
 
 def build_metrics(section: Mapping[str, Any]) -> list[Metric]:

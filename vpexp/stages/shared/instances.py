@@ -16,6 +16,7 @@ from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, ImagePlace,
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
 from vpexp.data.tiles import Tiling, plan_windows
+from vpexp.devices import choose_device
 from vpexp.embeddings.cache import EmbeddingCache, encode_images
 from vpexp.errors import DataError
 from vpexp.evaluation.instances import InstanceEvaluator, InstanceResult
@@ -276,7 +277,10 @@ def _train_classifier(context: RunContext, dataset: AnnotatedDataset) -> tuple[M
     show = partial(show_progress, description="cutting out masks")
     train, val = (collect_crops(dataset.splits[split].images, MOST_MASKS, seed, show) for split in SPLITS)
     steps = context.settings.prompter.classifier_steps
-    classifier, kind, accuracies = train_classifier(train, val, len(dataset.categories), steps=steps, seed=seed)
+    device = choose_device(context.cfg.trainer)
+    classifier, kind, accuracies = train_classifier(
+        train, val, len(dataset.categories), steps=steps, seed=seed, device=device
+    )
     shares = ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in accuracies.items())
     log_line(f"classifier: {kind}, from {format_count(len(train), 'mask')}; share of val's named rightly: {shares}")
     return classifier, accuracies

@@ -45,11 +45,15 @@ def load_stage_model(cfg: DictConfig, doing: str | None = None) -> StageModel:
     if cfg.checkpoint is not None and Path(cfg.checkpoint).suffix in FORMATS:
         model = find_exported(Path(cfg.checkpoint))
         _announce(doing, str(cfg.checkpoint))
+        if cfg.trainer.accelerator not in ("auto", "cpu"):
+            log_line(
+                f"trainer.accelerator={cfg.trainer.accelerator}: an exported model runs on the CPU", style="yellow"
+            )
         predictor = load_predictor(model, threads=cfg.trainer.threads, multimask=cfg.prompt.multimask)
         return StageModel(predictor, model.size_mb)
+    from vpexp.devices import choose_device
     from vpexp.inference.torch_model import load_checkpoint_model, load_sam, read_checkpoint
     from vpexp.inference.torch_predictor import TorchPredictor
-    from vpexp.stages.shared.evaluate import choose_device
 
     settings: Any = OmegaConf.to_object(cfg.model)
     weights_dir = find_weights_dir(cfg)
@@ -61,7 +65,7 @@ def load_stage_model(cfg: DictConfig, doing: str | None = None) -> StageModel:
         _announce(doing, str(checkpoint.path))
         sam = load_checkpoint_model(checkpoint, settings, weights_dir=weights_dir)
     size_mb = FLOAT_BYTES * sum(parameter.numel() for parameter in sam.parameters()) / 1e6
-    predictor = TorchPredictor(sam.to(choose_device(cfg)), cfg.prompt.multimask)
+    predictor = TorchPredictor(sam.to(choose_device(cfg.trainer)), cfg.prompt.multimask)
     if checkpoint is None:
         return StageModel(predictor, size_mb)
     if checkpoint.instances is not None:

@@ -1,7 +1,7 @@
 """What trains: model, data and Lightning's Trainer as the configuration describes them, the same in every process."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from vpexp.config.schema import Config
 from vpexp.console import format_count, log_line
 from vpexp.data.annotations import AnnotatedDataset
+from vpexp.devices import CUDA, Precision, choose_device
 from vpexp.embeddings.cache import EmbeddingCache
 from vpexp.errors import ConfigError, DataError
 from vpexp.evaluation.click_protocol import build_interaction
@@ -22,6 +23,7 @@ from vpexp.models.tuning import ENCODER, Lora, Tuning, apply_tuning, find_traine
 from vpexp.runfolder import append_metrics, read_metrics
 from vpexp.stages.shared.context import RunContext
 from vpexp.stages.shared.evaluate import build_metrics
+from vpexp.stages.shared.precision import decide_precision
 from vpexp.training.build import (
     MONITOR,
     build_callbacks,
@@ -43,6 +45,7 @@ class TrainingLoop:
     data: FineTuningData
     trainer: pl.Trainer
     best: ModelCheckpoint
+    precision: Precision
 
     def use_embeddings(self, cache: EmbeddingCache | None) -> None:
         """Read stored embeddings instead of pixels, and encode what is missing; None encodes in every step."""
@@ -112,6 +115,7 @@ def build_loop(
         rank: of this process, where several devices train.
     """
     cfg, settings = context.cfg, context.settings
+    device = choose_device(cfg.trainer)
     recipe = settings.prompt
     tuning = tune_model(settings, sam)
     parts = [*tuning.frozen, *([ENCODER] if find_trained(sam, tuning) else [])]
@@ -135,6 +139,7 @@ def build_loop(
         batch_size=cfg.data.batch_size,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
+        pin_memory=device.type == CUDA,
     )
     # Lightning builds its own when training starts; these only show whether the options are right.
     module.build_scheduler(module.build_optimizer(sam), 1)
@@ -142,8 +147,9 @@ def build_loop(
     assert isinstance(best, ModelCheckpoint)
     recorder = EpochRecorder(partial(_record_epoch, context, module, data))
     callbacks: list[Callback] = [*build_callbacks(cfg.callbacks), IterationTimer(), recorder, best, last]
+    precision = decide_precision(context, device, tell=rank == 0)
     trainer = build_trainer(
-        settings.trainer,
+        replace(settings.trainer, precision=precision.name),
         callbacks,
         tensorboard=context.folder.tensorboard,
         rank=rank,
@@ -155,7 +161,7 @@ def build_loop(
             f"the val split has {format_count(len(data.validation_set), 'image')} with objects, fewer than the {trainer.world_size} "
             f"processes of trainer.devices={cfg.trainer.devices}: set trainer.devices=1"
         )
-    return TrainingLoop(module, data, trainer, best)
+    return TrainingLoop(module, data, trainer, best, precision)
 
 
 def _record_epoch(
