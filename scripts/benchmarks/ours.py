@@ -27,6 +27,7 @@ def list_overrides(settings: Settings, *asked: str) -> list[str]:
         f"data.batch_size={settings.batch_size}",
         "data.num_workers=0",
         "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
         f"trainer.threads={settings.threads}",
         "prompt.multimask=never",  # the plain side learns from the mask of token 0 alone
         "callbacks=none",

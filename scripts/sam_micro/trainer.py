@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scripts.sam_micro.held_out import HeldOut, describe
 from scripts.sam_micro.scenes import Drawings, Photos, ViewMaker
 from scripts.sam_micro.step import Batch, Hints, build_batch, compute_loss
+from vpexp.devices import find_native_bfloat16
 from vpexp.files import replacing
 from vpexp.inference.load import load_model
 from vpexp.models.registry import STRIDE, build_sam_micro
@@ -84,6 +85,7 @@ class MicroTrainer:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = torch.device(settings.device)
+        self.computes_bfloat16 = find_native_bfloat16(self.device) is not None
         photos = Photos(settings.photos) if settings.photos else None
         drawings = Drawings(settings.seed, settings.scenes)
         self.views = ViewMaker(drawings, photos, settings.photo_share, settings.whole_share, settings.objects)
@@ -134,7 +136,7 @@ class MicroTrainer:
         resize(self.sam, batch.images_B3SS.shape[-1])
         rng = np.random.default_rng([self.settings.seed, 2, self.step])
         decodes = rng.random() >= HINTS_SHARE
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=computes_bfloat16(self.device)):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.computes_bfloat16):
             loss, found = compute_loss(self.sam, self.hints, batch, rng, decodes=decodes)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * compute_rate(self.step, self.settings.steps)
@@ -223,11 +225,6 @@ def compute_rate(step: int, steps: int) -> float:
     share = step / steps
     fall = 1.0 if share < DECAY_FROM else 0.5 + 0.5 * math.cos(math.pi * (share - DECAY_FROM) / (1 - DECAY_FROM))
     return min(1.0, (step + 1) / WARM_UP_STEPS) * fall
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Return whether a device computes bfloat16 itself; other processors do so bit by bit, and slowly."""
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001 (there is no public one)
 
 
 def resize(sam: Sam, size: int) -> None:
