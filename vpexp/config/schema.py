@@ -147,6 +147,9 @@ class DataConfig:
     """Side in pixels of the square tiles that images are cut into, each shown to the model by itself; null: whole images are resized."""
     tile_overlap: float = setting(0.25, lowest=0, highest=0.75)
     """Share of its side that a tile has in common with the next: 0 to 0.75. What is smaller than this lies whole in a tile."""
+    augment: list[str] = setting([], choices=("flip", "turn", "photo"))
+    """Training images also mirrored (flip) and turned by 90 degrees (turn), each variant with an embedding of its own; and in other
+    colours in each epoch (photo), which needs cache=none: docs/training.md."""
     synthetic: SyntheticConfig | None = None
     """What to draw, for the format synthetic."""
 

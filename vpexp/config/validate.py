@@ -14,6 +14,7 @@ from vpexp.config.schema import PARTS, TUNE_PATTERN, Config
 from vpexp.errors import ConfigError
 from vpexp.registry import FORMATS, STAGES, VPEXP, get_stage
 
+PHOTO = "photo"  # of data.augment
 REGISTERED_NAME = re.compile(r"\w[\w.-]*")  # what needs no quoting in models:/<name>/<version>
 
 
@@ -47,7 +48,7 @@ def _find_complaints(flat: dict[str, Any], values: Any) -> Iterator[str]:
     yield from _check_free_sections(flat, {name: values[name] for name in ("callbacks", "metrics")})
     yield from _check_trainer(flat)
     yield from _check_auto(flat)
-    yield from _check_cache(flat)
+    yield from _check_cache(flat, values["data"]["augment"], values["model"]["freeze"])
     yield from _check_pipeline(flat)
     yield from _check_target(flat)
     if not values["ptq"]["parts"]:
@@ -160,9 +161,15 @@ def _check_auto(flat: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _check_cache(flat: dict[str, Any]) -> Iterator[str]:
+def _check_cache(flat: dict[str, Any], augment: list[str], freeze: list[str]) -> Iterator[str]:
     if not flat["cache.max_gb"] > 0:
         yield f"cache.max_gb={flat['cache.max_gb']}: must be above 0; cache=none switches the cache off"
+    is_frozen = "image_encoder" in freeze and (flat["model.tune"], flat["adapter.kind"]) == ("none", "none")
+    if PHOTO in augment and flat["cache.enabled"] and is_frozen:  # a run finds out where a part of it learns
+        yield (
+            f"data.augment: {PHOTO} changes each image in each epoch, and the cache encodes it once: set cache=none (the encoder then "
+            "runs in each step), or take flip and turn alone"
+        )
 
 
 def _check_pipeline(flat: dict[str, Any]) -> Iterator[str]:

@@ -51,11 +51,15 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class ImagePlace(NamedTuple):
-    """Where the pixels of an image come from: a file, turned as its EXIF orientation says or not, or a window of that."""
+    """Where the pixels of an image come from: a file, turned as its EXIF orientation says or not, or a window of that.
+
+    What comes of it is turned by ``variant``, see ``vpexp.data.variants``; 0: it is not.
+    """
 
     path: Path
     exif_transpose: bool
     window: Region | None = None
+    variant: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +79,7 @@ class AnnotatedImage:
         box_only_N: bool, the objects that are annotated by a box alone: ``boxes_N4`` has it as annotated, the mask is the
             filled box. They are only read where they are asked for; None: all objects have masks.
         window: the part of the file's image that this is, and that all of the above is in the frame of; None: all of it.
+        variant: how the pixels are turned after that, see ``vpexp.data.variants``; all of the above is as turned.
     """
 
     image_id: str
@@ -88,6 +93,7 @@ class AnnotatedImage:
     exif_transpose: bool = False
     box_only_N: NDArray[np.bool_] | None = None
     window: Region | None = None
+    variant: int = 0
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -95,7 +101,7 @@ class AnnotatedImage:
     @property
     def place(self) -> ImagePlace:
         """Where its pixels come from."""
-        return ImagePlace(self.path, self.exif_transpose, self.window)
+        return ImagePlace(self.path, self.exif_transpose, self.window, self.variant)
 
     def locate(self, window: Region) -> ImagePlace:
         """Name a window of an image that is whole; the window that is all of it is the image's own place."""

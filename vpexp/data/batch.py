@@ -33,6 +33,7 @@ from vpexp.data.prompts import (
     prompts_from_boxes,
 )
 from vpexp.data.tiles import TiledImages, put_back
+from vpexp.data.variants import PHOTO, change_photo, draw_variant, list_variants, turn_annotations, turn_pixels
 from vpexp.errors import DataError
 
 HALF_COVERED = 128  # of 255
@@ -266,7 +267,8 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
     Indexed by ``(epoch, index)``: what is drawn depends on the seed, the epoch and the image alone, never on the worker
     or on what was read before, so that a resumed run draws what an uninterrupted one would.
 
-    With ``embeddings``, pixels are read only of images whose embedding is missing or damaged.
+    With ``embeddings``, pixels are read only of images whose embedding is missing or damaged. ``augment`` says how images are changed, see
+    ``vpexp.data.variants``; what is ``photo`` has no meaning where embeddings are stored.
     """
 
     def __init__(
@@ -279,10 +281,13 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
         seed: int,
         embeddings: EmbeddingReader | None = None,
         resize: str = FIT,
+        augment: Sequence[str] = (),
     ) -> None:
         self.images = images
         self.image_size = image_size
         self.resize = resize
+        self.augment = augment
+        self.variants = list_variants(augment)
         self.recipe = recipe
         self.resolution = resolution
         self.seed = seed
@@ -294,11 +299,12 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
     def __getitem__(self, key: tuple[int, int]) -> TrainingSample | UnreadableImage:
         """Read an image, or its embedding, and draw its prompts."""
         epoch, index = key
-        annotations = self.images[index]
+        variant = draw_variant(self.variants, self.seed, epoch, index)
+        annotations = turn_annotations(self.images[index], variant)
         rng = np.random.default_rng([self.seed, epoch, index])
         embedding_CHW = self.embeddings.read(annotations) if self.embeddings else None
         try:
-            image_3SS = self._read_pixels(annotations) if embedding_CHW is None else None
+            image_3SS = self._read_pixels(annotations, epoch, index) if embedding_CHW is None else None
         except DataError as error:
             return UnreadableImage(annotations.image_id, str(error))
         chosen_N = self._choose_objects(len(annotations.masks), rng)
@@ -318,9 +324,12 @@ class TrainingSet(Dataset[TrainingSample | UnreadableImage]):
             self.embeddings.find_key(annotations) if self.embeddings else None,
         )
 
-    def _read_pixels(self, annotations: AnnotatedImage) -> Tensor:
+    def _read_pixels(self, annotations: AnnotatedImage, epoch: int, index: int) -> Tensor:
         image_HW3 = read_image(annotations.path, annotations.exif_transpose, window=annotations.window)
-        resized_hw3 = resize_image(image_HW3, self.image_size, self.resize)
+        turned_HW3 = turn_pixels(image_HW3, annotations.variant)
+        resized_hw3 = resize_image(turned_HW3, self.image_size, self.resize)
+        if PHOTO in self.augment and self.embeddings is None:  # else it would be stored as the image's own
+            resized_hw3 = change_photo(resized_hw3, self.seed, epoch, index)
         return torch.from_numpy(normalize_and_pad(resized_hw3, self.image_size))
 
     def _choose_objects(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -20,8 +20,9 @@ from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
 from vpexp.data.interface import FIT
+from vpexp.data.variants import turn_pixels
 from vpexp.embeddings.plan import EmbeddingPlan
-from vpexp.embeddings.store import EmbeddingStore, compute_image_key, compute_window_key, release
+from vpexp.embeddings.store import EmbeddingStore, compute_image_key, compute_place_key, release
 from vpexp.errors import DataError
 from vpexp.signals import leave_stops_to_parent
 
@@ -100,7 +101,7 @@ class _ImageContent:
 
 
 class MissingImages(Dataset[PreparedImage]):
-    """Reads, decodes and resizes images whose embedding is missing; of windows, one image after another is decoded once."""
+    """Reads, decodes and resizes images whose embedding is missing; one of several windows or variants is decoded once."""
 
     def __init__(
         self,
@@ -123,21 +124,22 @@ class MissingImages(Dataset[PreparedImage]):
         image = self.images[index]
         try:
             content = self._open(image)
-            key = compute_window_key(content.key, image.window)
+            key = compute_place_key(content.key, image.window, image.variant)
             if self.store.has(key):
                 return PreparedImage(index, key)
-            image_HW3 = content.read(image.window)
+            image_HW3 = turn_pixels(content.read(image.window), image.variant)
         except (OSError, DataError):
             return PreparedImage(index, None)  # whoever trains or tests on it says so
         return PreparedImage(index, key, resize_image(image_HW3, self.image_size, self.resize))
 
     def _open(self, image: AnnotatedImage | ImagePlace) -> _ImageContent:
         place = image.path, image.exif_transpose
-        if self._last is not None and self._last.place == place and image.window is not None:
+        shares = image.window is not None or image.variant != 0  # the next one may be of the same file
+        if self._last is not None and self._last.place == place and shares:
             return self._last
         self._last = None  # before the next one takes memory
         content = _ImageContent(*place)
-        self._last = content if image.window is not None else None
+        self._last = content if shares else None
         return content
 
 

@@ -19,7 +19,7 @@ from vpexp.embeddings.store import (
     LOCK,
     EmbeddingStore,
     compute_image_key,
-    compute_window_key,
+    compute_place_key,
     release,
     try_lock,
 )
@@ -77,7 +77,7 @@ def plan_embeddings(
     by_key: dict[str, AnnotatedImage | ImagePlace] = {}
     for image in images:
         if (image_key := keys.get((image.path, image.exif_transpose))) is not None:
-            by_key.setdefault(compute_window_key(image_key, image.window), image)
+            by_key.setdefault(compute_place_key(image_key, image.window, image.variant), image)
     damaged = sum(store.remove_cut_off(key) for key in by_key)
     found = [key for key in by_key if store.has(key)]
     there = set(found)

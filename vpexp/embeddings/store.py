@@ -1,6 +1,6 @@
 """Embeddings of one encoder on disk, each image encoded once, ever.
 
-An entry is addressed by content: the image file's bytes (and the window, where tiles are encoded), the encoder's weights, its input size, the preprocessing and the
+An entry is addressed by content: the image file's bytes (and the window, where tiles are encoded, and the variant, where it is turned), the encoder's weights, its input size, the preprocessing and the
 precision. So entries are shared by epochs, stages, runs and processes, and whatever changes asks for other entries.
 
 An entry is a safetensors file of one array, or, where a number takes 8 bits, of three: what each channel is multiplied with, what is
@@ -115,11 +115,13 @@ def compute_image_key(content: bytes, *, exif_transpose: bool) -> str:
     return hashlib.blake2b(content, digest_size=_KEY_BYTES, person=b"turned" if exif_transpose else b"").hexdigest()
 
 
-def compute_window_key(image_key: str, window: Region | None) -> str:
-    """Compute the name of the embedding of a window from that of its image; None: the image's own."""
-    if window is None:
+def compute_place_key(image_key: str, window: Region | None, variant: int = 0) -> str:
+    """Compute the name of the embedding of a window from that of its image, or of a turned variant of either; None and 0: the image's own."""
+    if window is None and variant == 0:
         return image_key
-    text = f"{image_key} {window.top} {window.left} {window.bottom} {window.right}"
+    text = image_key if window is None else f"{image_key} {window.top} {window.left} {window.bottom} {window.right}"
+    if variant:
+        text += f" variant {variant}"
     return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 
@@ -271,9 +273,9 @@ class StoredEmbeddings:
     left_out: AbstractSet[str] = frozenset()
 
     def find_key(self, image: AnnotatedImage | ImagePlace) -> str | None:
-        """Find the key of an image or window; None where its embedding is not to be kept."""
+        """Find the key of an image, a window or a variant; None where its embedding is not to be kept."""
         image_key = self.keys.get((image.path, image.exif_transpose))
-        key = image_key and compute_window_key(image_key, image.window)
+        key = image_key and compute_place_key(image_key, image.window, image.variant)
         return None if key in self.left_out else key
 
     def read(self, image: AnnotatedImage | ImagePlace) -> NDArray[Any] | None:

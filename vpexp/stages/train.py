@@ -22,7 +22,14 @@ from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.runfolder import append_metrics
 from vpexp.stages.shared.context import RunContext, StageResult
-from vpexp.stages.shared.dataset import build_tiling, load_configured_dataset, report_tiles, tile_dataset
+from vpexp.stages.shared.dataset import (
+    build_tiling,
+    check_photo,
+    list_augmented_places,
+    load_configured_dataset,
+    report_tiles,
+    tile_dataset,
+)
 from vpexp.stages.shared.distributed import fit_on_devices
 from vpexp.stages.shared.embeddings import prepare_embeddings
 from vpexp.stages.shared.evaluate import (
@@ -170,18 +177,21 @@ def run(context: RunContext) -> StageResult:
     dataset = report_tiles(tile_dataset(whole, tiling), tiling) if tiling else whole
     loop = build_loop(context, sam, dataset, origin.brought)
     places = list_prompter_places(whole, tiling) if cfg.prompter.enabled else []
+    augmented = list_augmented_places(context, dataset)
     learns = loop.module.tuning.first_block is not None
     if learns:
         log_line(_describe_weights(sam))
+    needed = augmented if learns else [*places, *augmented]
     encoder = prepare_embeddings(
         context,
         sam,
         dataset,
         list(dataset.splits),
-        [] if learns else places,
+        needed,
         learning=learns and sam.cut is None,
         precision=loop.precision,
     )
+    check_photo(context, encoder.cache is not None)
     loop.use_embeddings(encoder.cache)
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
     try:

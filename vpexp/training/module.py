@@ -366,6 +366,7 @@ class FineTuningData(pl.LightningDataModule):
         num_workers: processes that read images; 0 reads in the training process.
         pin_memory: whether batches go to a GPU, while the CPU goes on.
         seed: fixes order and prompts of every epoch.
+        augment: how training images are changed, see ``vpexp.data.variants``.
     """
 
     def __init__(
@@ -380,13 +381,20 @@ class FineTuningData(pl.LightningDataModule):
         seed: int,
         resize: str = FIT,
         pin_memory: bool = False,
+        augment: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         train_images = with_objects(dataset.splits["train"].images)
         self.training_set = TrainingSet(
-            train_images, image_size=image_size, resize=resize, recipe=recipe, resolution=resolution, seed=seed
+            train_images,
+            image_size=image_size,
+            resize=resize,
+            recipe=recipe,
+            resolution=resolution,
+            seed=seed,
+            augment=augment,
         )
         self.validation_set = EvaluationSet(with_objects(dataset.splits["val"].images), recipe)
         self.sampler = ResumableBatchSampler(len(train_images), batch_size, seed)

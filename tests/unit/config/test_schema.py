@@ -26,7 +26,7 @@ SURFACE = {
             "allow_outside",
             "strict",
         ),
-        *("batch_size", "num_workers", "limit_images", "tile", "tile_overlap", "synthetic"),
+        *("batch_size", "num_workers", "limit_images", "tile", "tile_overlap", "augment", "synthetic"),
     ],
     "prompt": [
         *(

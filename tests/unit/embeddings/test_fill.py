@@ -50,6 +50,26 @@ def fill(store, images, *, workers=0, batch_size=1, encode=encode, max_bytes=PLE
     return fill_embeddings(store, plan, encoder, image_size=SIZE, num_workers=workers)
 
 
+@pytest.mark.parametrize("window", [None, Region(10, 30, 30, 55)])
+def test_fill__variant_has_the_embedding_of_the_turned_image(tmp_path, window, monkeypatch):
+    store, (image,) = open_store(tmp_path), save_images(tmp_path, 1)
+    decoded = []
+    monkeypatch.setattr(
+        fill_module, "read_image", lambda *args, **more: decoded.append(args) or read_image(*args, **more)
+    )
+    places = [image.place._replace(window=window, variant=variant) for variant in range(8)]
+    assert fill(store, places).encoded == 8
+    assert len(decoded) == (1 if window else 2), "a whole image is not kept for what may come of it"
+    plan = plan_embeddings(store, places, max_bytes=PLENTY)
+    stored = StoredEmbeddings(store, plan.keys)
+    pixels = read_image(image.path, window=window)
+    for place in places:
+        mirrored = pixels[:, ::-1] if place.variant >= 4 else pixels
+        turned = np.rot90(mirrored, place.variant % 4)
+        expected = encode(normalize_and_pad(resize_image(turned, SIZE), SIZE)[None])[0]
+        np.testing.assert_array_equal(stored.read(place), expected)
+
+
 def test_fill__windows_of_an_image_are_encoded_each_and_decoded_once(tmp_path, monkeypatch):
     store, (first, second) = open_store(tmp_path), save_images(tmp_path, 2)
     windows = [Region(0, 0, 20, 20), Region(10, 30, 30, 50)]

@@ -9,10 +9,12 @@ from rich.table import Table
 from vpexp.config.saved import name_data
 from vpexp.config.schema import DataConfig
 from vpexp.console import PlainTable, console, format_count, log_line
-from vpexp.data.annotations import AnnotatedDataset, Split, with_objects
+from vpexp.data.annotations import AnnotatedDataset, ImagePlace, Split, list_places, with_objects
 from vpexp.data.dataset import load_dataset
 from vpexp.data.skipped import order_by_count
 from vpexp.data.tiles import TiledImages, Tiling
+from vpexp.data.variants import PHOTO, list_variant_places, list_variants
+from vpexp.errors import ConfigError
 from vpexp.stages.shared.context import RunContext
 from vpexp.synthetic.dataset import write_synthetic_dataset
 
@@ -68,6 +70,30 @@ def tile_dataset(dataset: AnnotatedDataset, tiling: Tiling) -> AnnotatedDataset:
         for name, split in dataset.splits.items()
     }
     return replace(dataset, splits=splits)
+
+
+def list_augmented_places(context: RunContext, dataset: AnnotatedDataset) -> list[ImagePlace]:
+    """List what ``data.augment`` makes of the train split beside the images as they are, and print how much that is."""
+    variants = list_variants(context.settings.data.augment)
+    places = list_variant_places(list_places(with_objects(dataset.splits["train"].images)), variants)
+    if places:
+        log_line(
+            f"data.augment: {len(variants)} variants of each image of train, {len(places)} embeddings beside those of the images as they are"
+        )
+    return places
+
+
+def check_photo(context: RunContext, is_cached: bool) -> None:
+    """Refuse colours that change in each epoch where what an encoder makes of an image is kept.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    if is_cached and PHOTO in context.settings.data.augment:
+        raise ConfigError(
+            f"data.augment: {PHOTO} changes each image in each epoch, and the cache keeps what the encoder makes of it: set cache=none "
+            "(the encoder then runs in each step), or take flip and turn alone"
+        )
 
 
 def read_configured_dataset(

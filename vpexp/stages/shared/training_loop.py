@@ -140,6 +140,7 @@ def build_loop(
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
         pin_memory=device.type == CUDA,
+        augment=settings.data.augment,
     )
     # Lightning builds its own when training starts; these only show whether the options are right.
     module.build_scheduler(module.build_optimizer(sam), 1)
