@@ -67,6 +67,11 @@ class RunFolder:
         return self.checkpoints / "start.ckpt"
 
     @property
+    def blend_checkpoint(self) -> Path:
+        """Mixture of the start and the best epoch, where ``trainer.blend`` found one."""
+        return self.checkpoints / "blend.ckpt"
+
+    @property
     def images_before(self) -> Path:
         """Pixel sums of each image before a training, by split."""
         return self.path / "images_before.json"

@@ -82,7 +82,15 @@ def test_train__run_folder_holds_what_the_design_lists(folder: Path, trained: St
     assert folder.parent.name == "train"
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "checkpoints", "metrics.csv", "metrics.json", "tensorboard", "overlays", "vpexp.log"),
-        *("run.json", "images_before.json", "images_val.csv", "images_test.csv", "report.html", "images"),
+        *(
+            "run.json",
+            "images_before.json",
+            "prompts_before.json",
+            "images_val.csv",
+            "images_test.csv",
+            "report.html",
+            "images",
+        ),
     }
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert len(names) == 3
@@ -332,7 +340,7 @@ def test_test__checkpoint_in_every_form(
 def test_test__split_val(trained: StageResult, output_dir: Path, run_debug: RunDebug) -> None:
     result = run_debug(output_dir, "stage=test", "tracking=none", "stage.split=val", "stage.overlays=0")
 
-    others = ("box_filled", "wrong_image", "auto")
+    others = ("box_filled", "wrong_image", "auto", "prompts")
     expected = {n: v for n, v in select(trained, "val/").items() if not n.startswith(others)}
     assert {name: value for name, value in select(result, "val/").items() if name in expected} == expected
     assert not (get_folder(result) / "overlays").exists()

@@ -45,7 +45,8 @@ class StageConfig:
     split: str = setting("test", choices=("train", "val", "test"))
     """The split that is tested: train, val or test."""
     controls: bool = True
-    """Test: also score the two baselines, the filled box and the model given another image's embedding."""
+    """Test: also score the two baselines, the filled box and the model given another image's embedding. Train: also measure, before and
+    after, other kinds of prompts than the trained, and prompts on background."""
     overlays: int = setting(8, lowest=0)
     """How many images are drawn, with prompt and prediction; tested ones beside the truth."""
     duplicates: bool = True
@@ -150,6 +151,8 @@ class DataConfig:
     augment: list[str] = setting([], choices=("flip", "turn", "photo"))
     """Training images also mirrored (flip) and turned by 90 degrees (turn), each variant with an embedding of its own; and in other
     colours in each epoch (photo), which needs cache=none: docs/training.md."""
+    keep: str | None = None
+    """Train: folder of another data set, whose format is found by looking; what the training costs on its val split is said."""
     synthetic: SyntheticConfig | None = None
     """What to draw, for the format synthetic."""
 
@@ -244,6 +247,9 @@ class TrainerConfig:
     not train runs on the first."""
     strategy: str = "auto"
     """auto (ddp where there are several devices), ddp, or for one device another strategy of PyTorch Lightning."""
+    blend: int | float | str | None = None
+    """Weights between the start and the best epoch: auto (the mixture that keeps 90 % of the gain and costs other prompts least, on val),
+    the best epoch's share, 0 to 1, or null: docs/training.md."""
     precision: str = setting("auto", choices=("auto", "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"))
     """What steps compute in: auto (bf16-mixed on a GPU that computes it, else 32-true), 32-true, bf16-mixed, 16-mixed, ..."""
     compile: bool = False

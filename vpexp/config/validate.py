@@ -137,6 +137,11 @@ def _check_rates(flat: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_trainer(flat: dict[str, Any]) -> Iterator[str]:
+    share = flat["trainer.blend"]
+    if not (
+        share in (None, "auto") or (isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1)
+    ):
+        yield f"trainer.blend={share}: must be auto, null, or the share of what is learnt, above 0 and up to 1"
     if flat["trainer.deterministic"] not in (True, False, "warn"):
         yield f"trainer.deterministic={flat['trainer.deterministic']}: must be true, false or warn"
     for key in ("trainer.limit_train_batches", "trainer.limit_val_batches"):

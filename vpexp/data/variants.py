@@ -112,4 +112,5 @@ def change_photo(image_hw3: NDArray[np.uint8], seed: int, epoch: int, index: int
     grey_hw1 = (pixels_hw3 @ GREY)[..., None]
     pixels_hw3 = grey_hw1 + (pixels_hw3 - grey_hw1) * saturation
     pixels_hw3 += rng.uniform(0, MOST_NOISE) * rng.standard_normal(pixels_hw3.shape, dtype=np.float32)
-    return np.clip(np.rint(pixels_hw3), 0, 255).astype(np.uint8)
+    changed_hw3: NDArray[np.uint8] = np.clip(np.rint(pixels_hw3), 0, 255).astype(np.uint8)
+    return changed_hw3

@@ -7,6 +7,7 @@ from vpexp.config.saved import name_data
 from vpexp.console import console, log_line
 from vpexp.data.annotations import SPLIT_NAMES, AnnotatedDataset
 from vpexp.data.tiles import plan_windows
+from vpexp.data.variants import list_variants
 from vpexp.errors import DataError
 from vpexp.files import write_json, write_text
 from vpexp.stages.shared.context import RunContext, StageResult
@@ -138,10 +139,15 @@ def _tell(findings: list[Finding]) -> None:
 
 
 def _tell_of_cache(context: RunContext, splits: tuple[SplitMeasures, ...]) -> None:
-    """Describe what the embeddings of all images, or of all their tiles, take."""
+    """Describe what the embeddings of all images, or of all their tiles, take; of train's with the variants of ``data.augment``."""
     from vpexp.stages.shared.embeddings import describe_need  # imports torch, which nothing else here needs
 
     tiling = build_tiling(context.settings.data)
-    count = sum(len(plan_windows(tiling, *size)) for split in splits for size in split.sizes_I2.tolist())
+    variants = {"train": len(list_variants(context.settings.data.augment))}
+    count = sum(
+        len(plan_windows(tiling, *size)) * variants.get(split.name, 1)
+        for split in splits
+        for size in split.sizes_I2.tolist()
+    )
     if text := describe_need(context.cfg, count):
         log_line(text)

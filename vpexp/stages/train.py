@@ -21,6 +21,7 @@ from vpexp.inference.torch_model import add_instances, apply_checkpoint, load_ch
 from vpexp.inference.torch_predictor import TorchPredictor
 from vpexp.models.sam import Sam
 from vpexp.runfolder import append_metrics
+from vpexp.stages.shared.blend import Blending, build_blending
 from vpexp.stages.shared.context import RunContext, StageResult
 from vpexp.stages.shared.dataset import (
     build_tiling,
@@ -42,6 +43,16 @@ from vpexp.stages.shared.evaluate import (
     summarize,
 )
 from vpexp.stages.shared.instances import learn_instances, list_prompter_places, measure_start_instances
+from vpexp.stages.shared.other_prompts import (
+    Measures,
+    build_controls,
+    compare_measures,
+    list_columns,
+    measure_after,
+    measure_before,
+    report_controls,
+    to_metrics,
+)
 from vpexp.stages.shared.registry import log_checkpoint
 from vpexp.stages.shared.run_report import predict_extremes, write_run_report
 from vpexp.stages.shared.training_loop import TrainingLoop, build_loop, build_start_model
@@ -83,17 +94,23 @@ class Verdict:
         epoch: the best, counted from 1.
         helped: whether the gain is above 0 and above ``min_delta``; also where there is nothing to compare with.
         checkpoint: what is kept.
+        share: of the best epoch in the weights that competed with the start; below 1: the rest of them is the start's.
     """
 
     gain: Gain
     epoch: int
     helped: bool
     checkpoint: Path
+    share: float = 1.0
 
     @property
     def kept(self) -> str:
-        """``start``, or ``epoch 3``."""
-        return START if self.checkpoint.stem == START else f"epoch {self.epoch}"
+        """``start``, ``epoch 3``, or ``0.7 of epoch 3``."""
+        return START if self.checkpoint.stem == START else f"{self._mixture}epoch {self.epoch}"
+
+    @property
+    def _mixture(self) -> str:
+        return "" if self.share == 1.0 else f"{self.share:g} of "
 
     def __str__(self) -> str:
         gain, noise = self.gain, ""
@@ -101,7 +118,7 @@ class Verdict:
             noise = ", within noise (less than two standard errors)"
         return (
             f"fine-tuning {'helped' if self.helped else 'did not help'}: {METRIC} on val before {gain.before:.4f}, "
-            f"best epoch ({self.epoch}) {gain.after:.4f}, difference {gain}{noise}; kept: {self.kept}"
+            f"{self._mixture}best epoch ({self.epoch}) {gain.after:.4f}, difference {gain}{noise}; kept: {self.kept}"
         )
 
     def to_metrics(self) -> dict[str, float]:
@@ -113,22 +130,25 @@ class Verdict:
         }
 
 
-def judge(context: RunContext, start: Start, best: Path, epoch: int, result: EvaluationResult) -> Verdict:
+def judge(
+    context: RunContext, start: Start, best: Path, epoch: int, result: EvaluationResult, *, share: float = 1.0
+) -> Verdict:
     """Compare the best epoch with the start, on val.
 
     Args:
         context: the run.
         start: what was measured before.
-        best: the checkpoint of the best epoch.
+        best: the checkpoint of the best epoch, or of its mixture with the start.
         epoch: its number, counted from 1.
-        result: of the best epoch on val.
+        result: of that on val.
+        share: of the best epoch in it.
     """
     gain = start.compare("val", result)
     min_delta, kept = _get_min_delta(context.cfg), best
     # A run of an older version has not kept its start; a difference of NaN has nothing to compare with.
     if gain.difference <= min_delta and context.folder.start_checkpoint.is_file():
         kept = context.folder.start_checkpoint
-    return Verdict(gain, epoch, not gain.difference <= max(min_delta, 0.0), kept)
+    return Verdict(gain, epoch, not gain.difference <= max(min_delta, 0.0), kept, share)
 
 
 def record_verdict(context: RunContext, verdict: Verdict) -> None:
@@ -178,10 +198,12 @@ def run(context: RunContext) -> StageResult:
     loop = build_loop(context, sam, dataset, origin.brought)
     places = list_prompter_places(whole, tiling) if cfg.prompter.enabled else []
     augmented = list_augmented_places(context, dataset)
+    controls = build_controls(context, whole, tiling)
+    asked = controls.kept_places if controls else []
     learns = loop.module.tuning.first_block is not None
     if learns:
         log_line(_describe_weights(sam))
-    needed = augmented if learns else [*places, *augmented]
+    needed = [*([] if learns else places), *asked, *augmented]
     encoder = prepare_embeddings(
         context,
         sam,
@@ -194,20 +216,28 @@ def run(context: RunContext) -> StageResult:
     check_photo(context, encoder.cache is not None)
     loop.use_embeddings(encoder.cache)
     assess_split = _build_assessment(context, sam, dataset, encoder.cache)
+
+    def measure_controls(moment: str, *, background: bool = True) -> Measures:
+        assert controls is not None
+        return controls.measure(_build_predictor(cfg, sam), encoder.cache, moment, background=background)
+
     try:
         start = _read_start(context) if cfg.resume else _measure_start(context, loop, assess_split)
+        before_prompts = measure_before(context, measure_controls if controls else None)
         before_found = {} if cfg.resume else _find_at_start(context, sam, origin.instances, whole, encoder.cache)
         fit_on_devices(context, loop, dataset, encoder)
-        verdict, after = _keep_better(context, loop, start, assess_split)
+        blending = build_blending(context, sam, before_prompts, measure_controls)
+        verdict, after = _keep_better(context, loop, start, assess_split, blending)
         if learns:  # what was kept of images was on its way through another encoder
             sam = load_checkpoint_model(
                 read_checkpoint(verdict.checkpoint), context.settings.model, weights_dir=context.weights_dir
             )
-            encoder = encoder.follow(prepare_embeddings(context, sam, dataset, list(dataset.splits), places))
+            encoder = encoder.follow(prepare_embeddings(context, sam, dataset, list(dataset.splits), [*places, *asked]))
             assess_split, after = _build_assessment(context, sam, dataset, encoder.cache), {}
         for split in _list_splits(cfg):
             after[split] = after.get(split) or assess_split(split, "after")
-        predictor = TorchPredictor(sam.to(choose_device(cfg.trainer)).eval(), cfg.prompt.multimask)
+        after_prompts = measure_after(verdict.kept == START, before_prompts, measure_controls if controls else None)
+        predictor = _build_predictor(cfg, sam)
         found = before_found | _learn_instances(
             context, predictor, whole, encoder.cache, verdict.checkpoint, start=origin.instances
         )
@@ -216,8 +246,15 @@ def run(context: RunContext) -> StageResult:
         encoder.record(context)
     result = _conclude(context, start, after, verdict, loop.module.unreadable)
     before = start.metrics.get(split)
-    report = write_run_report(context, split, after[split], extremes, findings=[str(verdict)], before=before)
-    return replace(result, metrics=result.metrics | found, artifacts=result.artifacts | report)
+    gains = compare_measures(before_prompts, after_prompts)
+    findings = [str(verdict), *report_controls(gains)]
+    more = list_columns(gains)
+    report = write_run_report(context, split, after[split], extremes, findings=findings, before=before, more=more)
+    return replace(result, metrics=result.metrics | found | to_metrics(gains), artifacts=result.artifacts | report)
+
+
+def _build_predictor(cfg: DictConfig, sam: Sam) -> TorchPredictor:
+    return TorchPredictor(sam.to(choose_device(cfg.trainer)).eval(), cfg.prompt.multimask)
 
 
 def _describe_weights(sam: Sam) -> str:
@@ -252,7 +289,7 @@ def _find_at_start(
     context: RunContext, sam: Sam, parts: InstanceParts | None, dataset: AnnotatedDataset, cache: EmbeddingCache | None
 ) -> dict[str, float]:
     """Measure what the start checkpoint finds without prompts; a run that goes on has another decoder by now."""
-    predictor = TorchPredictor(sam.to(choose_device(context.cfg.trainer)).eval(), context.cfg.prompt.multimask)
+    predictor = _build_predictor(context.cfg, sam)
     return measure_start_instances(predictor, parts, dataset, build_tiling(context.settings.data), cache)
 
 
@@ -271,7 +308,7 @@ def _build_assessment(
         final = moment == "after" and split == _list_splits(cfg)[-1]
         return assess(
             context,
-            TorchPredictor(sam.to(choose_device(cfg.trainer)).eval(), cfg.prompt.multimask),
+            _build_predictor(cfg, sam),
             dataset,
             split,
             description=f"{moment}: {split}",
@@ -314,13 +351,14 @@ def _read_start(context: RunContext) -> Start:
 
 
 def _keep_better(
-    context: RunContext, loop: TrainingLoop, start: Start, assess_split: AssessSplit
+    context: RunContext, loop: TrainingLoop, start: Start, assess_split: AssessSplit, blending: Blending
 ) -> tuple[Verdict, dict[str, EvaluationResult]]:
-    """Load the better of the best epoch and the start, compared on val, and give what it reaches there."""
+    """Load the better of the start and the best epoch, or its mixture with the start, and give what it reaches on val."""
     best, epoch = _find_best(context, loop)
+    best, share = blending(best)
     apply_checkpoint(loop.module.sam, read_checkpoint(best))
     after = {"val": assess_split("val", "after")}
-    verdict = judge(context, start, best, epoch, after["val"])
+    verdict = judge(context, start, best, epoch, after["val"], share=share)
     if verdict.checkpoint != best:
         apply_checkpoint(loop.module.sam, read_checkpoint(verdict.checkpoint))
         after["val"] = assess_split("val", "after")

@@ -26,7 +26,7 @@ SURFACE = {
             "allow_outside",
             "strict",
         ),
-        *("batch_size", "num_workers", "limit_images", "tile", "tile_overlap", "augment", "synthetic"),
+        *("batch_size", "num_workers", "limit_images", "tile", "tile_overlap", "augment", "keep", "synthetic"),
     ],
     "prompt": [
         *(
@@ -62,7 +62,7 @@ SURFACE = {
     ],
     "adapter": ["kind", "rank", "alpha", "targets"],
     "trainer": [
-        *("max_epochs", "accelerator", "devices", "strategy", "precision", "compile", "gradient_clip_val"),
+        *("max_epochs", "accelerator", "devices", "strategy", "blend", "precision", "compile", "gradient_clip_val"),
         *(
             "gradient_checkpointing",
             "accumulate_grad_batches",

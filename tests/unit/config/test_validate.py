@@ -99,6 +99,11 @@ def build_config(overrides):
         (["+data.bacth_size=1"], "unknown key 'data.bacth_size'; did you mean 'data.batch_size'?"),
         (["+data.synthetic.scen=shapes"], "unknown key 'data.synthetic.scen'; did you mean 'data.synthetic.scene'?"),
         (["+mine=1"], "unknown key 'mine'"),
+        (
+            ["trainer.blend=0"],
+            "trainer.blend=0: must be auto, null, or the share of what is learnt, above 0 and up to 1",
+        ),
+        (["trainer.blend=half"], "trainer.blend=half: must be auto, null, or the share"),
         (["data.augment=[flop]"], "data.augment: there is no part 'flop' (there are: flip, turn, photo)"),
         (
             ["data.augment=[photo]"],
@@ -137,6 +142,8 @@ def test_validate__names_key_value_and_what_is_wanted(overrides, message):
         ["trainer.precision=bf16-mixed", "trainer.deterministic=true"],
         ["model.freeze=[]", "data.augment=[photo]"],
         ["cache=none", "data.augment=[flip,turn,photo]"],
+        ["trainer.blend=auto"],
+        ["trainer.blend=0.5"],
         ["resume=outputs/train/x"],
         ["stage=pipeline", "resume=latest"],
         ["stage=test", "checkpoint=null"],

@@ -97,6 +97,7 @@ def write_run_report(
     *,
     findings: Sequence[str] = (),
     before: Mapping[str, float] | None = None,
+    more: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Path]:
     """Write ``report.html`` and its pictures into the run's folder; return it by its artifact's name.
 
@@ -107,6 +108,7 @@ def write_run_report(
         extremes: from ``predict_extremes``.
         findings: lines on what came out, beside those on the baselines.
         before: metrics before a training.
+        more: further numbers by their names in the table, by its column.
     """
     cfg, folder = context.cfg, context.folder
     shown: dict[str, Mapping[str, float]] = {"before": before} if before else {}
@@ -118,7 +120,7 @@ def write_run_report(
         split=f"{split}: {format_count(result.images, 'image')}, {format_count(result.objects, 'object')}",
         findings=[*findings, *(judge_baselines(result) if result.baselines else [])],
         columns=list(shown),
-        rows=_list_rows([name for name in ROWS if name in SHOWN], shown),
+        rows=_list_rows([name for name in ROWS if name in SHOWN], shown) + _list_more(more or {}, list(shown)),
         note=NOTE,
         class_columns=list(per_class),
         classes=_list_rows(labels, per_class) if len(labels) > 1 else [],
@@ -132,6 +134,11 @@ def write_run_report(
     context.tracker.log_artifact(path)
     log_line(f"report: {path}")
     return {"report": path}
+
+
+def _list_more(more: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[tuple[str, list[str]]]:
+    names = list(dict.fromkeys(name for values in more.values() for name in values))
+    return _list_rows([*names], {column: more.get(column, {}) for column in columns})
 
 
 def _list_rows(names: Sequence[str], columns: Mapping[str, Mapping[str, float]]) -> list[tuple[str, list[str]]]:
