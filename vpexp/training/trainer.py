@@ -25,7 +25,13 @@ from vpexp.training.distributed import LocalSignals, choose_strategy
 from vpexp.training.module import FineTuningData, SamFineTuner
 from vpexp.training.stops import StopBetweenSteps
 
-NO_ARGUMENTS = ("threads", "blend", "compile", "gradient_checkpointing", "extra")  # of the section, which are not the Trainer's
+NO_ARGUMENTS = (
+    "threads",
+    "blend",
+    "compile",
+    "gradient_checkpointing",
+    "extra",
+)  # of the section, which are not the Trainer's
 # What libraries raise that are given a state of another shape, as a rule only when they come to use it.
 BROKEN_STATE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
