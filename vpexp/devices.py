@@ -144,7 +144,7 @@ def _ask_cpu() -> Mapping[str, Any]:
 def choose_precision(asked: str, device: torch.device, native: str | None) -> Precision:
     """Choose what a training computes in: by itself bfloat16 on a GPU that computes it, else float32.
 
-    On a CPU bfloat16 has to be asked for: three seeds have not shown F1 to stay within 0.002 of that of float32 (docs/speed.md).
+    On a CPU bfloat16 has to be asked for: that F1 stays within 0.002 of float32's was seen on one data set alone (docs/speed.md).
 
     Args:
         asked: ``trainer.precision``: auto, or Lightning's own name.
