@@ -79,6 +79,7 @@ def test_report_controls__fits_a_terminal_and_warns(capsys, monkeypatch):
     assert max(map(len, table)) <= 80
     assert "one point 0.8000 -> 0.6000 (-0.2000 ± " in findings[0]
     assert "background" not in findings[0]
+    assert "trainer.blend" not in text  # what was trained on is measured where it was asked for
 
 
 def test_to_metrics__names():

@@ -318,8 +318,9 @@ def report_controls(gains: Mapping[str, Gain]) -> list[str]:
     if not losses:
         return []
     finding = f"fine-tuning costs, by more than noise: {'; '.join(losses)}"
+    mixing = "" if TRAINED in gains else "trainer.blend=auto looks for weights between, "  # with it they are measured
     log_line(
-        f"{finding}; trainer.blend=auto looks for weights between, prompt=both or clicks learns from more kinds",
+        f"{finding}; {mixing}prompt=both or clicks learns from more kinds",
         style="yellow",
     )
     return [finding]
