@@ -507,7 +507,7 @@ def test_train__failure_is_one_line_and_recorded(
             "data/wgisd: no such folder; scripts/prepare_wgisd lays out a clone of https://github.com/thsant",
         ),
         (["model.weights=nowhere/sam.pth"], "nowhere/sam.pth does not exist"),
-        (["trainer=gpu"], "no GPU is found here; trainer=default takes one"),
+        (["trainer=gpu"], "no GPU is found here; trainer.accelerator=auto takes one"),
     ],
 )
 def test_train__what_is_not_there_is_found_before_a_run_is_recorded(
