@@ -383,6 +383,12 @@ def with_objects(images: Sequence[AnnotatedImage]) -> Sequence[AnnotatedImage]:
     return images if counts.all() else [image for image, count in zip(images, counts, strict=True) if count]
 
 
+def spread_places(count: int, most: int) -> list[int]:
+    """List the places of at most so many of ``count`` things, evenly from the first to the last."""
+    places: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+    return places
+
+
 def list_places(images: Sequence[AnnotatedImage]) -> list[ImagePlace]:
     """List where the pixels of each image come from."""
     return images.places if isinstance(images, LazyImages) else [image.place for image in images]

@@ -22,10 +22,8 @@ FLIP, TURN, PHOTO = "flip", "turn", "photo"
 MIRRORED = 4
 """The first of the variants that are mirrored."""
 QUARTERS = 4
-_VARIANT_DRAW, _PHOTO_DRAW = (
-    1,
-    2,
-)  # behind seed, epoch and index: draws of their own, so that prompts are drawn as without them
+# Behind seed, epoch and index: draws of their own, so that prompts are drawn as without them.
+_VARIANT_DRAW, _PHOTO_DRAW = 1, 2
 MOST_CHANGE = 0.25
 """Brightness, contrast and saturation change by up to this share."""
 MOST_NOISE = 8.0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vpexp.data.annotations import AnnotatedImage, Region, Rle
+from vpexp.data.annotations import AnnotatedImage, Region, Rle, spread_places
 from vpexp.data.masks import compute_overlap, encode_region, merge_rles
 from vpexp.data.prompts import Prompts, prompts_from_boxes, prompts_from_points
 
@@ -53,12 +53,12 @@ def draw_background_prompts(image: AnnotatedImage, most: int) -> BackgroundPromp
         image: with all of its objects, at least one.
         most: objects, from all over the list, whose sizes are taken.
     """
-    chosen_n = np.linspace(0, len(image) - 1, min(most, len(image))).round().astype(int)
+    chosen = spread_places(len(image), most)
     rng = np.random.default_rng(zlib.crc32(image.image_id.encode("utf-8", "surrogatepass")))
     objects = merge_rles(image.masks)
     margin = max(1, round(ROOM * max(image.height, image.width)))
     boxes, points = [], []
-    for box_4 in image.boxes_N4[chosen_n]:
+    for box_4 in image.boxes_N4[chosen]:
         width, height = (box_4[2:] - box_4[:2]).astype(int).tolist()
         region = _find_free(objects, height, width, rng)
         if region is not None:

@@ -16,7 +16,7 @@ from vpexp import visuals
 from vpexp.config.saved import name_data
 from vpexp.config.schema import Config
 from vpexp.console import PlainTable, build_progress, console, format_count, log_line
-from vpexp.data.annotations import SPLIT_NAMES
+from vpexp.data.annotations import SPLIT_NAMES, spread_places
 from vpexp.data.image_files import ImageFileError
 from vpexp.data.image_source import find_images
 from vpexp.data.images import read_image, read_image_header
@@ -199,7 +199,7 @@ def _find_lowest_score(settings: Config, instances: InstanceModel) -> float:
 
 def _predict_all(job: _Job, predictor: Predictor) -> None:
     cfg, tasks = job.context.cfg, job.plan.tasks
-    drawn = np.linspace(0, len(tasks) - 1, min(cfg.stage.overlays, len(tasks))).round().astype(int).tolist()
+    drawn = spread_places(len(tasks), cfg.stage.overlays)
     taken: set[str] = set()
     with build_progress() as progress:
         for place, task in enumerate(progress.track(tasks, description="predicting")):

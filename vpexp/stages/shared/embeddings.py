@@ -119,19 +119,19 @@ def prepare_embeddings(
     device = choose_device(cfg.trainer)
     computed = choose_computed(cfg, device, precision, find_native_bfloat16(device))
     sam.encoder_dtype = getattr(torch, computed)
-    if sam.cut is None:
-        key = compute_encoder_key(compute_state_hash(sam.image_encoder), size, kept_as, resize, computed=computed)
-    elif kept_as == "int8":
+    cut = sam.cut
+    if cut is not None and kept_as == "int8":
         raise ConfigError(
             "cache.precision=int8 is for whole embeddings, and with model.tune what comes before the blocks that learn is kept: "
             "set cache.precision=float16"
         )
-    else:
-        state_hash = compute_state_hash(sam.image_encoder, without=sam.cut.late_names)
-        key = compute_encoder_key(state_hash, size, kept_as, resize, block=sam.cut.block, computed=computed)
+    if cut is not None:
         log_line(
-            f"embeddings: kept as they are before block {sam.cut.block + 1} of the image encoder, from which on it learns"
+            f"embeddings: kept as they are before block {cut.block + 1} of the image encoder, from which on it learns"
         )
+    state_hash = compute_state_hash(sam.image_encoder, without=cut.late_names if cut else ())
+    block = cut.block if cut else None
+    key = compute_encoder_key(state_hash, size, kept_as, resize, block=block, computed=computed)
     store = EmbeddingStore(context.cache_dir.absolute() / FOLDER, key, sam.kept_shape, kept_as)
     taught = [
         place for split in dict.fromkeys(splits) for place in list_places(with_objects(dataset.splits[split].images))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vpexp import visuals
 from vpexp.console import PlainTable, console, format_count, log_line
-from vpexp.data.annotations import AnnotatedDataset, with_objects
+from vpexp.data.annotations import AnnotatedDataset, spread_places, with_objects
 from vpexp.data.batch import EvaluationSet
 from vpexp.data.image_files import IMAGE_SUFFIXES
 from vpexp.data.images import read_image
@@ -81,7 +81,7 @@ def assess(
     )
     if not len(images):
         raise DataError(f"the {split} split of {dataset.root} has no object with a mask: nothing to evaluate")
-    keep = np.linspace(0, len(images) - 1, min(overlays, len(images))).round().astype(int).tolist()
+    keep = spread_places(len(images), overlays)
     result = evaluate(
         predictor,
         build_evaluation_loader(images, cfg.data.num_workers),

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from vpexp import visuals
 from vpexp.config.schema import PredictConfig
 from vpexp.console import build_progress, format_count
-from vpexp.data.annotations import AnnotatedImage, Region
+from vpexp.data.annotations import AnnotatedImage, Region, spread_places
 from vpexp.data.images import read_image
 from vpexp.data.masks import compute_area
 from vpexp.data.prompts import prompts_from_boxes
@@ -199,7 +199,7 @@ def compare_ways(
     predictor = embeddings.predictor
     model = predictor.instances if auto else None
     categories = tuple(dict.fromkeys((*categories, *(model.labels if model else ()))))
-    drawn = np.linspace(0, len(images) - 1, min(overlays, len(images))).round().astype(int).tolist()
+    drawn = spread_places(len(images), overlays)
     unreadable: dict[str, str] = {}
     pictures: dict[str, Image.Image] = {}
     with build_progress() as progress:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vpexp.config.schema import PrompterConfig
 from vpexp.console import build_progress, format_count, log_line, show_progress
-from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, ImagePlace, Region
+from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, ImagePlace, Region, spread_places
 from vpexp.data.geometry import normalize_and_pad, resize_image
 from vpexp.data.images import read_image
 from vpexp.data.tiles import Tiling, plan_windows
@@ -288,8 +288,7 @@ def _train_classifier(context: RunContext, dataset: AnnotatedDataset) -> tuple[M
 
 def _spread(images: Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
     """Take some images from all over a split."""
-    places = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
-    return [images[place] for place in places.tolist()]
+    return [images[place] for place in spread_places(len(images), MOST_IMAGES)]
 
 
 def measure_instances(

@@ -15,7 +15,15 @@ import numpy as np
 
 from vpexp.config.schema import DataConfig, PromptConfig
 from vpexp.console import PlainTable, console, format_count, log_line, show_progress
-from vpexp.data.annotations import AnnotatedDataset, AnnotatedImage, ImagePlace, Region, list_places, with_objects
+from vpexp.data.annotations import (
+    AnnotatedDataset,
+    AnnotatedImage,
+    ImagePlace,
+    Region,
+    list_places,
+    spread_places,
+    with_objects,
+)
 from vpexp.data.batch import EvaluationSample, EvaluationSet, UnreadableImage
 from vpexp.data.dataset import load_dataset
 from vpexp.data.masks import compute_area
@@ -95,8 +103,7 @@ class _Sample:
         cls, images: Sequence[AnnotatedImage], recipes: Mapping[str, PromptConfig], tiling: Tiling | None, most: int
     ) -> Self:
         """Take some images from all over a split, and at most so many objects of each."""
-        places = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int).tolist()
-        whole = [images[place] for place in places]
+        whole = [images[place] for place in spread_places(len(images), MOST_IMAGES)]
         chosen = [_thin_out(image, most) for image in whole]
         shown = chosen if tiling is None else TiledImages.cut(chosen, tiling)
         return cls(shown, recipes, {image.image_id: image for image in whole})
@@ -196,7 +203,7 @@ def _thin_out(image: AnnotatedImage, most: int) -> AnnotatedImage:
     if len(image) <= most:
         return image
     chosen_N = np.zeros(len(image), dtype=np.bool_)
-    chosen_N[np.linspace(0, len(image) - 1, most).round().astype(int)] = True
+    chosen_N[spread_places(len(image), most)] = True
     return image.select(chosen_N)
 
 
