@@ -1,4 +1,4 @@
-"""The official packages as references: they import torchvision and timm, of which they need a few helpers only.
+"""The official packages as references: they import torchvision, timm and iopath, of which they need a few helpers only.
 
 Stand-ins satisfy those imports and go away again, so that no other library takes them for the real ones.
 """
@@ -6,8 +6,12 @@ Stand-ins satisfy those imports and go away again, so that no other library take
 import sys
 import types
 from contextlib import contextmanager
+from importlib.resources import files
 
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 _STAND_INS = {
@@ -16,6 +20,9 @@ _STAND_INS = {
     "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},
     "torchvision.transforms": {},
     "torchvision.transforms.functional": {"resize": None, "to_pil_image": None},
+    "iopath": {},
+    "iopath.common": {},
+    "iopath.common.file_io": {"g_pathmgr": None},
     "timm": {},
     "timm.models": {},
     "timm.models.layers": {
@@ -65,6 +72,48 @@ def import_mobile_sam():
         import mobile_sam
 
     return mobile_sam
+
+
+def build_official_sam2(config, image_size):
+    """Build the PyPI package sam2's model by its own configuration, such as ``sam2.1_hiera_t``, as its ``build_sam2`` does."""
+    started = GlobalHydra.instance().is_initialized()
+    with _stand_ins():
+        import sam2
+
+        if not started:  # the import starts Hydra, which happens once a process
+            GlobalHydra.instance().clear()
+        model = OmegaConf.load(files(sam2) / "configs" / "sam2.1" / f"{config}.yaml").model
+        model.image_size = image_size
+        model.sam_mask_decoder_extra_args = {
+            "dynamic_multimask_via_stability": True,
+            "dynamic_multimask_stability_delta": 0.05,
+            "dynamic_multimask_stability_thresh": 0.98,
+        }
+        return instantiate(model).eval()
+
+
+def encode_official_sam2(model, images):
+    """Encode images as ``SAM2ImagePredictor`` does: three maps [B, C, H, W], finest first."""
+    maps = model.forward_image(images)["backbone_fpn"]
+    return [*maps[:-1], maps[-1] + model.no_mem_embed.reshape(1, -1, 1, 1)]
+
+
+def decode_official_sam2(model, maps, *, points=None, labels=None, boxes=None, masks=None, multimask):
+    """Decode prompts of one image as ``SAM2ImagePredictor`` does: logits [N, K, h, w], IoU [N, K], object scores [N, 1]."""
+    parts = [] if boxes is None else [(boxes.reshape(-1, 2, 2), torch.tensor([[2, 3]]).expand(len(boxes), -1))]
+    parts += [] if points is None else [(points, labels.int().expand(len(points), -1))]
+    coords, given = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
+    sparse, dense = model.sam_prompt_encoder(points=(coords, given), boxes=None, masks=masks)
+    logits, ious, _, scores = model.sam_mask_decoder(
+        image_embeddings=maps[-1],
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask,
+        repeat_image=len(coords) > 1,
+        high_res_features=maps[:-1],
+    )
+    return logits, ious, scores
 
 
 def randomize(module, seed=0):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from tests.references import official
 from tests.references.transformers_sam2 import add_video_parts, build_transformers_sam2, get_official_state
 from vpexp.data.prompts import find_unstable
 from vpexp.errors import WeightsError
@@ -43,7 +44,7 @@ def build_prompts(image_size, dtype):
     return points.to(dtype), torch.tensor([[1.0, 0.0]]).expand(3, -1), corners.flatten(1).to(dtype)
 
 
-def ask_theirs(model, maps, *, points=None, labels=None, boxes=None, masks=None, multimask):
+def ask_transformers(model, maps, *, points=None, labels=None, boxes=None, masks=None, multimask):
     given = {
         "input_points": None if points is None else points[None],
         "input_labels": None if labels is None else labels[None].int(),
@@ -64,22 +65,39 @@ def ask_ours(model, embedding, *, points=None, labels=None, boxes=None, masks=No
 
 
 class DoubleTorch:
-    """The module torch whose float32 is float64: the reference (as the official code) rounds one map to float32 on its way."""
+    """The module torch whose float32 is float64: both references round a map or positions to float32 on their way."""
 
-    float32 = torch.float64
+    float32 = float = torch.float64
 
     def __getattr__(self, name):
         return getattr(torch, name)
 
 
+TRANSFORMERS = (
+    lambda model, images: model.get_image_embeddings(images),  # finest first
+    ask_transformers,
+    lambda model: model.mask_decoder,
+    ("transformers.models.sam2.modeling_sam2",),
+)
+OFFICIAL = (
+    official.encode_official_sam2,
+    official.decode_official_sam2,
+    lambda model: model.sam_mask_decoder,
+    ("sam2.modeling.position_encoding", "sam2.modeling.backbones.image_encoder"),
+)
+"""A reference: how it encodes, how it decodes, its decoder, and the modules that round."""
+
+
 @torch.no_grad()
-def check_equal(monkeypatch, ours, theirs, image_size, dtype):
+def check_equal(monkeypatch, ours, theirs, image_size, dtype, reference=TRANSFORMERS):
     """Compare maps, masks and scores; the three prompts differ, and both ways of choosing a mask are taken."""
+    encode, ask, get_decoder, rounding = reference
     ours, theirs = ours.to(dtype), theirs.to(dtype)
     if dtype == torch.float64:
-        monkeypatch.setattr("transformers.models.sam2.modeling_sam2.torch", DoubleTorch())
+        for module in rounding:
+            monkeypatch.setattr(f"{module}.torch", DoubleTorch())
     images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(2)).to(dtype)
-    expected = theirs.get_image_embeddings(images)  # finest first
+    expected = encode(theirs, images)
     maps = dict(zip(ours.interface.names, ours.encode_maps(images), strict=True))
     for name, theirs_map in zip(("high_res_feats_0", "high_res_feats_1", "image_embed"), expected, strict=True):
         assert_near(maps[name], theirs_map)
@@ -97,16 +115,16 @@ def check_equal(monkeypatch, ours, theirs, image_size, dtype):
     )
     for case in cases:
         decoded = ask_ours(ours, embedding, **case)
-        logits, ious, _ = ask_theirs(theirs, expected, **case, multimask=True)
+        logits, ious, _ = ask(theirs, expected, **case, multimask=True)
         assert_near(decoded.low_res_logits_NKHW[:, 1:], logits)
         assert_near(decoded.iou_NK[:, 1:], ious)
-        logits, ious, _ = ask_theirs(theirs, expected, **case, multimask=False)
+        logits, ious, _ = ask(theirs, expected, **case, multimask=False)
         chosen = decoded.pick(choose_tokens(decoded.iou_NK, find_unstable(decoded.low_res_logits_NKHW[:, 0])))
         assert_near(chosen.low_res_logits_NKHW, logits)
         assert_near(chosen.iou_NK, ious)
-        theirs.mask_decoder.dynamic_multimask_via_stability = False
-        logits, ious, _ = ask_theirs(theirs, expected, **case, multimask=False)
-        theirs.mask_decoder.dynamic_multimask_via_stability = True
+        get_decoder(theirs).dynamic_multimask_via_stability = False
+        logits, ious, _ = ask(theirs, expected, **case, multimask=False)
+        get_decoder(theirs).dynamic_multimask_via_stability = True
         assert_near(decoded.low_res_logits_NKHW[:, :1], logits)
         assert_near(decoded.iou_NK[:, :1], ious)
 
@@ -117,11 +135,27 @@ def test_sam2__equals_transformers(monkeypatch, pair, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sam2_tiny", "sam2_small", "sam2_base_plus", "sam2_large"])
-def test_sam2__official_sizes_equal_transformers(monkeypatch, name):
-    ours, theirs = build_pair(name, 256)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("sam2_tiny", "sam2.1_hiera_t"),
+        ("sam2_small", "sam2.1_hiera_s"),
+        ("sam2_base_plus", "sam2.1_hiera_b+"),
+        ("sam2_large", "sam2.1_hiera_l"),
+    ],
+)
+def test_sam2__equals_the_official_package(monkeypatch, tmp_path, name, config):
+    theirs = official.randomize(official.build_official_sam2(config, 256))
+    state = {key: value.clone() for key, value in theirs.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "sam2.pt")
+    ours = get_model_info(name).build(256).eval()
+    load_weights(ours, tmp_path / "sam2.pt")
     for dtype in LIMITS:
-        check_equal(monkeypatch, ours, theirs, 256, dtype)
+        check_equal(monkeypatch, ours, theirs, 256, dtype, OFFICIAL)
+    # What is written is what the package asks for, also of what images need not.
+    written = torch.load(save_weights(ours.float(), tmp_path / "written.pt"), weights_only=True)["model"]
+    theirs.float().load_state_dict(written, strict=True)
+    assert all(torch.equal(value, state[key]) for key, value in theirs.state_dict().items())
 
 
 def test_find_unstable__equals_transformers(pair):
@@ -166,7 +200,7 @@ def test_score_objects__equals_transformers(pair):
     ours, theirs = (model.float() for model in pair)
     images = torch.randn(1, 3, SIZE, SIZE)
     _, _, boxes = build_prompts(SIZE, torch.float32)
-    expected = ask_theirs(theirs, theirs.get_image_embeddings(images), boxes=boxes, multimask=True)[2]
+    expected = ask_transformers(theirs, theirs.get_image_embeddings(images), boxes=boxes, multimask=True)[2]
     features, _ = ours.split(ours.encode_image(images))
     encoder = ours.prompt_encoder
     coords, labels = F.pad(boxes.reshape(-1, 2, 2), (0, 0, 0, 1)), torch.tensor([[2.0, 3.0, -1.0]]).expand(3, -1)
