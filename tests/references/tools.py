@@ -1,6 +1,6 @@
 """Clients of labelling tools, written from what the tools' own code feeds and reads (August 2026); none of them is installed here.
 
-X-AnyLabeling 4.0 and samexporter up to 0.4: ``sam_onnx.py``; CVAT: ``cvat-ui/plugins/sam/src/ts/``; Label Studio ML: ``model.py``.
+X-AnyLabeling 4.0 and samexporter up to 0.4: ``sam_onnx.py``, ``sam2_onnx.py``; CVAT: ``cvat-ui/plugins/sam/src/ts/``; Label Studio ML: ``model.py``.
 """
 
 import sys
@@ -11,7 +11,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 import cv2
 import numpy as np
 import onnxruntime
+from PIL import Image
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOOL_SIZE, CANVAS = 1024, (684, 1024)
 
 
@@ -44,6 +46,32 @@ class XAnyLabeling:
         )
         back = np.array([[1 / scale, 0, 0], [0, 1 / scale, 0]])
         return cv2.warpAffine(masks[0][0], back, (width, height), flags=cv2.INTER_LINEAR) > 0
+
+
+class XAnyLabelingSam2:
+    """Stretches an image in floating point, appends no padding point, takes the best mask and resizes it; ports go by their order."""
+
+    def __init__(self, encoder, decoder):
+        self.encoder, self.decoder = open_session(encoder), open_session(decoder)
+        self.size = self.encoder.get_inputs()[0].shape[2:]
+
+    def segment(self, image_HW3, points, labels):
+        height, width = image_HW3.shape[:2]
+        channels = [
+            Image.fromarray(image_HW3[..., channel].astype(np.float32) / 255).resize(self.size[::-1], Image.BILINEAR)
+            for channel in range(3)
+        ]
+        pixels = (np.stack(channels) - np.array(MEAN)[:, None, None]) / np.array(STD)[:, None, None]
+        fine, middle, coarse = self._run(self.encoder, [pixels[None].astype(np.float32)])
+        coords = np.array([points]) / (width, height) * self.size[::-1]
+        earlier = np.zeros((1, 1, *(side // 4 for side in self.size)), np.float32)
+        inputs = [coarse, fine, middle, coords.astype(np.float32), np.array([labels], np.float32), earlier]
+        masks, scores = self._run(self.decoder, [*inputs, np.zeros(1, np.float32)])
+        return cv2.resize(masks[0][np.argmax(scores.squeeze())], (width, height)) > 0
+
+    @staticmethod
+    def _run(session, inputs):
+        return session.run(None, {port.name: value for port, value in zip(session.get_inputs(), inputs, strict=True)})
 
 
 class CvatPage:

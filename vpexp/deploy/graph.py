@@ -68,15 +68,8 @@ class ExportableDecoder(nn.Module):
         predicted IoU [N, 1], and logits [N, 1, S/4, S/4] in the padded square; the last two of all four mask tokens, [N, 4, ...],
         follow.
         """
-        *maps, point_coords_NP2, point_labels_NP, mask_input_M1hw, has_mask_input_M1, orig_size_12 = inputs
-        features_1CHW, detail = self.sam.split(self.sam.pack(maps))
-        image_MCHW = add_mask(self.sam, features_1CHW, mask_input_M1hw, has_mask_input_M1[:, :, None, None])
-        decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, detail=detail, masks=ALL_MASKS)
-        tokens_N4hw, ious_N4 = decoded.low_res_logits_NKHW, decoded.iou_NK
-        chosen_N4 = self._choose_tokens(tokens_N4hw, ious_N4, point_labels_NP, has_mask_input_M1)
-        # Products with 0 and 1: exact, and faster than gathering.
-        low_res_N1hw = torch.unflatten(chosen_N4[:, None] @ tokens_N4hw.flatten(2), 2, tokens_N4hw.shape[2:])
-        iou_N1 = (chosen_N4 * ious_N4).sum(dim=1, keepdim=True)
+        *maps_and_prompts, orig_size_12 = inputs
+        low_res_N1hw, iou_N1, tokens_N4hw, ious_N4 = self.decode(*maps_and_prompts)
         upscaled_NHW = upscale_logits(
             low_res_N1hw,
             image_size=self.sam.image_size,
@@ -87,6 +80,18 @@ class ExportableDecoder(nn.Module):
         if (limit := self.sam.interface.logit_limit) is not None:
             low_res_N1hw = low_res_N1hw.clamp(-limit, limit)
         return upscaled_NHW[:, None], iou_N1, low_res_N1hw, tokens_N4hw, ious_N4
+
+    def decode(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decode the inputs of ``forward`` but the last: logits [N, 1, h, w] and IoU [N, 1], and those of all four mask tokens."""
+        *maps, point_coords_NP2, point_labels_NP, mask_input_M1hw, has_mask_input_M1 = inputs
+        features_1CHW, detail = self.sam.split(self.sam.pack(maps))
+        image_MCHW = add_mask(self.sam, features_1CHW, mask_input_M1hw, has_mask_input_M1[:, :, None, None])
+        decoded = self.sam.decode_points(image_MCHW, point_coords_NP2, point_labels_NP, detail=detail, masks=ALL_MASKS)
+        tokens_N4hw, ious_N4 = decoded.low_res_logits_NKHW, decoded.iou_NK
+        chosen_N4 = self._choose_tokens(tokens_N4hw, ious_N4, point_labels_NP, has_mask_input_M1)
+        # Products with 0 and 1: exact, and faster than gathering.
+        low_res_N1hw = torch.unflatten(chosen_N4[:, None] @ tokens_N4hw.flatten(2), 2, tokens_N4hw.shape[2:])
+        return low_res_N1hw, (chosen_N4 * ious_N4).sum(dim=1, keepdim=True), tokens_N4hw, ious_N4
 
     def _choose_tokens(
         self, tokens_N4hw: Tensor, ious_N4: Tensor, point_labels_NP: Tensor, has_mask_input_M1: Tensor

@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 
 from tests.references.exports import assert_same_predictions, export
 from tests.references.official import randomize
+from tests.references.tools import XAnyLabelingSam2, open_session
+from vpexp.config.schema import ExportConfig
 from vpexp.data.geometry import MEAN, STD
+from vpexp.data.prompts import Prompts, prompts_from_boxes, prompts_from_points
+from vpexp.deploy.graph import ExportInfo
 from vpexp.deploy.ignored_scope import find_precise_nodes
+from vpexp.deploy.targets.check import measure_target
+from vpexp.deploy.targets.write import write_target
 from vpexp.errors import ConfigError
 from vpexp.inference.exported import read_metadata
 from vpexp.inference.graph_predictor import get_core
@@ -182,14 +189,53 @@ def test_find_precise_nodes__knows_the_decoder_and_its_maps(sam, tmp_path):
     assert "Softmax" not in precise
 
 
-@pytest.mark.parametrize("target", ["official", "x_anylabeling", "label_studio"])
-def test_write_target__refuses_what_it_cannot_write(sam, tmp_path, target):
-    from vpexp.config.schema import ExportConfig
-    from vpexp.deploy.graph import ExportInfo
-    from vpexp.deploy.targets.write import write_target
+def write(sam, folder, target):
+    info = ExportInfo("sam2_debug", SIZE, (), "0123456789", "auto")
+    return write_target(sam, folder, info, ExportConfig(target=target))
 
-    with pytest.raises(ConfigError, match=rf"export.target={target} writes the one map .* sam2_debug has 3"):
-        write_target(sam, tmp_path, ExportInfo("sam2_debug", SIZE, (), "abc", "auto"), ExportConfig(target=target))
+
+@pytest.mark.parametrize("target", ["official", "model_api", "cvat", "label_studio"])
+def test_write_target__refuses_what_it_cannot_write(sam, tmp_path, target):
+    message = (
+        rf"export.target={target} writes the one map .* has 3: export.target=vpexp or x_anylabeling writes them as"
+    )
+    with pytest.raises(ConfigError, match=message):
+        write(sam, tmp_path, target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_x_anylabeling__gives_vpexps_masks(sam, tmp_path):
+    written = write(sam, tmp_path, "x_anylabeling")
+    config = yaml.safe_load((written.folder / "segment_anything.yaml").read_text())
+    assert config["type"] == "segment_anything_2"
+    assert "--sam_variant sam2" in (written.folder / "README.txt").read_text()
+    files = [written.folder / config[f"{part}_model_path"] for part in ("encoder", "decoder")]
+    assert [port.name for port in open_session(files[0]).get_outputs()] == [*MAPS][1:] + [*MAPS][:1]
+    tool, predictor = XAnyLabelingSam2(*files), TorchPredictor(sam)
+    for height, width in IMAGES:
+        image = draw_image(height, width)
+        boxes, points = draw_prompts(height, width)
+        embedding = predictor.embed(image)
+        flipped = []
+        for places, labels in ((points, (1,)), (boxes, (2, 3))):
+            for corners_P2 in places.reshape(-1, len(labels), 2):
+                prompts = Prompts(corners_P2[None].astype(np.float32), np.array([labels], np.float32))
+                expected = predictor.decode_prompts(embedding, prompts).masks[0]
+                assert expected.any()
+                flipped.append(np.count_nonzero(tool.segment(image, corners_P2, labels) != expected))
+        # The tool resizes images in floating point, and then another mask may be the best: one that needs no resize is the same.
+        assert np.median(flipped) <= 0.005 * height * width
+        assert (height, width) != (SIZE, SIZE) or max(flipped) == 0
+
+
+def test_x_anylabeling__passes_the_check_of_the_export(sam, tmp_path):
+    image = draw_image(50, 80)
+    boxes, points = draw_prompts(50, 80)
+    prompts = [prompts_from_boxes(boxes), prompts_from_points(points[:, 0])]
+    parity = measure_target(write(sam, tmp_path, "x_anylabeling"), image, prompts)
+    assert parity.prompts == len(boxes) + len(points)
+    assert parity.flipped <= 1e-3
+    assert parity.logits < 1e-3
 
 
 def test_image__pillow_and_predictor_agree():

@@ -89,7 +89,7 @@ OFFICIAL = (
 
 
 @torch.no_grad()
-def check_equal(monkeypatch, ours, theirs, image_size, dtype, reference=TRANSFORMERS):
+def check_equal(monkeypatch, ours, theirs, image_size, dtype, *, reference=TRANSFORMERS):
     """Compare maps, masks and scores; the three prompts differ, and both ways of choosing a mask are taken."""
     encode, ask, get_decoder, rounding = reference
     ours, theirs = ours.to(dtype), theirs.to(dtype)
@@ -151,7 +151,7 @@ def test_sam2__equals_the_official_package(monkeypatch, tmp_path, name, config):
     ours = get_model_info(name).build(256).eval()
     load_weights(ours, tmp_path / "sam2.pt")
     for dtype in LIMITS:
-        check_equal(monkeypatch, ours, theirs, 256, dtype, OFFICIAL)
+        check_equal(monkeypatch, ours, theirs, 256, dtype, reference=OFFICIAL)
     # What is written is what the package asks for, also of what images need not.
     written = torch.load(save_weights(ours.float(), tmp_path / "written.pt"), weights_only=True)["model"]
     theirs.float().load_state_dict(written, strict=True)

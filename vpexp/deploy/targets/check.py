@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from vpexp.inference.graph_predictor import get_core
 from vpexp.inference.predictor import ImageEmbedding, Prediction
 from vpexp.runtime import find_thread_limit
 
+SIZE_PORTS = {"orig_im_size", "orig_size"}
+"""Ports for height and width of the image."""
 Arrays = list[NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 
@@ -58,19 +61,28 @@ class ToolClient:
     def embed(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
         """Encode an RGB image."""
         original_hw = (int(image_HW3.shape[0]), int(image_HW3.shape[1]))
-        (features,) = self._run_encoder([self.graphs.encoder.prepare(image_HW3)])
-        return ImageEmbedding(features, original_hw, compute_resized_size(*original_hw, self.graphs.decoder.side))
+        encoder, decoder = self.graphs.encoder, self.graphs.decoder
+        maps = self._run_encoder([encoder.prepare(image_HW3)])
+        resized_hw = compute_resized_size(*original_hw, decoder.side, decoder.sam.interface.resize)
+        return ImageEmbedding(dict(zip(encoder.outputs, maps, strict=True)), original_hw, resized_hw)
 
     def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts) -> Prediction:
         """Decode prompts; the masks of one follow each other, [N * K, H, W]."""
-        _, _, _, mask_input, has_mask, size = self.graphs.decoder.build_example()
-        coords_NP2 = scale_points(prompts.coords_NP2, embedding.original_hw, embedding.resized_hw)
-        rest = [mask_input, has_mask, torch.tensor(embedding.original_hw, dtype=size.dtype).reshape(size.shape)]
+        decoder, original_hw = self.graphs.decoder, embedding.original_hw
+        example = (value.numpy() for value in decoder.build_example())
+        given: dict[str, NDArray[Any]] = dict(zip(decoder.inputs, example, strict=True)) | embedding.features
+        for name in SIZE_PORTS & given.keys():
+            given[name] = np.array(original_hw, given[name].dtype).reshape(given[name].shape)
+        given["mask_input"] = given["mask_input"][:1]
+        coords_NP2 = scale_points(prompts.coords_NP2, original_hw, embedding.resized_hw)
         answers: list[tuple[NDArray[Any], ...]] = []
         for coords_P2, labels_P in zip(coords_NP2, prompts.labels_NP.astype(np.float32), strict=True):
-            inputs = [embedding.features, coords_P2[None], labels_P[None], *(value.numpy() for value in rest)]
-            logits, iou, low_res, *bounds = self._run_decoder(inputs)
-            answers.append((_place(logits[0] > 0, bounds, embedding.original_hw), iou[0], low_res[0]))
+            given |= {"point_coords": coords_P2[None], "point_labels": labels_P[None]}
+            logits, iou, *others = self._run_decoder([given[name] for name in decoder.inputs])
+            low_res, *bounds = others or [logits]
+            if not others:  # the tool itself brings the mask to the image
+                logits = [[cv2.resize(mask_hw, original_hw[::-1]) for mask_hw in logits[0]]]
+            answers.append((_place(np.asarray(logits[0]) > 0, bounds, original_hw), iou[0], low_res[0]))
         masks, iou, low_res = (np.concatenate(values) for values in zip(*answers, strict=True))
         return Prediction(masks, iou, low_res)
 

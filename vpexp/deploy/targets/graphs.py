@@ -39,7 +39,20 @@ class SquareEncoder(ExportableEncoder):
     def prepare(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Make an RGB image the input."""
         size = self.sam.image_size
-        return normalize_and_pad(resize_image(image_HW3, size), size)[None]
+        return normalize_and_pad(resize_image(image_HW3, size, self.sam.interface.resize), size)[None]
+
+
+class MapsEncoder(SquareEncoder):
+    """``image`` [1, 3, S, S] to the maps of SAM 2, finest first, as samexporter writes it: its clients go by the order."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__(sam)
+        self.inputs = {"image": {}}
+        self.outputs = {one.name: (1, *one.get_shape(sam.image_size)) for one in reversed(sam.interface.maps)}
+
+    def forward(self, images_13SS: Tensor) -> tuple[Tensor, ...]:
+        """Encode an image."""
+        return self.sam.encode_maps(images_13SS)[::-1]
 
 
 class HwcEncoder(nn.Module):
@@ -210,6 +223,42 @@ class CvatDecoder(ToolDecoder):
         ytl, ybr = find_bounds(inside_HW.amax(dim=1), height)
         cut = inside_HW[ytl : ybr + 1, xtl : xbr + 1].to(torch.uint8)[None, None]
         return cut, iou_11, low_res, *(bound.to(torch.int32)[None] for bound in (xtl, ytl, xbr, ybr))
+
+
+class MapsDecoder(ExportableDecoder):
+    """The ports of SAM 2 as samexporter writes it: no size of an image, and masks that the client resizes to it."""
+
+    def __init__(self, sam: Sam, multimask: str) -> None:
+        super().__init__(sam, multimask)
+        self.side = sam.image_size
+        coarse, *finer = sam.interface.names
+        prompts: Axes = {
+            "point_coords": {0: "num_labels", 1: "num_points"},
+            "point_labels": {0: "num_labels", 1: "num_points"},
+            "mask_input": {0: "num_labels"},
+            "has_mask_input": {},
+        }
+        self.inputs: Axes = {name: {} for name in (coarse, *finer[::-1])} | prompts
+        low = self.side // LOW_RES_STRIDE
+        self.outputs: Shapes = {"masks": ("num_labels", 1, low, low), "iou_predictions": ("num_labels", 1)}
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Decode prompts: the coarse map, the finer ones from the finest on, points in pixels of the S x S image, earlier masks.
+
+        Returns logits [N, 1, S/4, S/4], not limited, and the predicted IoU [N, 1].
+        """
+        coarse, *finer, coords_NP2, labels_NP, mask_input_N1hw, has_mask_1 = inputs
+        low_res_N1hw, iou_N1, _, _ = self.decode(
+            coarse, *finer[::-1], coords_NP2, labels_NP, mask_input_N1hw, has_mask_1[:, None]
+        )
+        return low_res_N1hw, iou_N1
+
+    def build_example(self) -> tuple[Tensor, ...]:
+        """Build inputs to trace with: three boxes."""
+        coarse, *others = super().build_example()
+        finer = others[: len(self.sam.interface.maps) - 1]
+        coords, labels, mask_input, *_ = others[len(finer) :]
+        return coarse, *finer[::-1], coords, labels, mask_input.expand(len(coords), -1, -1, -1), torch.zeros(1)
 
 
 class ModelApiDecoder(ExportableDecoder):

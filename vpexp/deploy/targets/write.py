@@ -14,6 +14,8 @@ from vpexp.deploy.onnx_format import write_graph
 from vpexp.deploy.targets.graphs import (
     CvatDecoder,
     HwcEncoder,
+    MapsDecoder,
+    MapsEncoder,
     ModelApiDecoder,
     OfficialDecoder,
     SquareEncoder,
@@ -23,7 +25,7 @@ from vpexp.errors import ConfigError
 from vpexp.files import write_text
 from vpexp.inference.exported import DECODER, ENCODER
 from vpexp.models.sam import Sam
-from vpexp.registry import MODEL_API, OFFICIAL
+from vpexp.registry import MODEL_API, OFFICIAL, VPEXP
 
 EXPECTED_SIDE = 1024
 """The size that X-AnyLabeling, samexporter and CVAT take every SAM to have, pixels."""
@@ -41,7 +43,7 @@ class Graphs:
     """
 
     encoder: SquareEncoder | HwcEncoder
-    decoder: ToolDecoder | ModelApiDecoder
+    decoder: ToolDecoder | MapsDecoder | ModelApiDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,14 @@ class Target:
         then: what to do with the folder, in one line.
         encoder: place of the encoder's file, without suffix.
         files: the template of each further file, by its place in the folder; beside them there is a README.txt.
+        takes_maps: whether the tool runs models whose embedding has several maps.
     """
 
     build: Callable[[Sam, ExportConfig, str], Graphs]
     then: str
     encoder: str = "encoder"
     files: Mapping[str, str] = field(default_factory=dict)
+    takes_maps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ def _build_model_api(sam: Sam, _: ExportConfig, multimask: str) -> Graphs:
 
 
 def _build_x_anylabeling(sam: Sam, _: ExportConfig, multimask: str) -> Graphs:
+    if len(sam.interface.maps) > 1:
+        return Graphs(MapsEncoder(sam), MapsDecoder(sam, multimask))
     encoder = HwcEncoder(sam, image_side=EXPECTED_SIDE, side=EXPECTED_SIDE)
     return Graphs(encoder, ToolDecoder(sam, multimask, side=EXPECTED_SIDE))
 
@@ -113,6 +119,7 @@ TARGETS: dict[str, Target] = {
         _build_x_anylabeling,
         "in X-AnyLabeling choose Load Custom Model, and there segment_anything.yaml",
         files={"segment_anything.yaml": "segment_anything.yaml"},
+        takes_maps=True,
     ),
     "cvat": Target(
         _build_cvat,
@@ -150,12 +157,13 @@ def write_target(sam: Sam, folder: Path, info: ExportInfo, settings: ExportConfi
     Raises:
         ConfigError: the tool cannot run this model, or the package onnx is not installed.
     """
-    if len(sam.interface.maps) > 1:
+    target, folder, maps = TARGETS[settings.target], folder / settings.target, len(sam.interface.maps)
+    if maps > 1 and not target.takes_maps:
+        able = [name for name, one in TARGETS.items() if one.takes_maps]
         raise ConfigError(
-            f"export.target={settings.target} writes the one map of SAM's embedding, and {info.model_name} has "
-            f"{len(sam.interface.maps)}: export.target=vpexp writes them as {', '.join(sam.interface.names)}"
+            f"export.target={settings.target} writes the one map of SAM's embedding, and {info.model_name} has {maps}: "
+            f"export.target={' or '.join([VPEXP, *able])} writes them as {', '.join(sam.interface.names)}"
         )
-    target, folder = TARGETS[settings.target], folder / settings.target
     graphs = target.build(sam, settings, info.multimask)
     suffix = "xml" if settings.target == MODEL_API and settings.format == "openvino" else "onnx"
     written = WrittenTarget(folder, folder / f"{target.encoder}.{suffix}", folder / f"decoder.{suffix}", graphs)
@@ -170,6 +178,7 @@ def write_target(sam: Sam, folder: Path, info: ExportInfo, settings: ExportConfi
     content = {
         "image_size": sam.image_size,
         "labels": list(info.labels) or ["object"],
+        "maps": maps,
         "model_name": info.model_name,
         "name": re.sub(r"[^A-Za-z0-9._-]+", "_", f"vpexp_{info.model_name}_{info.source_hash[:8]}"),
         "single_mask": settings.return_single_mask,
