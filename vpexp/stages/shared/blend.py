@@ -5,7 +5,7 @@ and loses less of what the start could do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vpexp.console import PlainTable, console, log_line
 from vpexp.files import replacing
-from vpexp.inference.torch_model import apply_checkpoint, read_checkpoint
+from vpexp.inference.torch_model import PREFIX, apply_checkpoint, read_checkpoint
 from vpexp.models.sam import Sam
 from vpexp.models.tuning import DOWN, UP
 from vpexp.stages.shared.context import RunContext
@@ -71,14 +71,6 @@ def mix_tensors(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share:
     return mixed
 
 
-def write_mixture(start: Path, tuned: Path, share: float, target: Path) -> None:
-    """Write the checkpoint of a mixture: one like that of ``tuned``."""
-    first, content = (torch.load(path, map_location="cpu", weights_only=True) for path in (start, tuned))
-    content["state_dict"] = mix_tensors(first["state_dict"], content["state_dict"], share)
-    with replacing(target) as draft:
-        torch.save(content, draft)
-
-
 def measure_mixture(share: float, before: Measures, after: Measures) -> Mixture:
     """Compare what a mixture reaches with the start."""
     gains = compare_measures(before, after)
@@ -103,10 +95,6 @@ def build_blending(context: RunContext, sam: Sam, before: Measures, measure_cont
     """Build what finds the mixture of a checkpoint with the start that ``trainer.blend`` asks for: its checkpoint, and its share."""
     wanted, folder = context.cfg.trainer.blend, context.folder
 
-    def measure(checkpoint: Path) -> Measures:
-        apply_checkpoint(sam, read_checkpoint(checkpoint))
-        return measure_controls("mixture", background=False)
-
     def blend_with_start(best: Path) -> tuple[Path, float]:
         if wanted is None:
             return best, 1.0
@@ -116,6 +104,13 @@ def build_blending(context: RunContext, sam: Sam, before: Measures, measure_cont
                 style="yellow",
             )
             return best, 1.0
+        tuned = read_checkpoint(best)
+
+        def measure(state: Mapping[str, Tensor]) -> Measures:
+            own = {name.removeprefix(PREFIX): value for name, value in state.items()}
+            apply_checkpoint(sam, replace(tuned, state=own))
+            return measure_controls("mixture", background=False)
+
         share, record = blend(
             wanted, folder.start_checkpoint, best, folder.blend_checkpoint, before=before, measure=measure
         )
@@ -132,7 +127,7 @@ def blend(
     target: Path,
     *,
     before: Measures,
-    measure: Callable[[Path], Measures],
+    measure: Callable[[Mapping[str, Tensor]], Measures],
 ) -> tuple[float, dict[str, Any]]:
     """Find the mixture, write its checkpoint, and say what it bought.
 
@@ -142,24 +137,29 @@ def blend(
         tuned: checkpoint of the best epoch.
         target: where the mixture's checkpoint goes.
         before: what the start reaches.
-        measure: loads a checkpoint and measures it.
+        measure: loads the tensors of a checkpoint and measures them.
 
     Returns:
         The share of what was learnt, 1.0 where nothing is mixed (there is no file then), and a record for ``run.json``.
     """
-    mixtures = []
-    for share in SHARES if wanted == AUTO else (float(wanted), 1.0):
-        write_mixture(start, tuned, share, target)
-        mixtures.append(measure_mixture(share, before, measure(target)))
+    first, content = (torch.load(path, map_location="cpu", weights_only=True) for path in (start, tuned))
+
+    def mix(share: float) -> dict[str, Tensor]:
+        return mix_tensors(first["state_dict"], content["state_dict"], share)
+
+    mixtures = [
+        measure_mixture(share, before, measure(mix(share)))
+        for share in (SHARES if wanted == AUTO else (float(wanted), 1.0))
+    ]
     chosen = choose_mixture(mixtures) if wanted == AUTO else mixtures[0]
     _print_mixtures(mixtures, chosen)
     if chosen.share == 1.0:
-        target.unlink()
         log_line(
             "trainer.blend: no mixture with the start loses less and keeps 90 % of the gain; what was learnt stays as it is"
         )
     else:
-        write_mixture(start, tuned, chosen.share, target)
+        with replacing(target) as draft:
+            torch.save(content | {"state_dict": mix(chosen.share)}, draft)
         log_line(_describe(chosen, mixtures[-1]))
     tried = {
         f"{mixture.share:g}": {"gain": mixture.gain, "loss": mixture.loss, **mixture.losses} for mixture in mixtures
