@@ -222,11 +222,6 @@ def test_cache__wrong_values_are_said(tmp_path):
             run_stage(tmp_path, asked)
 
 
-def test_cache__of_8_bits_is_not_for_a_cut_encoder(tmp_path):
-    with pytest.raises(ConfigError, match=r"cache\.precision=int8 is for whole embeddings"):
-        run_stage(tmp_path, "cache.precision=int8", "model.tune=last:1")
-
-
 def test_cache__openvino_fills_it_too(tmp_path, capsys):
     result = run_stage(tmp_path, "cache.backend=openvino")
     assert count(result) == (IMAGES, 0, IMAGES)

@@ -69,7 +69,7 @@ def test_train__resumed_keeps_what_was_measured_before(tmp_path, run_debug: RunD
 
 def test_train__keep_that_is_no_data_set(tmp_path, run_debug: RunDebug) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"^data\.keep="):
+    with pytest.raises(DataError, match=r"^data\.keep: .*empty: "):
         run_debug(tmp_path, *KEPT, f"data.keep={tmp_path}/empty")
 
 

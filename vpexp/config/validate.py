@@ -175,6 +175,16 @@ def _check_cache(flat: dict[str, Any], augment: list[str], freeze: list[str]) ->
             f"data.augment: {PHOTO} changes each image in each epoch, and the cache encodes it once: set cache=none (the encoder then "
             "runs in each step), or take flip and turn alone"
         )
+    tune = flat["model.tune"]
+    if (
+        flat["cache.precision"] == "int8"
+        and tune not in ("none", "full")
+        and flat["stage.name"] in ("train", "pipeline")
+    ):
+        yield (
+            f"cache.precision=int8 is for whole embeddings, and with model.tune={tune} what comes before the blocks that learn is "
+            "kept: set cache.precision=float16"
+        )
 
 
 def _check_pipeline(flat: dict[str, Any]) -> Iterator[str]:

@@ -104,6 +104,10 @@ def build_config(overrides):
             "trainer.blend=0: must be auto, null, or the share of what is learnt, above 0 and up to 1",
         ),
         (["trainer.blend=half"], "trainer.blend=half: must be auto, null, or the share"),
+        (
+            ["cache.precision=int8", "model.tune=last:1"],
+            "cache.precision=int8 is for whole embeddings, and with model.tune=last:1 what comes before",
+        ),
         (["data.augment=[flop]"], "data.augment: there is no part 'flop' (there are: flip, turn, photo)"),
         (
             ["data.augment=[photo]"],
@@ -142,6 +146,8 @@ def test_validate__names_key_value_and_what_is_wanted(overrides, message):
         ["trainer.precision=bf16-mixed", "trainer.deterministic=true"],
         ["model.freeze=[]", "data.augment=[photo]"],
         ["cache=none", "data.augment=[flip,turn,photo]"],
+        ["cache.precision=int8", "model.tune=full"],
+        ["stage=test", "cache.precision=int8", "model.tune=last:1"],
         ["trainer.blend=auto"],
         ["trainer.blend=0.5"],
         ["resume=outputs/train/x"],

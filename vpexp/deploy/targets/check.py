@@ -81,8 +81,8 @@ class ToolClient:
             logits, iou, *others = self._run_decoder([given[name] for name in decoder.inputs])
             low_res, *bounds = others or [logits]
             if not others:  # the tool itself brings the mask to the image
-                logits = [[cv2.resize(mask_hw, original_hw[::-1]) for mask_hw in logits[0]]]
-            answers.append((_place(np.asarray(logits[0]) > 0, bounds, original_hw), iou[0], low_res[0]))
+                logits = np.stack([cv2.resize(mask_hw, original_hw[::-1]) for mask_hw in logits[0]])[None]
+            answers.append((_place(logits[0] > 0, bounds, original_hw), iou[0], low_res[0]))
         masks, iou, low_res = (np.concatenate(values) for values in zip(*answers, strict=True))
         return Prediction(masks, iou, low_res)
 

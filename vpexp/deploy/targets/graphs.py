@@ -238,7 +238,7 @@ class MapsDecoder(ExportableDecoder):
             "mask_input": {0: "num_labels"},
             "has_mask_input": {},
         }
-        self.inputs: Axes = {name: {} for name in (coarse, *finer[::-1])} | prompts
+        self.inputs: Axes = {**{name: {} for name in (coarse, *finer[::-1])}, **prompts}
         low = self.side // LOW_RES_STRIDE
         self.outputs: Shapes = {"masks": ("num_labels", 1, low, low), "iou_predictions": ("num_labels", 1)}
 

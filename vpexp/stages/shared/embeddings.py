@@ -120,11 +120,6 @@ def prepare_embeddings(
     computed = choose_computed(cfg, device, precision, find_native_bfloat16(device))
     sam.encoder_dtype = getattr(torch, computed)
     cut = sam.cut
-    if cut is not None and kept_as == "int8":
-        raise ConfigError(
-            "cache.precision=int8 is for whole embeddings, and with model.tune what comes before the blocks that learn is kept: "
-            "set cache.precision=float16"
-        )
     if cut is not None:
         log_line(
             f"embeddings: kept as they are before block {cut.block + 1} of the image encoder, from which on it learns"

@@ -192,7 +192,7 @@ def _read_kept(context: RunContext) -> Sequence[AnnotatedImage]:
     try:
         kept = load_dataset(settings, seed=context.cfg.seed, splits=("val",), cache_dir=context.cache_dir)
     except DataError as error:
-        raise DataError(f"data.keep={root}: {error}") from error
+        raise DataError(f"data.keep: {str(error).replace('data.root', 'data.keep')}") from error
     images = with_objects(kept.splits["val"].images)
     count = min(MOST_IMAGES, len(images))
     log_line(f"data.keep: {format_count(count, 'image')} of {kept.splits['val'].source} of {root} ({kept.format})")
