@@ -332,8 +332,8 @@ def _measure_start(context: RunContext, loop: TrainingLoop, assess_split: Assess
     write_json(folder.images_before, start.image_sums)
     folder.update_run_json(before=start.metrics)
     val = {f"val/{name}": value for name, value in start.metrics["val"].items()}
-    append_metrics(folder.metrics_csv, 0, val)
     context.tracker.log_epoch(val, 0)
+    append_metrics(folder.metrics_csv, 0, val)
     log_line(f"before training: f1-score {start.metrics['val']['f1-score']:.4f} on val")
     return start
 

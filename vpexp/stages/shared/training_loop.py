@@ -180,8 +180,10 @@ def _record_epoch(
             f"{min(module.unreadable.values())}"
         )
     log_line(_describe_epoch(context, metrics, epoch, seconds))
+    context.tracker.log_epoch(
+        metrics, epoch
+    )  # first: a process that is killed in between leaves no row that MLflow never gets
     append_metrics(context.folder.metrics_csv, epoch, metrics)
-    context.tracker.log_epoch(metrics, epoch)
 
 
 def _describe_epoch(context: RunContext, metrics: dict[str, float], epoch: int, seconds: float) -> str:
