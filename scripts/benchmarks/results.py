@@ -29,6 +29,13 @@ ABOUT = {
     "sweep": "9 jobs from start to end; plain: one job times nine",
     "sweep_encoder_passes": "images through the encoder in the whole sweep",
     "memory": "peak of a process of training steps, batch 2 x 12 objects",
+    "click": "a box sent to the labelling page's server, until its mask is there; the embedding is there before",
+    "click_point": "the same of a point, which has three masks",
+    "click_decoder": "of it, the decoder",
+    "click_mask": "of it, enlarging the mask, compressing it, and waiting",
+    "click_http": "of it, HTTP and JSON, both ends in this process",
+    "click_beside_encoding": "the same while another image is encoded",
+    "click_beside_search": "the same while 50 boxes are decoded in another image",
     "memory_500_objects": "the same, one image with 500 objects; plain would need tens of GB",
 }
 

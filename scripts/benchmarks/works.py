@@ -132,6 +132,14 @@ def _data(shop: Workshop) -> Rows:
     }
 
 
+def _click(shop: Workshop) -> Rows:
+    try:
+        from scripts.benchmarks.click import measure_clicks
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(f"click: needs {error.name}: pip install 'vpexp[demo]'") from None
+    return measure_clicks(shop.settings(), shop.rounds)
+
+
 WORKS: dict[str, Callable[[Workshop], Rows]] = {
     "train_step": _train_step,
     "tune_step": _tune_step,
@@ -142,4 +150,5 @@ WORKS: dict[str, Callable[[Workshop], Rows]] = {
     "sweep": _sweep,
     "memory": _memory,
     "data": _data,
+    "click": _click,
 }

@@ -49,6 +49,17 @@ def test_works__measure_both_sides_after_finding_them_equal(shop: Workshop, tmp_
 
 
 @pytest.mark.slow
+def test_clicks__are_answered_by_the_page_s_server_and_their_parts_are_all_of_them(shop: Workshop):
+    pytest.importorskip("starlette")
+    measured = WORKS["click"](shop)
+
+    parts = {f"click_{part}" for part in ("decoder", "mask", "http")}
+    assert {"click", "click_point", *parts} <= set(measured)
+    assert all(row.ours > 0 and row.unit == "ms" for row in measured.values())
+    assert sum(measured[part].ours for part in parts) == pytest.approx(measured["click"].ours, rel=0.5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [first_epoch, ir_decoder, test_image])
 def test_sides__compute_the_same(shop: Workshop, work: ModuleType):
     settings = shop.settings()

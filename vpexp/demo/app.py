@@ -84,11 +84,10 @@ class LabellingApp:
         return Response(picture, media_type=media_type)
 
     def encode(self, request: Request, content: Any) -> Any:
-        """Encode an image, so that clicks on it are answered at once."""
-        del content
+        """Encode an image, so that clicks on it are answered at once; ``ahead``: it is not shown yet."""
         self._find_image(request)
         started = time.perf_counter()
-        self.session.encode(request.path_params["index"])
+        self.session.encode(request.path_params["index"], ahead=content.get("ahead") is True)
         return {"seconds": round(time.perf_counter() - started, 3)}
 
     def segment(self, request: Request, content: Any) -> Any:

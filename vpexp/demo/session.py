@@ -25,11 +25,15 @@ from vpexp.data.masks import compute_area
 from vpexp.data.prompts import Prompts
 from vpexp.data.tiles import Tiling
 from vpexp.demo.pictures import PictureChangedError, read_stamp
-from vpexp.demo.steps import MASKS, Box, Steps, build_arguments
+from vpexp.demo.steps import MASKS, Point, Steps, build_arguments
+from vpexp.demo.turns import Turns, build_helper
 from vpexp.inference.instances import find_instances
-from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor
+from vpexp.inference.predictor import ImageEmbedding, Prediction, Predictor, join_predictions
 from vpexp.inference.segment import FoundMask
 
+PIXELS_AT_ONCE = 1024 * 1024
+"""Pixels of the model's input of the prompts that are decoded ahead between two clicks: one prompt at 1024 px. On a CPU more of them
+are no faster."""
 REMEMBERED = 64  # answers; each holds the low-resolution logits, 256 kB for a model of 1024 px
 
 
@@ -79,8 +83,9 @@ class Answer:
 class LabelSession:
     """Encodes images and decodes steps for any number of pages at once.
 
-    The encoder and the decoder have a lock each: one call of either runs at a time, and a click does not wait for the
-    image that another page opens.
+    One call of the encoder runs at a time, and one of the decoder, and a click does not wait for the image that another page
+    opens. What is done ahead of a page (the next image, what is found in one, the order) has the decoder for a few prompts at a time,
+    and lets the clicks go first that came meanwhile.
 
     Args:
         predictor: any backend.
@@ -107,8 +112,8 @@ class LabelSession:
         self._answers: LRUCache[Any, Answer] = LRUCache(REMEMBERED)
         self._waiting = threading.Condition()  # for the same image or answer, that somebody else has asked for
         self._opened: dict[int, str] = {}  # what the file of an image was when a page opened it
-        self._encoding = threading.Lock()
-        self._decoding = threading.Lock()
+        self._encoding, self._decoding = Turns(), Turns()
+        self._helper = build_helper("ahead")
         self._finding = threading.Lock()
         self.asked = time.monotonic()  # when a page asked for anything last
         self.last_opened: int | None = None
@@ -137,21 +142,30 @@ class LabelSession:
         """Answer with another model from now on; its encoder is the same, so that embeddings stay."""
         self.model = Model(predictor, self.model.version + 1)
 
-    def encode(self, index: int) -> ImageEmbedding:
-        """Encode an image, unless its embedding is still there.
+    def encode(self, index: int, *, ahead: bool = False) -> ImageEmbedding:
+        """Encode an image, unless its embedding is still there; ``ahead``: no page shows it yet.
 
         Raises:
             ImageFileError: the image cannot be read.
         """
         stamp = read_stamp(self.images[index].path)
         self._opened.setdefault(index, stamp)
-        return self._encode_file(index, stamp)
+        return self._encode_file(index, stamp, ahead=ahead)
 
-    @cachedmethod(attrgetter("_embeddings"), condition=attrgetter("_waiting"))
-    def _encode_file(self, index: int, stamp: str) -> ImageEmbedding:
+    @cachedmethod(
+        attrgetter("_embeddings"), key=lambda _, index, stamp, **__: (index, stamp), condition=attrgetter("_waiting")
+    )
+    def _encode_file(self, index: int, stamp: str, *, ahead: bool) -> ImageEmbedding:
         del stamp
-        with self._encoding:
-            return self.model.predictor.embed(read_image(self.images[index].path))
+        image_HW3 = read_image(self.images[index].path)
+        return self._embed_ahead(image_HW3) if ahead else self._embed(image_HW3)
+
+    def _embed(self, image_HW3: NDArray[np.uint8], *, ahead: bool = False) -> ImageEmbedding:
+        with self._encoding.take(ahead=ahead):
+            return self.model.predictor.embed(image_HW3)
+
+    def _embed_ahead(self, image_HW3: NDArray[np.uint8]) -> ImageEmbedding:
+        return self._helper.submit(self._embed, image_HW3, ahead=True).result()
 
     def glance(self, index: int) -> ImageEmbedding:
         """Encode an image that no page shows: its embedding takes nobody's place in memory.
@@ -161,10 +175,7 @@ class LabelSession:
         """
         with self._waiting:
             known = self._embeddings.get((index, read_stamp(self.images[index].path)))
-        if known is not None:
-            return known
-        with self._encoding:
-            return self.model.predictor.embed(read_image(self.images[index].path))
+        return known if known is not None else self._embed_ahead(read_image(self.images[index].path))
 
     def segment(self, index: int, steps: Steps, version: int | None = None) -> Answer:
         """Answer the steps taken on one object: each is given the mask before it as ``mask_input``.
@@ -197,6 +208,11 @@ class LabelSession:
         """Whether the model finds objects by itself."""
         return self.model.predictor.instances is not None
 
+    @property
+    def has_min_score(self) -> bool:
+        """Whether the lowest score of what is found was configured."""
+        return self._min_score is not None
+
     def find_threshold(self, model: Model) -> float:
         """Find the lowest score of what a model finds: as configured, or the model's own."""
         if self._min_score is not None:
@@ -226,10 +242,7 @@ class LabelSession:
             image_HW3 = read_image(self.images[index].path)
 
             def embed(part_hw3: NDArray[np.uint8], _: Region) -> ImageEmbedding:
-                if part_hw3.shape == image_HW3.shape:
-                    return self.glance(index)
-                with self._encoding:
-                    return predictor.embed(part_hw3)
+                return self.glance(index) if part_hw3.shape == image_HW3.shape else self._embed_ahead(part_hw3)
 
             prompts, found = find_instances(decoder, image_HW3, self._tiling, min_score=min_score, embed=embed)
         return prompts, found.masks
@@ -243,7 +256,7 @@ class LabelSession:
         self, model: Model, embedding: ImageEmbedding, steps: Steps, before: Answer | None, *, place: tuple[int, str]
     ) -> Answer:
         del place
-        with self._decoding:
+        with self._decoding.take():
             if before is None:
                 answer = self._decode_afresh(model.predictor, embedding, steps)
             else:
@@ -255,7 +268,7 @@ class LabelSession:
     def _decode_afresh(self, predictor: Predictor, embedding: ImageEmbedding, steps: Steps) -> Answer:
         """Decode steps without a mask before them; of a point alone all three masks, of which one is the answer."""
         first, arguments = steps[0], build_arguments(steps)
-        if len(steps) > 1 or isinstance(first, Box):
+        if len(steps) > 1 or not isinstance(first, Point):
             return _build_answer(predictor.decode(embedding, **arguments))
         three = predictor.decode(embedding, **arguments, multimask=True)
         scores = tuple(three.iou[0].tolist())
@@ -272,18 +285,24 @@ class LabelSession:
 
 
 class _SharedDecoder:
-    """A predictor whose decoder is free for others between any two chunks of prompts."""
+    """A predictor whose decoder is free for others after every few prompts."""
 
-    def __init__(self, predictor: Predictor, decoding: threading.Lock) -> None:
+    def __init__(self, predictor: Predictor, decoding: Turns) -> None:
         self._predictor = predictor
         self._decoding = decoding
+        self._most = max(1, PIXELS_AT_ONCE // predictor.image_size**2)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._predictor, name)
 
-    def decode_prompts(self, *given: Any, **named: Any) -> Prediction:
-        with self._decoding:
-            return self._predictor.decode_prompts(*given, **named)
+    def decode_prompts(self, embedding: ImageEmbedding, prompts: Prompts, **asked: Any) -> Prediction:
+        """As of ``Predictor``."""
+        parts = []
+        for start in range(0, max(1, len(prompts)), self._most):
+            with self._decoding.take(ahead=True):
+                part = prompts.select(slice(start, start + self._most))
+                parts.append(self._predictor.decode_prompts(embedding, part, **asked))
+        return join_predictions(parts)
 
 
 def _build_answer(prediction: Prediction) -> Answer:

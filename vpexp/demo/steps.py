@@ -1,11 +1,13 @@
 """Points and a box, in the order in which a page takes them on one object: read from a request, given to a model, described.
 
+A proposal that is corrected is the first step: the box that the model found, with the point that it was decoded with.
+
 All coordinates are pixels of the image as it is shown, x before y. A point names a pixel by its index; a box is the outer
 edges of its pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +46,22 @@ class Box:
     bottom: float
 
 
-Step = Point | Box
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a proposal came from: a box, and the point in its middle.
+
+    Attributes:
+        box: as the model found it.
+        x: of the point; it may lie between pixels.
+        y: the same.
+    """
+
+    box: Box
+    x: float
+    y: float
+
+
+Step = Point | Box | Found
 
 
 Steps = tuple[Step, ...]
@@ -53,7 +70,7 @@ Steps = tuple[Step, ...]
 def parse_steps(content: Any, height: int, width: int) -> Steps:
     """Read steps as the page sends them: ``[{"point": [x, y], "inside": true, "mask": 2}, {"box": [x0, y0, x1, y1]}]``.
 
-    ``inside`` and ``mask`` may be left out.
+    ``inside`` and ``mask`` may be left out. The first one may be a proposal: ``{"found": {"box": [x0, y0, x1, y1], "point": [x, y]}}``.
 
     Args:
         content: parsed JSON.
@@ -68,8 +85,10 @@ def parse_steps(content: Any, height: int, width: int) -> Steps:
     if len(content) > MOST_STEPS:
         raise StepError(f"{len(content)} steps are more than {MOST_STEPS}")
     steps = tuple(_parse_step(entry, height, width) for entry in content)
-    if sum(isinstance(step, Box) for step in steps) > 1:
+    if sum(not isinstance(step, Point) for step in steps) > 1:
         raise StepError("an object has one box at most")
+    if any(isinstance(step, Found) for step in steps[1:]):
+        raise StepError("a proposal is the first step")
     return steps
 
 
@@ -83,13 +102,29 @@ def _parse_step(entry: Any, height: int, width: int) -> Step:
             raise StepError(f"mask must be one of {', '.join(map(str, MASKS))}: which of a point's three is meant")
         return Point(x, y, entry.get("inside", True) is True, None if mask is None else int(mask))
     if isinstance(entry, dict) and "box" in entry:
-        x0, y0, x1, y1 = _read_numbers(entry["box"], 4)
-        left, right = np.clip(sorted((x0, x1)), 0, width).tolist()
-        top, bottom = np.clip(sorted((y0, y1)), 0, height).tolist()
-        if right - left < 1 or bottom - top < 1:
+        box = _parse_box(entry["box"], height, width)
+        if box.right - box.left < 1 or box.bottom - box.top < 1:
             raise StepError("a box must hold at least one pixel of the image")
-        return Box(left, top, right, bottom)
+        return box
+    if isinstance(entry, dict) and isinstance(found := entry.get("found"), dict):
+        box, (column, row) = _parse_box(found.get("box"), height, width), _read_numbers(found.get("point"), 2)
+        if not (
+            box.left <= column <= box.right
+            and box.top <= row <= box.bottom
+            and box.left < box.right
+            and box.top < box.bottom
+        ):
+            raise StepError("the point of a proposal lies in its box, and that in the image")
+        return Found(box, column, row)
     raise StepError("a step is a point or a box")
+
+
+def _parse_box(content: Any, height: int, width: int) -> Box:
+    """Read a box, its corners in any order, clipped to the image."""
+    x0, y0, x1, y1 = _read_numbers(content, 4)
+    left, right = np.clip(sorted((x0, x1)), 0, width).tolist()
+    top, bottom = np.clip(sorted((y0, y1)), 0, height).tolist()
+    return Box(left, top, right, bottom)
 
 
 def _read_numbers(values: Any, count: int) -> list[float]:
@@ -103,14 +138,13 @@ def _read_numbers(values: Any, count: int) -> list[float]:
 
 def build_arguments(steps: Sequence[Step]) -> dict[str, Any]:
     """Build what ``Predictor.decode`` takes for one object: ``points`` and ``point_labels``, ``boxes``, or all."""
-    points = [step for step in steps if isinstance(step, Point)]
-    boxes = [[step.left, step.top, step.right, step.bottom] for step in steps if isinstance(step, Box)]
+    described = describe_steps(steps)
     arguments: dict[str, Any] = {}
-    if points:
-        arguments["points"] = np.array([[(point.x, point.y) for point in points]], dtype=np.float32)
-        arguments["point_labels"] = np.array([[float(point.inside) for point in points]], dtype=np.float32)
-    if boxes:
-        arguments["boxes"] = np.array(boxes, dtype=np.float32)
+    if "points" in described:
+        arguments["points"] = np.array([described["points"]], dtype=np.float32)
+        arguments["point_labels"] = np.array([described["point_labels"]], dtype=np.float32)
+    if "box" in described:
+        arguments["boxes"] = np.array([described["box"]], dtype=np.float32)
     return arguments
 
 
@@ -119,14 +153,22 @@ def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
 
     With ``mask`` where one of the three masks of the first point was chosen.
     """
-    points = [step for step in steps if isinstance(step, Point)]
     prompt: dict[str, Any] = {}
+    points: list[tuple[float, float, int]] = []
     for step in steps:
-        if isinstance(step, Box):
-            prompt["box"] = [step.left, step.top, step.right, step.bottom]
+        box = step.box if isinstance(step, Found) else step
+        if isinstance(box, Box):
+            prompt["box"] = [box.left, box.top, box.right, box.bottom]
+        if not isinstance(step, Box):
+            points.append((step.x, step.y, int(isinstance(step, Found) or step.inside)))
     if points:
-        prompt["points"] = [[point.x, point.y] for point in points]
-        prompt["point_labels"] = [int(point.inside) for point in points]
+        prompt["points"] = [[x, y] for x, y, _ in points]
+        prompt["point_labels"] = [inside for *_, inside in points]
     if isinstance(steps[0], Point) and steps[0].mask is not None:
         prompt["mask"] = steps[0].mask
     return prompt
+
+
+def read_found(prompt: Mapping[str, Any]) -> Found:
+    """Build the first step that goes on from a proposal, of the prompt that it says it came from."""
+    return Found(Box(*prompt["box"]), *prompt["points"][0])

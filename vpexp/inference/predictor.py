@@ -98,6 +98,17 @@ class Prediction:
         return (encode_mask(mask_HW, region) for mask_HW, region in zip(masks, regions, strict=True))
 
 
+def join_predictions(parts: Sequence[Prediction]) -> Prediction:
+    """Join the masks of some prompts and of further ones, of one image."""
+    regions = [part.regions for part in parts]
+    return Prediction(
+        np.concatenate([part.masks for part in parts]),
+        np.concatenate([part.iou for part in parts]),
+        np.concatenate([part.low_res for part in parts]),
+        None if None in regions else [region for some in regions for region in some or ()],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceModel:
     """What finds and names objects for a predictor; see ``vpexp.inference.instances``.

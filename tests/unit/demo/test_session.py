@@ -1,6 +1,7 @@
 """What the model answers to steps: the same for the same steps, whatever was asked before."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,22 @@ def test_embeddings__are_made_once_and_the_oldest_goes(predictor, images):
     assert predictor.embedded == 4
 
 
+def test_images__are_encoded_ahead_by_a_thread_that_gives_way_and_are_there_when_they_are_opened(debug_sam, images):
+    predictor, threads = load_predictor(debug_sam), []
+    embed = predictor.embed
+    predictor.embed = lambda image_HW3: (threads.append(threading.current_thread().name), embed(image_HW3))[1]
+    session = build(predictor, images, kept=3)
+    here = threading.current_thread().name
+
+    ahead = session.encode(1, ahead=True)
+    session.encode(0)
+
+    assert session.encode(1) is ahead
+    session.glance(2)
+    assert [name == here for name in threads] == [False, True, False]
+    assert threads[0] == threads[2]
+
+
 def test_pages__that_ask_at_once_wait_for_one_another(predictor, images):
     session = build(predictor, images, kept=3)
     threads = [threading.Thread(target=session.segment, args=(index % 3, STEPS[:1])) for index in range(12)]
@@ -165,6 +182,43 @@ def test_find__encodes_what_is_not_encoded_yet_and_gives_what_predict_does(finde
     tiles = [] if tiling is None else [(32, 32, 3)] * len(tiling.plan(40, 60))
     assert encoded == [(40, 60, 3), *tiles]
     assert LabelSession(finder, images, kept=2, min_score=1.0).find(0)[1] == []
+
+
+def test_find__lets_a_click_go_first_after_every_few_prompts(finder, images, monkeypatch):
+    monkeypatch.setattr("vpexp.demo.session.PIXELS_AT_ONCE", 2 * finder.image_size**2)
+    session, decoded = LabelSession(finder, images, kept=2), []
+    session.encode(1)
+    decode_prompts, decode = finder.decode_prompts, finder.decode
+    at_work = threading.Event()
+
+    def search(embedding, prompts, **asked):
+        decoded.append(len(prompts))
+        at_work.set()
+        if len(decoded) == 1:
+            until = time.monotonic() + 60
+            while not session._decoding._first:  # the click waits for its turn
+                assert time.monotonic() < until
+        return decode_prompts(embedding, prompts, **asked)
+
+    def click(*given, **named):
+        decoded.append("click")
+        monkeypatch.setattr(finder, "decode_prompts", decode_prompts)
+        answer = decode(*given, **named)
+        monkeypatch.setattr(finder, "decode_prompts", search)
+        return answer
+
+    monkeypatch.setattr(finder, "decode_prompts", search)
+    monkeypatch.setattr(finder, "decode", click)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(session.find(0)))
+    thread.start()
+    assert at_work.wait(60)
+    session.segment(1, STEPS[1:2])
+    thread.join()
+
+    assert decoded[:2] == [2, "click"]
+    assert len(decoded) > 3
+    assert found[0][1]
 
 
 def test_find__leaves_clicks_answered(finder, images):

@@ -6,6 +6,7 @@ import pytest
 from vpexp.demo.steps import (
     MOST_STEPS,
     Box,
+    Found,
     Point,
     StepError,
     build_arguments,
@@ -19,6 +20,11 @@ def test_parse__points_name_pixels_and_boxes_are_put_in_order_inside_the_image()
 
     assert steps == (Point(3, 4, True), Point(0, 9, False), Box(0, 1, 20, 5))
     assert parse_steps([{"point": [3, 4], "mask": 2}], 10, 20) == (Point(3, 4, True, mask=2),)
+    found = {"found": {"box": [3.5, 1, 9, 8.25], "point": [6.25, 4.5]}}
+    assert parse_steps([found, {"point": [3, 4]}], 10, 20) == (
+        Found(Box(3.5, 1, 9, 8.25), 6.25, 4.5),
+        Point(3, 4, True),
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,12 @@ def test_parse__points_name_pixels_and_boxes_are_put_in_order_inside_the_image()
         ([{"box": [1, 2, 3]}], "expected 4 numbers"),
         ([{"box": [25, 0, 40, 8]}], "at least one pixel"),
         ([{"box": [0, 0, 5, 5]}, {"box": [0, 0, 6, 6]}], "one box at most"),
+        ([{"found": {"box": [0, 0, 5, 5], "point": [6, 3]}}], "lies in its box"),
+        ([{"found": {"box": [30, 30, 35, 35], "point": [32, 32]}}], "lies in its box"),
+        ([{"found": {"box": [0, 0, 5, 5]}}], "expected 2 numbers"),
+        ([{"found": [0, 0, 5, 5]}], "a point or a box"),
+        ([{"point": [1, 2]}, {"found": {"box": [0, 0, 5, 5], "point": [3, 3]}}], "a proposal is the first step"),
+        ([{"found": {"box": [0, 0, 5, 5], "point": [3, 3]}}, {"box": [0, 0, 5, 5]}], "one box at most"),
         ([{"circle": [1, 2]}], "a point or a box"),
         (["point"], "a point or a box"),
         ([{"point": [1, 2], "mask": 0}], "mask must be one of 1, 2, 3"),

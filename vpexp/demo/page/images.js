@@ -75,7 +75,7 @@ async function encode(index) {
   const stamp = get(`/api/images/${following}?ahead`).then((about) => about.stamp).catch(() => null);
   ahead = { index: following, picture: loadPicture(following), stamp };
   ahead.picture.catch(() => { ahead = { index: -1, picture: null }; });
-  post(`/api/images/${following}/encode`).then(() => prepareProposals(following)).catch(() => {}); // said when that image is opened
+  post(`/api/images/${following}/encode`, { ahead: true }).then(() => prepareProposals(following)).catch(() => {}); // said when that image is opened
 }
 
 /** Find the image that N opens; null: there is none. */
