@@ -77,7 +77,7 @@ def test_server_that_is_killed_while_it_learns__loses_nothing_and_learns_again(t
     assert place.read_bytes() == labels
 
     server.start(*TINY)
-    state = wait(server, lambda state: "round 1, on 1 held-out image" in state["learning"]["line"])
+    state = wait(server, lambda state: "round 1, on the 3 images that it learnt from" in state["learning"]["line"])
     assert place.read_bytes() == labels
     learnt = json.loads((server.folder / ".learning" / "state.json").read_text())
     assert [one["taken"] for one in learnt["rounds"]] == [bool(learnt["models"])]

@@ -53,7 +53,7 @@ def truths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Truth]:
 def server(truths: dict[str, Truth], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests; the later ones kill it, start it again, and end it."""
     started = Server(Path(next(iter(truths))).parent, tmp_path_factory.mktemp("outputs"))
-    started.start("tracking=none")
+    started.start("tracking=none", "demo.learn=false")
     yield started
     if started.process.poll() is None:
         started.end(signal.SIGKILL)
@@ -332,6 +332,35 @@ def test_two_windows__see_each_other_s_masks_and_lose_nothing(open_window, serve
     there.wait("state.kept.length === 2")
 
 
+def correct_proposals(window: Window, server: Server) -> None:
+    """Take up a proposal by T, and another one by a right click on it; leave none of it."""
+    window.press("Tab")
+    shown = window.ask("[state.target.mask.counts, state.target.label]")
+    window.press("t")
+    window.wait("state.steps.length === 1 && !state.waiting")
+    assert window.ask("[state.mask.counts, state.label]") == shown
+    assert window.ask("view.scene.proposals.some(mask => mask.mask.counts === given)", shown[0]) is False
+    assert "a proposal" in window.page.inner_text("#object")
+    window.press("Control+z")
+    window.wait("state.steps.length === 0")
+    assert window.ask("view.scene.proposals.some(mask => mask.mask.counts === given)", shown[0]) is True
+    window.press("Escape")
+
+    inside_HW = window.read_drawn("state.proposals[0].path")
+    rows, columns = np.nonzero(inside_HW)
+    x, y = int(columns[len(columns) // 2]), int(rows[len(rows) // 2])
+    window.click([x, y], outside=True)
+    assert window.ask("state.steps.map(step => Object.keys(step)[0])") == ["found", "point"]
+    window.press("Enter")
+    window.wait("state.kept.length === 1")
+    (entry,) = server.read_annotations()
+    assert entry["prompt"]["point_labels"] == [1, 0]
+    assert len(entry["prompt"]["box"]) == 4
+    window.press("Control+z", "Control+z")
+    window.wait("state.kept.length === 0 && state.steps.length === 0")
+    window.press("Escape")
+
+
 def test_proposals__are_accepted_rejected_and_brought_back(
     browser, truths, run_debug: RunDebug, tmp_path: Path
 ) -> None:
@@ -339,13 +368,14 @@ def test_proposals__are_accepted_rejected_and_brought_back(
     checkpoint = run_debug(tmp_path, "experiment=debug", *lean).artifacts["best_checkpoint"]
     add_instances(checkpoint, draw_instances())
     server = Server(Path(next(iter(truths))).parent, tmp_path, f"checkpoint='{checkpoint}'")
-    server.start("tracking=none")
+    server.start("tracking=none", "demo.learn=false")
     window = Window(browser.new_context(viewport={"width": 1100, "height": 700}).new_page())
     window.open(server.address, 1)
     window.wait("state.proposals.length > 0")
     assert window.ask("state.labels") == ["berry", "leaf", "shoot"]  # those of demo.labels first
     assert server.read_annotations() == []
     proposed = window.ask("view.scene.proposals.length")
+    correct_proposals(window, server)
     window.press("Tab", "x")
     window.wait("state.undo.length === 1")
     assert window.ask("state.proposals.length") < proposed
@@ -436,7 +466,7 @@ def test_killed_server__loses_nothing_and_the_open_page_goes_on(open_window, ser
     window.click(objects[0].point)
     window.page.get_by_text("vpexp does not answer").wait_for()
 
-    server.start(f"tracking.uri=sqlite:///{server.output_dir}/mlflow.db")
+    server.start(f"tracking.uri=sqlite:///{server.output_dir}/mlflow.db", "demo.learn=false")
 
     assert server.read_annotations() == kept
     window.page.get_by_text("vpexp answers again").wait_for()

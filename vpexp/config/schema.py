@@ -399,8 +399,8 @@ class DemoConfig:
     """Encoded images that are kept in memory, 4 MB each at 1024 px."""
     learn: bool = True
     """Learn from what is kept in a process of its own, and take up what is better on labelled images that are held out."""
-    learn_every: int = setting(5, lowest=1)
-    """Images that are labelled between two rounds of learning."""
+    learn_every: int | None = setting(None, lowest=1)
+    """Images that are labelled between two rounds of learning; null: a half more than the last one knew: after 1, 2, 3, 5, 8, 12, 18, 27, 37 …"""
     learn_epochs: int = setting(3, lowest=1)
     """Epochs of the decoder in a round."""
     learn_steps: int = setting(200, lowest=1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from vpexp.console import format_count, log_line
 from vpexp.demo.pictures import read_stamp
-from vpexp.demo.rounds import FEWEST, Round, choose_held_out, hash_image, read_outcome, write_dataset
+from vpexp.demo.rounds import Round, choose_held_out, find_interval, hash_image, read_outcome, write_dataset
 from vpexp.demo.session import LabelSession
 from vpexp.demo.store import LabelStore
 from vpexp.errors import CheckpointError, VpexpError
@@ -46,13 +46,13 @@ class Work:
         process: trains.
         folder: where it writes.
         names: of the images that it learns from and is measured on.
-        held_out: how many of them it is measured on.
+        held_out: those of them that it is measured on; none: all, as they are few.
     """
 
     process: "subprocess.Popen[bytes]"
     folder: Path
     names: tuple[str, ...]
-    held_out: int
+    held_out: tuple[str, ...]
 
 
 class Learner:
@@ -62,7 +62,7 @@ class Learner:
         session: takes models up.
         store: what is kept.
         start: names the model that the page was started with; what was learnt from another one does not count.
-        every: images that are labelled between two rounds.
+        every: images that are labelled between two rounds; None: see ``find_interval``.
         folder: of the run; rounds lie in it.
         start_round: starts the training.
         load: loads a model.
@@ -74,7 +74,7 @@ class Learner:
         store: LabelStore,
         *,
         start: str,
-        every: int,
+        every: int | None,
         folder: Path,
         start_round: StartRound,
         load: LoadModel,
@@ -86,6 +86,7 @@ class Learner:
         self.rounds: list[Round] = []
         self._models: list[str] = []  # taken up one after another; the last one answers
         self._used: set[str] = set()  # images of the last round
+        self._learnt: set[str] = set()  # images that any round has learnt from, and not been measured on
         self._numbers: dict[tuple[str, str], float] = {}  # of images, by path and stamp
         self._work: Work | None = None
         self._stopped = False
@@ -155,12 +156,12 @@ class Learner:
     def describe(self) -> dict[str, Any]:
         """Describe for people what goes on, and what came out of the last round."""
         if self._work:
-            count = format_count(len(self._work.names) - self._work.held_out, "image")
+            count = format_count(len(self._work.names) - len(self._work.held_out), "image")
             line = f"round {self._count() + 1} learns from {count}; you can go on"
         elif self._stopped:
             line = "stopped"
         else:
-            missing = max(self._every - len(self._list_new()), 1)
+            missing = max(self._interval - len(self._list_new()), 1)
             line = f"learns after {format_count(missing, 'more image')}"
         last = f"{line}. {self.rounds[-1]}" if self.rounds else line
         return {
@@ -177,7 +178,7 @@ class Learner:
             if self._work is not None:
                 if self._work.process.poll() is not None:
                     self._conclude(self._work)
-            elif not self._stopped and not self._ended.is_set() and len(self._list_new()) >= self._every:
+            elif not self._stopped and not self._ended.is_set() and len(self._list_new()) >= self._interval:
                 self._begin()
 
     def wait(self) -> None:
@@ -206,6 +207,10 @@ class Learner:
     def _list_new(self) -> list[str]:
         return [name for name in self._list_complete() if name not in self._used]
 
+    @property
+    def _interval(self) -> int:
+        return self._every or find_interval(len(self._used))
+
     def _count(self) -> int:
         return self.rounds[-1].number if self.rounds else 0
 
@@ -213,18 +218,20 @@ class Learner:
         labels, paths = self._store.labels, self._find_paths()
         places = {name: self._compute_number(path) for name, path in paths.items()}
         with_masks = labels.count_by_image().keys() & places.keys()
-        if len(with_masks) < FEWEST:
+        if not with_masks:
             return
-        held_out = choose_held_out(places, with_masks)
+        held_out = choose_held_out(places, with_masks, self._learnt)
         number = self._count() + 1
         folder = self._folder / f"round_{number:03}"
         while folder.exists():
             folder = folder.with_name(f"{folder.name}_again")
         write_dataset(folder / "data", labels, paths, held_out)
         process = self._start_round(folder, folder / "data", self.checkpoint, number)
-        self._work = Work(process, folder, tuple(paths), len(held_out))
+        self._work = Work(process, folder, tuple(paths), tuple(sorted(held_out)))
         self.version += 1
-        log.info("round %d: learns from %d images, measured on %d", number, len(paths) - len(held_out), len(held_out))
+        log.info(
+            "round %d: learns from %d images, measured on %s", number, len(paths) - len(held_out), sorted(held_out)
+        )
 
     def _find_paths(self) -> dict[str, Path]:
         """Find the files of the images that a round learns from or is measured on, by name."""
@@ -241,8 +248,8 @@ class Learner:
     def _conclude(self, work: Work) -> None:
         """Take up what a round made, where it is better."""
         self._work = None
-        count = len(work.names) - work.held_out
-        outcome, made = read_outcome(work.folder, self._count() + 1, count, work.held_out)
+        held_out = len(work.held_out)
+        outcome, made = read_outcome(work.folder, self._count() + 1, len(work.names) - held_out, held_out)
         name = f"round_{outcome.number:03}.ckpt"
         if made is not None:
             place = self._state_path.parent / name
@@ -251,6 +258,7 @@ class Learner:
                 shutil.copy(made, draft)
             predictor = self._load(place)
             self._models.append(name)
+            self._learnt |= set(work.names) - set(work.held_out)
         self.rounds.append(outcome)
         self._used = set(work.names)
         self._write_state()
@@ -283,6 +291,7 @@ class Learner:
             "start": self._start,
             "models": self._models,
             "used": sorted(self._used),
+            "learnt": sorted(self._learnt),
             "rounds": [one.to_json() for one in self.rounds],
         }
         write_json(self._state_path, content)
@@ -298,11 +307,11 @@ class Learner:
             rounds = [Round.from_json(one) for one in content["rounds"]]
             names = [Path(str(name)).name for name in content["models"]]  # whatever it says, they lie beside it
             models = [name for name in names if (self._state_path.parent / name).is_file()]
-            used = {str(name) for name in content["used"]}
+            used, learnt = ({str(name) for name in content[key]} for key in ("used", "learnt"))
         except (CheckpointError, KeyError, TypeError) as error:
             log_line(f"{self._state_path} is damaged, learning begins anew: {error}", style="yellow")
             return
-        self.rounds, self._models, self._used = rounds, models, used
+        self.rounds, self._models, self._used, self._learnt = rounds, models, used, learnt
 
 
 def start_process(command: list[str], log_path: Path) -> "subprocess.Popen[bytes]":

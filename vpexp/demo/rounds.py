@@ -1,15 +1,17 @@
 """The data set that a round learns from, and what came out of it.
 
-Of the labelled images a share is held out, by the content of their files: the same ones in every round, so that no model is
-measured on what an earlier one has learnt.
+Of the labelled images a share is held out, by the content of their files, and never one that an earlier round has learnt from. Of the
+first few none is: each is worth more to learn from, and what one image says of a model is next to nothing.
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from vpexp.console import format_count
 from vpexp.demo.folder import place_image
 from vpexp.demo.labels import LabelSet
 from vpexp.files import write_text
@@ -19,8 +21,9 @@ HELD_OUT = 0.25
 """Share of the labelled images that models are measured on."""
 OUTPUT = "output.log"
 """In the folder of a round: what its process printed."""
-FEWEST = 2
-"""Images with masks, to learn from and to measure on together."""
+FIRST = 3
+"""Images with masks, up to which a round learns from all of them, and is measured on the same."""
+LONGEST_INTERVAL = 10
 FOUND, MASKS = "val/auto/f1", "val/f1-score"
 
 
@@ -31,7 +34,7 @@ class Round:
     Attributes:
         number: from 1.
         images: that it learnt from.
-        held_out: images that it was measured on.
+        held_out: images that it was measured on; 0: it was on those that it learnt from.
         before: of the model that it started from: F1 at an IoU of 0.5 of what is found without prompts (0: it finds nothing), and
             F1 of the pixels of masks from boxes.
         after: of the model that it made.
@@ -51,7 +54,11 @@ class Round:
         if self.error:
             return f"round {self.number} ended early ({self.error}): the model stays"
         (found, masks), (found_after, masks_after) = self.before, self.after
-        measured = f"{self.held_out} held-out image{'s' if self.held_out > 1 else ''}"
+        measured = format_count(self.held_out, "held-out image")
+        if not self.held_out:
+            measured = (
+                "the image that it learnt from" if self.images == 1 else f"the {self.images} images that it learnt from"
+            )
         outcome = "taken up" if self.taken else "no better, not taken up"
         return f"round {self.number}, on {measured}: found {found:.2f} → {found_after:.2f}, masks {masks:.3f} → {masks_after:.3f}: {outcome}"
 
@@ -76,18 +83,25 @@ def hash_image(path: Path) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def choose_held_out(places: Mapping[str, float], with_masks: Collection[str]) -> set[str]:
+def find_interval(known: int) -> int:
+    """Find after how many further images the next round begins: half of those that the last one knew, 1 at least and 10 at most."""
+    return min(max(1, math.ceil(known / 2)), LONGEST_INTERVAL)
+
+
+def choose_held_out(places: Mapping[str, float], with_masks: Collection[str], learnt: Collection[str] = ()) -> set[str]:
     """Choose the images that models are measured on: those whose number is low; the lowest with masks where no such one is.
 
     Args:
         places: the number of each image, see ``hash_image``, by its name.
-        with_masks: names of those with masks, two at least; one is held out, and one is not.
+        with_masks: names of those with masks, one at least; one is not held out. Of no more than ``FIRST`` none is.
+        learnt: names of those that an earlier round has learnt from, which are not held out.
     """
-    low = {name for name, place in places.items() if place < HELD_OUT}
-    masked = sorted(with_masks, key=lambda name: (places[name], name))
-    if masked[0] not in low:
-        low.add(masked[0])
-    if low.issuperset(masked):
+    masked = sorted(set(with_masks).difference(learnt), key=lambda name: (places[name], name))
+    if len(with_masks) <= FIRST or not masked:
+        return set()
+    low = {name for name, place in places.items() if place < HELD_OUT and name not in learnt}
+    low.add(masked[0])
+    if low.issuperset(with_masks):
         low.remove(masked[-1])
     return low
 
@@ -99,14 +113,14 @@ def write_dataset(root: Path, labels: LabelSet, paths: Mapping[str, Path], held_
         root: a folder that is not there.
         labels: what is kept.
         paths: the images that count, by name.
-        held_out: names of those to measure on.
+        held_out: names of those to measure on; none: it is measured on those that it learns from.
 
     Raises:
         OSError: it cannot be written.
     """
     (root / "annotations").mkdir(parents=True)
     for split, is_held_out in (("train", False), ("val", True)):
-        names = [name for name in paths if (name in held_out) is is_held_out]
+        names = [name for name in paths if not held_out or (name in held_out) is is_held_out]
         for name in names:
             place_image(paths[name], root / "images" / split / name, is_labelled=False)
         write_text(root / "annotations" / f"instances_{split}.json", "".join(labels.choose(names).write()))

@@ -33,7 +33,7 @@ from vpexp.errors import ConfigError
         ("prompt.jitter=much", "prompt.jitter=much: must be a number"),
         ("prompt.max_per_image=all", "prompt.max_per_image=all: must be a whole number or null"),
         ("trainer.limit_train_batches=all", "must be a number or null"),
-        ("demo.learn_every=[0]", "demo.learn_every=[0]: must be a whole number"),
+        ("demo.learn_every=[0]", "demo.learn_every=[0]: must be a whole number or null"),
         ("model.freeze=image_encoder", "model.freeze=image_encoder: must be a list, as [a,b]"),
         ("data.synthetic=3", "data.synthetic=3: must be a section of keys or null"),
         ("data=cocoo", "data has no option 'cocoo'; did you mean 'coco'? (there are: auto, coco,"),

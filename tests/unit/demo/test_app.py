@@ -268,7 +268,7 @@ def test_damaged_image__is_one_line_and_others_go_on(client, images):
 
 
 def test_defect__is_one_line_for_the_page_and_a_traceback_for_the_log(client, labelling, monkeypatch, caplog):
-    monkeypatch.setattr(type(labelling.session), "encode", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(labelling.session), "encode", lambda *_, **__: 1 / 0)
 
     answer = client.post("/api/images/0/encode", json={})
 
@@ -382,6 +382,41 @@ def test_proposals__are_written_only_when_they_are_accepted_and_one_undo_takes_t
     assert client.get("/api/images/0").json()["masks"] == kept
     assert client.delete("/api/masks").status_code == 400
     assert client.post("/api/masks/restore", params={"uid": "x"}, json={}).status_code == 404
+
+
+def test_proposal__is_corrected_by_clicks_that_go_on_from_its_mask(finding, finding_client):
+    client, (proposed, *_) = finding_client, propose(finding_client)
+    found = {"found": {"box": proposed["prompt"]["box"], "point": proposed["prompt"]["points"][0]}}
+    click = {"point": [20, 20], "inside": False}
+
+    as_it_is = client.post("/api/images/0/segment", json={"steps": [found]}).json()
+    corrected = client.post("/api/images/0/segment", json={"steps": [found, click]}).json()
+
+    assert as_it_is["mask"] == proposed["mask"]
+    assert corrected["mask"] != as_it_is["mask"]
+    kept = keep(client, steps=[found, click], version=corrected["version"]).json()["masks"]
+    assert kept[0]["mask"] == corrected["mask"]
+    (entry,) = json.loads(finding.store.annotations.read_text())["annotations"]
+    assert entry["prompt"] == {
+        "box": proposed["prompt"]["box"],
+        "points": [proposed["prompt"]["points"][0], [20, 20]],
+        "point_labels": [1, 0],
+    }
+
+
+def test_slider__begins_where_it_would_have_been_best_for_what_was_labelled_last(finding, finding_client, monkeypatch):
+    monkeypatch.setattr("vpexp.demo.proposals.FEWEST", 2)
+    client, usual = finding_client, finding.session.find_threshold(finding.session.model)
+    proposed = propose(client)
+    ask = lambda index: client.get(f"/api/images/{index}/proposals").json()["threshold"]  # noqa: E731
+    assert ask(1) == usual
+    accept(client, proposed[:2])
+
+    assert ask(0) == usual  # it is not labelled whole yet
+    assert ask(1) == pytest.approx(proposed[1]["score"], abs=1e-4)
+
+    finding.session._min_score = 0.3
+    assert ask(1) == 0.3
 
 
 def test_proposals__of_what_is_kept_or_rejected_are_not_shown(finding_client):

@@ -42,12 +42,12 @@ class Site:
         self.score, self.seconds = 0.9, 0.0
         self.learner = self.build()
 
-    def build(self, start="sam_debug") -> Learner:
+    def build(self, start="sam_debug", every=2) -> Learner:
         return Learner(
             self.session,
             self.store,
             start=start,
-            every=2,
+            every=every,
             folder=self.tmp_path / "rounds",
             start_round=self.train,
             load=self.load,
@@ -97,7 +97,7 @@ def test_round__begins_after_so_many_images_that_were_left(site):
 
     site.learner.step()
 
-    assert site.asked == [(1, None, ["a.png", "a.png"])]
+    assert site.asked == [(1, None, ["a.png"] * 4)]  # both in train and in val
     assert site.learner.describe()["busy"]
     site.learner.wait()
     assert not site.learner.describe()["busy"]
@@ -105,11 +105,25 @@ def test_round__begins_after_so_many_images_that_were_left(site):
     assert len(site.asked) == 1  # nothing new
 
 
+def test_rounds__begin_with_the_first_image_where_no_number_is_given(site):
+    site.learner = site.build(every=None)
+    for count in range(3):
+        assert site.learner.describe()["line"].startswith("learns after 1 more image")
+        site.label(count)
+        site.learn()
+
+        assert len(site.asked) == count + 1
+        assert "that it learnt from: found" in site.learner.describe()["news"]
+    assert site.learner.describe()["line"].startswith("learns after 2 more images")
+    again = site.build(every=None)
+    assert again.describe()["line"] == site.learner.describe()["line"]
+
+
 def test_image_with_nothing_in_it__is_learnt_from_and_one_that_another_tool_only_lists_is_not(site):
     site.label(0, 1)
     site.store.set_done(site.images[2], 48, 32, done=True)
     site.learn()
-    assert site.asked[0][2] == ["a.png", "a.png", "turned.jpg"]
+    assert site.asked[0][2] == ["a.png"] * 4 + ["turned.jpg"] * 2
 
     other = site.store.labels.with_image("listed.png", 10, 10, 77)
     assert "listed.png" not in other.labelled

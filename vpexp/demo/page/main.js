@@ -36,10 +36,10 @@ function draw() {
   const base = steps.find((step) => step.base)?.base;
   const rest = hidden ? NOTHING : base ? all.filter((mask) => mask.id !== base.id) : all;
   const shown = proposals.listShown(), target = proposals.findTarget();
-  const isSame = drawn.proposals === state.proposals && drawn.lowest === state.lowest && drawn.labels === state.labels && drawn.shown === state.proposing;
+  const isSame = drawn.proposals === state.proposals && drawn.lowest === state.lowest && drawn.labels === state.labels && drawn.shown === state.proposing && drawn.found === state.steps[0]?.found;
   if (!isSame) {
     for (const mask of shown) mask.color = panels.pickColor(labelIndex(mask.label));
-    drawn = { ...drawn, proposals: state.proposals, lowest: state.lowest, labels: state.labels, shown: state.proposing, list: shown };
+    drawn = { ...drawn, proposals: state.proposals, lowest: state.lowest, labels: state.labels, shown: state.proposing, found: state.steps[0]?.found, list: shown };
   }
   if (!base) drawn.kept = rest;
   else if (drawn.base !== base || drawn.all !== all) Object.assign(drawn, { kept: rest, base, all });
@@ -71,7 +71,7 @@ Object.assign(page, {
   isOpen: () => Boolean(view.image),
   getSize: () => [view.image.height, view.image.width],
   refreshKept: kept.refreshKept, settle: kept.settle, restoreNow: kept.restoreNow, removeNow: kept.removeNow, dress: kept.dress,
-  refreshProposals: proposals.refreshProposals, nameTarget: proposals.nameTarget,
+  refreshProposals: proposals.refreshProposals, nameTarget: proposals.nameTarget, findTarget: proposals.findTarget,
 });
 
 // --- other pages, and what is learnt
@@ -136,7 +136,7 @@ function pressTab(step) {
 const KEYS = {
   Enter: keep, " ": keep, Escape: leave,
   n: images.openNext, ArrowRight: images.openNext, p: images.openPrevious, ArrowLeft: images.openPrevious, d: images.toggleDone,
-  a: proposals.acceptAll, x: proposals.reject, g: proposals.toggle,
+  a: proposals.acceptAll, x: proposals.reject, g: proposals.toggle, t: object.correct,
   c: () => use("point"), o: () => use("outside"), v: () => use("select"), b: () => use("brush"), e: () => use("eraser"),
   "[": () => changeRadius(-1), "]": () => changeRadius(1),
   k: () => kept.split(state.selected), Delete: () => kept.remove(state.selected),
@@ -173,7 +173,7 @@ byId("new-label").addEventListener("submit", async (event) => {
 });
 for (const [id, action] of Object.entries({
   keep: object.keep, undo, redo, drop: object.drop, previous: KEYS.p, next: KEYS.n, done: KEYS.d, fit: KEYS.f, hide: KEYS.h, list: KEYS.i,
-  accept: proposals.acceptOne, reject: KEYS.x, "accept-all": KEYS.a, propose: KEYS.g, "zoom-in": KEYS["+"], "zoom-out": KEYS["-"],
+  accept: proposals.acceptOne, correct: object.correct, reject: KEYS.x, "accept-all": KEYS.a, propose: KEYS.g, "zoom-in": KEYS["+"], "zoom-out": KEYS["-"],
   smaller: KEYS["["], larger: KEYS["]"], split: KEYS.k, "learning-stop": () => steer(state.learning.stopped ? "start" : "stop"),
   "learning-undo": () => steer("undo"), "help-button": KEYS["?"],
 })) byId(id).addEventListener("click", () => { action(); if (id !== "help-button") byId("canvas").focus(); });

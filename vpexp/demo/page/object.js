@@ -6,16 +6,36 @@ import { drawStrokes, tracePath } from "./mask.js";
 import { guarded, inTurn, setStatus, tell } from "./messages.js";
 import { note, page, state } from "./state.js";
 
-const isAsked = (step) => step.point || step.box; // what the model answers
+const isAsked = (step) => step.point || step.box || step.found; // what the model answers
+const send = ({ found, ...step }) => (found ? { found: { box: found.prompt.box, point: found.prompt.points[0] } } : step);
 const findBase = (steps) => steps.find((step) => step.base)?.base;
 
 export function takeStep(step, event) {
   if (findBase(state.steps)) { tell("this mask is changed by brush and eraser: Enter saves it, Esc leaves it as it was"); return; }
-  const kept = step.box ? state.steps.filter((other) => !other.box) : state.steps;
-  const before = state.waiting ? undefined : state.mask?.counts;
+  const found = step.point && !state.steps.length ? findCorrected(step) : null;
+  const kept = step.box ? state.steps.filter((other) => !other.box && !other.found) : found ? [{ found }] : state.steps;
+  const before = state.waiting ? undefined : state.mask?.counts ?? found?.mask.counts;
+  if (found) takeLabel(found);
   state.selected = null;
   page.drawKept();
   changeSteps([...kept, step], { since: event?.timeStamp, before });
+}
+
+/** The proposal that a first click corrects: the selected one; or, as nothing begins with a point outside, the one below the mouse. */
+const findCorrected = ({ inside }) => [state.target, inside ? null : state.hovered].find((mask) => mask && canCorrect(mask)) ?? null;
+const canCorrect = ({ prompt }) => Boolean(prompt?.box && prompt.points?.length);
+
+function takeLabel({ label }) {
+  if (state.labels.includes(label)) state.label = label;
+  page.drawPanels();
+}
+
+/** Take up the proposal that is meant, as the object that clicks go on with. */
+export function correct() {
+  const found = page.findTarget();
+  if (state.steps.length) tell("keep or drop the object at hand first");
+  else if (!found || !canCorrect(found)) tell("no proposal is selected: point at one, or press Tab");
+  else { takeLabel(found); state.selected = null; changeSteps([{ found }]); }
 }
 
 /** Take up a stroke: of the object at hand, of the kept mask that is selected, or of a new object. */
@@ -83,7 +103,7 @@ async function ask() {
     const { index, steps, since } = state;
     let answer;
     try {
-      answer = await post(`/api/images/${index}/segment`, { steps: steps.filter(isAsked), stamp: state.stamp });
+      answer = await post(`/api/images/${index}/segment`, { steps: steps.filter(isAsked).map(send), stamp: state.stamp });
     } catch (error) {
       if (state.steps !== steps) continue;
       Object.assign(state, { answer: null, mask: null, path: null, waiting: false });
@@ -111,7 +131,7 @@ export const keep = inTurn(async () => {
 async function keepNew() {
   const { index, steps, label, mask: pixels, drawn, answer, undo, redo } = state;
   steps.uid ??= makeUid();
-  const given = drawn ? { mask: pixels } : { steps, version: answer.version };
+  const given = drawn ? { mask: pixels } : { steps: steps.map(send), version: answer.version };
   let changed;
   try {
     changed = await post(`/api/images/${index}/masks`, { ...given, label, uid: steps.uid, stamp: state.stamp });

@@ -141,7 +141,7 @@ export function drawProposals({ canFind, proposing, proposals, finding, lowest }
   byId("proposals-text").textContent = !proposing ? "hidden" : finding ? "looking for objects …" : target ? `${target.label} · score ${target.score.toFixed(2)}` : shown.length ? "point at one, or Tab" : low ? `none above ${lowest.toFixed(2)}` : "nothing more is proposed here";
   byId("lowest").value = lowest;
   byId("lowest-text").textContent = `≥ ${lowest.toFixed(2)}${low ? ` · ${low} below` : ""}`;
-  byId("accept").disabled = byId("reject").disabled = !target;
+  byId("accept").disabled = byId("reject").disabled = byId("correct").disabled = !target;
   byId("accept-all").disabled = !shown.length;
   byId("accept-all").textContent = shown.length ? `Accept all ${shown.length}` : "Accept all";
 }
@@ -165,6 +165,7 @@ export function drawTools({ tool, radius }) {
 export function drawObject({ steps, answer, mask, path, area, waiting, unchanged, undo, redo }, choose) {
   const points = steps.filter((step) => step.point), inside = points.filter((step) => step.inside).length;
   const parts = [];
+  if (steps[0]?.found) parts.push("a proposal");
   if (inside) parts.push(`${inside} inside`);
   if (points.length > inside) parts.push(`${points.length - inside} outside`);
   if (steps.some((step) => step.box)) parts.push("a box");

@@ -17,9 +17,10 @@ export const refreshProposals = guarded(async () => {
   state.finding = isFirst;
   page.draw();
   try {
-    const { masks, threshold } = await get(`/api/images/${index}/proposals`);
+    const { masks, threshold, version } = await get(`/api/images/${index}/proposals`);
     if (state.index !== index || refresh !== refreshes) return;
-    if (state.threshold !== threshold) Object.assign(state, { threshold, lowest: threshold });
+    const isMoved = state.lowest !== state.threshold && version === state.proposedVersion; // by hand, for this model
+    Object.assign(state, { threshold, proposedVersion: version, lowest: isMoved ? state.lowest : threshold });
     state.proposals = masks.map((mask) => known.get(mask.mask.counts) ?? { ...mask, proposed: true, path: tracePath(mask.mask) });
     known = new Map(state.proposals.map((mask) => [mask.mask.counts, mask]));
     if (!state.proposals.includes(state.target)) state.target = null;
@@ -35,7 +36,7 @@ export function prepareProposals(index) {
   if (state.canFind && state.proposing) get(`/api/images/${index}/proposals`).catch(() => {}); // said when that image is opened
 }
 
-export const listShown = () => (state.proposing ? state.proposals.filter((mask) => mask.score >= state.lowest) : []);
+export const listShown = () => (state.proposing ? state.proposals.filter((mask) => mask.score >= state.lowest && mask !== state.steps[0]?.found) : []);
 
 /** The proposal that Enter and X mean: the selected one, or the one below the mouse. */
 export const findTarget = () => [state.target, state.hovered].find((mask) => mask && listShown().includes(mask)) ?? null;

@@ -8,7 +8,7 @@ export const state = {
   images: [], counts: {}, done: new Set(), labels: [], version: "", changes: 0, broken: new Set(),
   order: "name", next: [], // images that are not labelled yet, those first that promise most
   index: -1, label: "", kept: [], selected: null, hidden: false,
-  canFind: false, proposals: [], proposing: true, finding: false, lowest: 0, threshold: 0, target: null, hovered: null, modelVersion: 0,
+  canFind: false, proposals: [], proposing: true, finding: false, lowest: 0, threshold: 0, target: null, hovered: null, modelVersion: 0, proposedVersion: null,
   tool: "point", radius: 8, // of the brush, in pixels of the image
   steps: [], answer: null, mask: null, path: null, waiting: false, unchanged: false, // the object that is being clicked or drawn
   undo: [], redo: [], left: new Map(), // what was done to this image, last thing last; the same, and steps, of others
