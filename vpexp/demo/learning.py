@@ -307,7 +307,8 @@ class Learner:
             rounds = [Round.from_json(one) for one in content["rounds"]]
             names = [Path(str(name)).name for name in content["models"]]  # whatever it says, they lie beside it
             models = [name for name in names if (self._state_path.parent / name).is_file()]
-            used, learnt = ({str(name) for name in content[key]} for key in ("used", "learnt"))
+            used = {str(name) for name in content["used"]}
+            learnt = {str(name) for name in content.get("learnt", used)}  # earlier versions did not tell them apart
         except (CheckpointError, KeyError, TypeError) as error:
             log_line(f"{self._state_path} is damaged, learning begins anew: {error}", style="yellow")
             return
