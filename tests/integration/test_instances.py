@@ -32,7 +32,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, run_debug: RunDebug) -> Pa
     torch.manual_seed(0)
     prompter = Prompter(width=32, depth=0)
     with torch.no_grad():
-        prompter.outputs.bias.copy_(torch.tensor([0.5, 2.0, 2.0, 2.0, 2.0]))
+        for output in prompter.outputs:
+            output.bias.copy_(torch.tensor([0.5, 0.75, 0.75, 0.75, 0.75]))
     classifier = MaskClassifier(len(labels), width=0, statistics=True)
     add_instances(path, InstanceParts(prompter.eval(), classifier.eval(), labels, threshold=0.9, max_overlap=0.6))
     return path

@@ -75,11 +75,11 @@ def learn_instances(sam, root: Path, *, labels=LABELS, steps=40):
         torch.manual_seed(7)
         prompter = Prompter(sam.embedding_channels, width=32, depth=1, limit=100)
         classifier = MaskClassifier(len(labels), width=8, statistics=True).eval() if len(labels) > 1 else None
-        targets = build_targets(views, size, prompter.cell)
+        targets = build_targets(views, size, prompter.cells)
         optimizer = torch.optim.AdamW(prompter.parameters(), 3e-3)
         for _ in range(steps):
             optimizer.zero_grad()
-            compute_loss(*prompter.compute_maps(embeddings, pixels), targets).backward()
+            compute_loss(prompter.compute_maps(embeddings, pixels), targets).backward()
             optimizer.step()
     # Random masks have no score: the lowest keeps them.
     return InstanceParts(prompter.eval(), classifier, tuple(labels), threshold=0.0, max_overlap=0.6)

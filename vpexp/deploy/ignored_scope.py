@@ -27,7 +27,7 @@ def find_precise_nodes(graph: Any) -> list[str]:
     - What only an earlier mask passes through: it is hardly ever given, so calibration knows nothing of its range.
     - The decoder's upscaling: a twentieth of its weights, and the outline of a mask lies where the logits that it makes are
       near 0.
-    - The prompter's last convolution and what comes after it: peaks that are rounded are as high as their neighbours, and
+    - The prompter's last convolutions and what comes after them: peaks that are rounded are as high as their neighbours, and
       boxes would move by whole pixels. Its convolutions that see pixels, as the encoder's.
 
     Args:
@@ -113,13 +113,16 @@ def _find_upscaling(graph: Any) -> set[str]:
 
 
 def _find_peaks(graph: Any) -> set[str]:
-    """Find the last convolution that boxes are computed from, what is computed from it, and what hangs on pixels alone."""
+    """Find the convolutions that no other is computed from, what is computed from them, and what hangs on pixels alone."""
     if not any("boxes" in port.get_names() for port in graph.outputs):
         return set()
-    last = [node for node in graph.get_ordered_ops() if node.get_type_name() in CONVOLUTIONS][-1]
+    convolutions = {
+        node.get_friendly_name(): node for node in graph.get_ordered_ops() if node.get_type_name() in CONVOLUTIONS
+    }
+    last = {name: node for name, node in convolutions.items() if not convolutions.keys() & _find_below([node])}
     ports = {name: port.get_node() for port in graph.inputs for name in port.get_names()}
     of_pixels = _find_below([ports["images"]]) - _find_below(_find_maps(graph))
-    return {last.get_friendly_name()} | _find_below([last]) | of_pixels
+    return last.keys() | _find_below(last.values()) | of_pixels
 
 
 def _find_above(nodes: Iterable[Any]) -> set[str]:

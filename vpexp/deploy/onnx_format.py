@@ -64,7 +64,8 @@ def write_onnx(sam: Sam, folder: Path, info: ExportInfo, *, precisions: dict[str
         DECODER: (ExportableDecoder(sam, info.multimask), list_decoder_axes(interface), masks),
     }
     if (instances := info.instances) is not None:
-        count = min(instances.prompter.limit, low * low)
+        cells = sum((sam.image_size // cell) ** 2 for cell in instances.prompter.cells)
+        count = min(instances.prompter.limit, cells)
         boxes: Shapes = {"boxes": (count, 4), "scores": (count,)}
         named_inputs: Axes = {interface.names[0]: {}, "images": {}}
         parts[PROMPTER] = ExportablePrompter(instances.prompter, sam), named_inputs, boxes

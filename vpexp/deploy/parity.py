@@ -19,7 +19,7 @@ from vpexp.errors import ExportError
 from vpexp.inference.instances import LOWEST_SCORE
 from vpexp.inference.mask_crops import crop_masks
 from vpexp.inference.predictor import InstanceModel, Predictor
-from vpexp.models.prompter import Prompter
+from vpexp.models.prompter import Prompter, build_boxes
 
 LIMITS = {"FP32": 1e-4, "FP16": 1e-2}
 """Largest share of mask pixels that may flip: one in 10,000; with weights of half the precision one in 100."""
@@ -182,16 +182,17 @@ def _list_peaks(
     Returns:
         Both as [M, 5]: xyxy in pixels of the model's input, and the score.
     """
-    logits_11GG, distances_14GG = prompter.compute_maps(embedding_1CEE.float(), image_13SS)
-    heat_11GG = logits_11GG.sigmoid()
-    highest_M, second_M = F.unfold(heat_11GG, 3, padding=1)[0].topk(2, dim=0).values
-    middles_G = torch.arange(heat_11GG.shape[-1], device=heat_11GG.device) + 0.5
-    middles_M2 = torch.cartesian_prod(middles_G, middles_G).flip(1)
-    sides_M4, heat_M = distances_14GG[0].flatten(1).T, heat_11GG.flatten()
-    corners_M4 = prompter.cell * torch.cat([middles_M2 - sides_M4[:, :2], middles_M2 + sides_M4[:, 2:]], dim=1)
-    cells_M5 = torch.cat([corners_M4, heat_M[:, None]], dim=1)
-    certain_M = (heat_M == highest_M) & (highest_M - second_M > slack)
-    return cells_M5[certain_M].cpu().numpy(), cells_M5[heat_M >= highest_M - slack].cpu().numpy()
+    certain, possible = [], []
+    for cell, (logits_11GG, distances_14GG) in zip(
+        prompter.cells, prompter.compute_maps(embedding_1CEE.float(), image_13SS), strict=True
+    ):
+        heat_11GG = logits_11GG.sigmoid()
+        highest_M, second_M = F.unfold(heat_11GG, 3, padding=1)[0].topk(2, dim=0).values
+        heat_M = heat_11GG.flatten()
+        cells_M5 = torch.cat([build_boxes(distances_14GG, cell)[0], heat_M[:, None]], dim=1)
+        certain.append(cells_M5[(heat_M == highest_M) & (highest_M - second_M > slack)])
+        possible.append(cells_M5[heat_M >= highest_M - slack])
+    return torch.cat(certain).cpu().numpy(), torch.cat(possible).cpu().numpy()
 
 
 def _compare_boxes(

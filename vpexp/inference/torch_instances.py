@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpexp.errors import ConfigError
 from vpexp.inference.mask_crops import MaskCrops
 from vpexp.inference.predictor import InstanceModel
 from vpexp.models.mask_classifier import MaskClassifier
@@ -53,9 +54,14 @@ class InstanceParts:
         """Build the parts of a checkpoint.
 
         Raises:
+            ConfigError: its prompter is built otherwise than ``Prompter``.
             KeyError, TypeError, ValueError, RuntimeError: the content is not what ``to_content`` builds.
         """
         prompter = Prompter(**content["prompter"]["settings"])
+        if content["prompter"]["state"].keys() != prompter.state_dict().keys():
+            raise ConfigError(
+                "what finds its objects is of another version of vpexp: train again, or use the version that made it"
+            )
         prompter.load_state_dict(content["prompter"]["state"])
         classifier = None
         if content["classifier"] is not None:

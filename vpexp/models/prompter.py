@@ -1,14 +1,15 @@
 """Boxes of objects from an image and its embedding: what prompts SAM's decoder where nobody does.
 
-A small convolutional head gives, for each cell of 4 x 4 pixels of the model's input (8 x 8 of a large one), how likely the centre of an
-object lies in it, and how far the sides of its box are. The embedding, of 16 x 16 pixels a cell, holds what things are, but not where in a cell small ones
-lie; so the head also looks at the pixels. It knows no classes: SAM's embedding hardly holds them.
+A small convolutional head gives, for each cell of two grids, how likely the centre of an object lies in it, and how far the sides of
+its box are: small objects in cells of 4 x 4 pixels of the model's input, large ones in cells of 16 x 16 (8 x 8 and 32 x 32 of a large
+input). The embedding, of 16 x 16 pixels a cell, holds what things are, but not where in a cell small ones lie; so for these the head
+also looks at the pixels. It knows no classes: SAM's embedding hardly holds them.
 
 Sources: Zhou et al. 2019 "Objects as points" (centres as peaks of a heat map); Tian et al. 2019 "FCOS" (distances to the four
-sides). Prompting SAM by learnt boxes: Chen et al. 2024 "RSPrompter".
+sides as exponentials, objects shared out among grids by their size). Prompting SAM by learnt boxes: Chen et al. 2024 "RSPrompter".
 
-Legend: B images, C channels of the embedding, E = S/16 its cells a side, G = S/4 or S/8 the head's cells a side, S model input size,
-K boxes, F features.
+Legend: B images, C channels of the embedding, E = S/16 its cells a side, G cells a side of a grid, S model input size, K boxes,
+F features.
 """
 
 from typing import Any
@@ -20,13 +21,25 @@ from torch import Tensor, nn
 from vpexp.data.interface import STRIDE
 
 LARGE = 512
-"""Side of the model's input above which the head's cells have 8 pixels a side: 256 x 256 cells would take four times as long."""
+"""Side of the model's input above which the finer cells have 8 pixels a side: 256 x 256 cells would take four times as long."""
+COARSER = 4
+"""Finer cells to a side of a coarse one."""
+SMALL = 12
+"""Finer cells that the root of a box's area has, above which an object belongs to the coarse cells."""
 GROUPS = 8
 PIXEL_CHANNELS = 16
 REDUCTION = 4
 """Of a side of the image by the layers that look at its pixels."""
 RARE = -3.0
 """First logit of the heat map: a centre is rare."""
+FIRST = 0.7
+"""First logarithm of a distance, in cells."""
+FURTHEST = 6.0
+"""Logarithm of a distance, in cells, at most: what is further is outside of any input."""
+
+Maps = tuple[Tensor, Tensor]
+"""Of one grid: logits of the centres [B, 1, G, G], and the distances from the middle of each cell to the left, upper, right and lower
+side of the box [B, 4, G, G], in cells, above 0."""
 
 
 class Prompter(nn.Module):
@@ -34,11 +47,14 @@ class Prompter(nn.Module):
 
     Args:
         channels: C.
-        cell: pixels of the model's input to a side of the head's cells, 4 or 8; see ``choose_cell``.
-        width: channels at stride 16; half of them on the way to a cell, a quarter there.
-        depth: residual blocks at stride 16.
+        cell: pixels of the model's input to a side of the finer cells, 4 or 8; see ``choose_cell``.
+        width: channels at stride 16; half of them on the way to a finer cell, a quarter there.
+        depth: residual blocks at stride 16, before both grids.
         limit: K, boxes an image; the best are kept.
         dropout: share of the embedding's channels that are left out of a training step.
+
+    Attributes:
+        cells: pixels to a side of the cells of both grids, the finer first.
     """
 
     def __init__(
@@ -54,7 +70,7 @@ class Prompter(nn.Module):
         super().__init__()
         sizes = {"channels": channels, "cell": cell, "width": width, "depth": depth, "limit": limit}
         self.settings: dict[str, Any] = {**sizes, "dropout": dropout}
-        self.cell, self.limit = cell, limit
+        self.cells, self.limit = (cell, COARSER * cell), limit
         fine = width // 4
         self.trunk = nn.Sequential(
             nn.Dropout2d(dropout),
@@ -63,41 +79,39 @@ class Prompter(nn.Module):
             nn.GELU(),
             *[ResidualBlock(width) for _ in range(depth)],
         )
+        self.coarse = ResidualBlock(width)
         between = STRIDE // 2
         if cell < between:
-            self.trunk.extend([*_enlarge(width, width // 2), ResidualBlock(width // 2), *_enlarge(width // 2, fine)])
+            layers = [*_enlarge(width, width // 2), ResidualBlock(width // 2), *_enlarge(width // 2, fine)]
         else:
-            self.trunk.extend(_enlarge(width, fine))
+            layers = [*_enlarge(width, fine)]
+        self.enlarge = nn.Sequential(*layers)
         self.pixels = nn.Sequential(*_reduce(3, PIXEL_CHANNELS), *_reduce(PIXEL_CHANNELS, PIXEL_CHANNELS))
         self.mix = nn.Conv2d(fine + PIXEL_CHANNELS, fine, 1)
         self.last = ResidualBlock(fine)
-        self.outputs = nn.Conv2d(fine, 5, 1)
-        nn.init.normal_(self.outputs.weight, std=0.01)
-        self.outputs.bias = nn.Parameter(torch.tensor([RARE, 0.0, 0.0, 0.0, 0.0]))
+        self.outputs = nn.ModuleList([_build_output(fine), _build_output(width)])
 
-    def compute_maps(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what is learnt.
+    def compute_maps(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> list[Maps]:
+        """Compute what is learnt, the finer grid first.
 
         Args:
             embeddings_BCEE: of the images.
             images_B3SS: normalised and padded, as the encoder takes them.
-
-        Returns:
-            Logits of the centres [B, 1, G, G], and the distances from the middle of each cell to the left, upper, right and
-            lower side of the box [B, 4, G, G], in cells, above 0.
         """
-        maps_B5GG = self.outputs(self.compute_features(embeddings_BCEE, images_B3SS))
-        return maps_B5GG[:, :1], F.softplus(maps_B5GG[:, 1:])
+        features = self.compute_features(embeddings_BCEE, images_B3SS)
+        maps_2B5GG = [output(features_BFGG) for output, features_BFGG in zip(self.outputs, features, strict=True)]
+        return [(maps_B5GG[:, :1], maps_B5GG[:, 1:].clamp(max=FURTHEST).exp()) for maps_B5GG in maps_2B5GG]
 
-    def compute_features(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> Tensor:
-        """Compute what the maps are made of: [B, F, G, G]."""
-        embeddings_BCEE = embeddings_BCEE[:, : self.settings["channels"]]  # finer maps may follow
-        pixels_BFGG = self.pixels(F.avg_pool2d(images_B3SS, self.cell // REDUCTION))
-        features_BFGG: Tensor = self.last(self.mix(torch.cat([self.trunk(embeddings_BCEE), pixels_BFGG], dim=1)))
-        return features_BFGG
+    def compute_features(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what the maps are made of: [B, F, G, G] of each grid."""
+        trunk_BFEE = self.trunk(embeddings_BCEE[:, : self.settings["channels"]])  # finer maps may follow
+        pixels_BFGG = self.pixels(F.avg_pool2d(images_B3SS, self.cells[0] // REDUCTION))
+        fine_BFGG: Tensor = self.last(self.mix(torch.cat([self.enlarge(trunk_BFEE), pixels_BFGG], dim=1)))
+        coarse_BFGG: Tensor = self.coarse(F.avg_pool2d(trunk_BFEE, self.cells[1] // STRIDE))
+        return fine_BFGG, coarse_BFGG
 
     def forward(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Find boxes: peaks of the heat map, the best first.
+        """Find boxes: peaks of the heat maps, the best first.
 
         Args:
             embeddings_BCEE: of the images.
@@ -107,20 +121,39 @@ class Prompter(nn.Module):
             Boxes [B, K, 4], xyxy in pixels of the model's input, not clipped; scores [B, K], 0 to 1. Where there are fewer
             than K peaks, the rest has score 0.
         """
-        logits_B1GG, distances_B4GG = self.compute_maps(embeddings_BCEE, images_B3SS)
-        heat_B1GG = logits_B1GG.sigmoid()
-        is_peak_B1GG = F.max_pool2d(heat_B1GG, 3, stride=1, padding=1) == heat_B1GG
-        cells = heat_B1GG.shape[-1]
-        scores_BK, places_BK = (heat_B1GG * is_peak_B1GG).flatten(1).topk(min(self.limit, cells * cells))
-        distances_BK4 = distances_B4GG.flatten(2).transpose(1, 2).gather(1, places_BK[:, :, None].expand(-1, -1, 4))
-        middles_BK2 = torch.stack([places_BK % cells, places_BK // cells], dim=2) + 0.5
-        corners = (middles_BK2 - distances_BK4[:, :, :2], middles_BK2 + distances_BK4[:, :, 2:])
-        return torch.cat(corners, dim=2) * self.cell, scores_BK
+        boxes, scores = [], []
+        for cell, (logits_B1GG, distances_B4GG) in zip(
+            self.cells, self.compute_maps(embeddings_BCEE, images_B3SS), strict=True
+        ):
+            heat_B1GG = logits_B1GG.sigmoid()
+            is_peak_B1GG = F.max_pool2d(heat_B1GG, 3, stride=1, padding=1) == heat_B1GG
+            scores.append((heat_B1GG * is_peak_B1GG).flatten(1))
+            boxes.append(build_boxes(distances_B4GG, cell))
+        scores_BM, boxes_BM4 = torch.cat(scores, dim=1), torch.cat(boxes, dim=1)
+        scores_BK, places_BK = scores_BM.topk(min(self.limit, scores_BM.shape[1]))
+        return boxes_BM4.gather(1, places_BK[:, :, None].expand(-1, -1, 4)), scores_BK
+
+
+def build_boxes(distances_B4GG: Tensor, cell: int) -> Tensor:
+    """Build the boxes of all cells, row by row: [B, G * G, 4], xyxy in pixels, of distances in cells of ``cell`` pixels."""
+    middles_G = torch.arange(distances_B4GG.shape[-1], device=distances_B4GG.device) + 0.5
+    ys_GG, xs_GG = torch.meshgrid(middles_G, middles_G, indexing="ij")
+    left_BGG, top_BGG, right_BGG, bottom_BGG = distances_B4GG.unbind(1)
+    corners = xs_GG - left_BGG, ys_GG - top_BGG, xs_GG + right_BGG, ys_GG + bottom_BGG
+    return torch.stack(corners, dim=-1).flatten(1, 2) * cell
 
 
 def choose_cell(image_size: int) -> int:
-    """Choose the side of the head's cells for a model's input size, both in pixels."""
+    """Choose the side of the finer cells for a model's input size, both in pixels."""
     return 8 if image_size > LARGE else 4
+
+
+def _build_output(channels: int) -> nn.Conv2d:
+    """Build the convolution that gives a grid's maps: a logit and the logarithms of four distances."""
+    output = nn.Conv2d(channels, 5, 1)
+    nn.init.normal_(output.weight, std=0.01)
+    output.bias = nn.Parameter(torch.tensor([RARE, FIRST, FIRST, FIRST, FIRST]))
+    return output
 
 
 def _enlarge(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:

@@ -3,10 +3,11 @@
 It reads the embeddings that the decoder's training has cached, and the pixels, and needs no decoder. What a step draws depends on the
 seed and the step's number alone.
 
-Sources: the focal loss of heat maps, Law & Deng 2018 "CornerNet"; generalised IoU of boxes, Rezatofighi et al. 2019; one cycle of the
-learning rate, Smith & Topin 2019.
+Sources: the focal loss of heat maps, Law & Deng 2018 "CornerNet"; the logarithm of the IoU of boxes, Yu et al. 2016 "UnitBox"; one
+cycle of the learning rate, Smith & Topin 2019.
 
-Legend: B views of a step, N objects of one view, C channels, E = S/16 and G = S/4 or S/8 cells a side, S model input size.
+Legend: B views of a step, N objects of one view, C channels, E = S/16 cells a side of the embedding and G of a grid of the prompter,
+S model input size.
 """
 
 import copy
@@ -28,7 +29,7 @@ from vpexp.data.interface import FIT, STRIDE
 from vpexp.data.tiles import Tiling, plan_windows
 from vpexp.evaluation.instances import NONE, compute_best_f1, compute_box_ious, match
 from vpexp.files import replacing
-from vpexp.models.prompter import Prompter
+from vpexp.models.prompter import SMALL, Maps, Prompter
 
 Read = Callable[[ImagePlace], tuple[NDArray[Any], NDArray[np.uint8]]]
 """Gives the embedding [C, E, E] of an image or window, and its pixels: RGB [h, w, 3], resized for the model."""
@@ -49,6 +50,8 @@ NOISE = 0.1
 """Standard deviations of the embedding that are added to it as noise."""
 COLOR_CHANGE = 0.2
 """Standard deviation of what contrast and brightness of each image are changed by, normalised."""
+FAMILIAR = 8
+"""Rounds over all views after which they are mirrored and turned as often as not; the first round shows them as they are."""
 SWAPPED_SIDES = {"columns": (2, 1, 0, 3), "rows": (0, 3, 2, 1), "axes": (1, 0, 3, 2)}
 """Which distance becomes the left, upper, right and lower one where an image is mirrored, or its axes are exchanged."""
 IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -116,7 +119,7 @@ def _clip_boxes(boxes_N4: NDArray[np.float32], window: Region) -> NDArray[np.flo
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the maps of B views should be.
+    """What the maps of one grid should be, of B views.
 
     Attributes:
         heat_BGG: 1 at the cell of each centre, falling around it.
@@ -140,23 +143,38 @@ class Targets:
         return Targets(heat, distances[:, SWAPPED_SIDES[how]], weights, inside)
 
 
-def build_targets(views: Sequence[View], image_size: int, cell: int) -> Targets:
-    """Build the targets of views.
+def build_targets(views: Sequence[View], image_size: int, cells: Sequence[int]) -> list[Targets]:
+    """Build the targets of views, of each grid those of the objects that are as large as it is for.
 
     Args:
         views: B of them.
         image_size: S.
-        cell: pixels to a side of a cell.
+        cells: pixels to a side of the cells of both grids, the finer first.
     """
+    boxes = [_divide_boxes(view.boxes_N4, cells[0]) for view in views]
+    return [
+        _build_grid(views, grid_boxes, image_size, cell)
+        for cell, grid_boxes in zip(cells, zip(*boxes, strict=True), strict=True)
+    ]
+
+
+def _divide_boxes(boxes_N4: NDArray[np.float32], cell: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Divide boxes into those of the finer and those of the coarse cells; ``cell`` is the side of a finer one."""
+    is_large_N = np.prod(boxes_N4[:, 2:] - boxes_N4[:, :2], axis=1) > (SMALL * cell) ** 2
+    return boxes_N4[~is_large_N], boxes_N4[is_large_N]
+
+
+def _build_grid(views: Sequence[View], boxes: Sequence[NDArray[np.float32]], image_size: int, cell: int) -> Targets:
+    """Build the targets of one grid, from the boxes of each view that belong to it."""
     cells = image_size // cell
     heat_BGG = np.zeros((len(views), cells, cells), np.float32)
     distances_B4GG = np.zeros((len(views), 4, cells, cells), np.float32)
     weights_BGG, inside_BGG = np.zeros_like(heat_BGG), np.zeros_like(heat_BGG)
-    for place, view in enumerate(views):
+    for place, (view, boxes_N4) in enumerate(zip(views, boxes, strict=True)):
         rows, columns = (math.ceil(length / cell) for length in view.resized_hw)
         inside_BGG[place, :rows, :columns] = 1
         owners_GG = np.full((cells, cells), NONE)
-        for number, box_4 in enumerate(view.boxes_N4 / cell):
+        for number, box_4 in enumerate(boxes_N4 / cell):
             _draw_object(number, box_4, heat_BGG[place], distances_B4GG[place], weights_BGG[place], owners_GG)
         is_owned_GG = owners_GG != NONE
         owners_k, weights_k = owners_GG[is_owned_GG], weights_BGG[place][is_owned_GG]
@@ -192,30 +210,35 @@ def _draw_object(  # noqa: PLR0917 (four maps)
     owners_GG[part] = np.where(takes_gg, number, owners_GG[part])
 
 
-def compute_loss(logits_B1GG: Tensor, distances_B4GG: Tensor, targets: Targets) -> Tensor:
-    """Compute the loss of maps: focal loss of the heat, an object each counting 1, and generalised IoU of the boxes."""
+def compute_loss(maps: Sequence[Maps], targets: Sequence[Targets]) -> Tensor:
+    """Compute the loss of the maps of all grids, an object each counting 1: focal loss of the heat, logarithm of the boxes' IoU."""
+    objects = sum((one.heat_BGG == 1).sum() for one in targets)
+    losses = [_compute_grid_loss(*grid, wanted) for grid, wanted in zip(maps, targets, strict=True)]
+    return torch.stack(losses).sum() / torch.as_tensor(objects).clamp(min=1)
+
+
+def _compute_grid_loss(logits_B1GG: Tensor, distances_B4GG: Tensor, targets: Targets) -> Tensor:
     heat_BGG, logits_BGG = targets.heat_BGG, logits_B1GG[:, 0]
     probability_BGG = logits_BGG.sigmoid().clamp(1e-5, 1 - 1e-5)
     is_centre_BGG = (heat_BGG == 1).float()
     hits = is_centre_BGG * (1 - probability_BGG).square() * probability_BGG.log()
     misses = (1 - is_centre_BGG) * (1 - heat_BGG).pow(4) * probability_BGG.square() * (1 - probability_BGG).log()
-    focal = -((hits + misses) * targets.inside_BGG).sum() / is_centre_BGG.sum().clamp(min=1)
-    giou_BGG = compute_giou(distances_B4GG, targets.distances_B4GG)
-    boxes = ((1 - giou_BGG) * targets.weights_BGG).sum() / targets.weights_BGG.sum().clamp(min=1)
-    return focal + BOX_WEIGHT * boxes
+    focal = -((hits + misses) * targets.inside_BGG).sum()
+    log_iou_BGG = compute_log_iou(distances_B4GG, targets.distances_B4GG)
+    return focal - BOX_WEIGHT * (log_iou_BGG * targets.weights_BGG).sum()
 
 
-def compute_giou(first_B4GG: Tensor, second_B4GG: Tensor) -> Tensor:
-    """Compute the generalised IoU of boxes given by the distances of one point to their sides: [B, G, G], -1 to 1."""
+def compute_log_iou(first_B4GG: Tensor, second_B4GG: Tensor) -> Tensor:
+    """Compute the logarithm of the IoU of boxes given by the distances of one point to their sides: [B, G, G], 0 or below.
+
+    A box that is too small or too large by a factor is pulled alike, however large it is.
+    """
     (left_a, top_a, right_a, bottom_a), (left_b, top_b, right_b, bottom_b) = first_B4GG.unbind(1), second_B4GG.unbind(1)
-    shared = (torch.minimum(left_a, left_b) + torch.minimum(right_a, right_b)) * (
-        torch.minimum(top_a, top_b) + torch.minimum(bottom_a, bottom_b)
-    )
+    wide = (torch.minimum(left_a, left_b) + torch.minimum(right_a, right_b)).clamp(min=1e-3)
+    high = (torch.minimum(top_a, top_b) + torch.minimum(bottom_a, bottom_b)).clamp(min=1e-3)
+    shared = wide * high
     union = (left_a + right_a) * (top_a + bottom_a) + (left_b + right_b) * (top_b + bottom_b) - shared
-    around = (torch.maximum(left_a, left_b) + torch.maximum(right_a, right_b)) * (
-        torch.maximum(top_a, top_b) + torch.maximum(bottom_a, bottom_b)
-    )
-    return shared / union.clamp(min=1e-6) - (around - union) / around.clamp(min=1e-6)
+    return (shared / union.clamp(min=1e-6)).clamp(1e-4, 1).log()
 
 
 def compute_rate(step: int, steps: int) -> float:
@@ -235,7 +258,7 @@ class PrompterTrainer:
         settings: the section ``prompter``.
         seed: of the order of views and of the noise.
         state_path: where the state is kept after each look at val; one that is there is gone on with.
-        encoder_hash: of the encoder whose embeddings they are; the state of another one is not gone on with.
+        encoder_hash: of the encoder whose embeddings they are; the state of another encoder or prompter is not gone on with.
         report: is given step, loss and F1 on val after each look, and whether it was the best.
     """
 
@@ -292,12 +315,14 @@ class PrompterTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
             embeddings_BCEE, images_B3SS = read_views(views, self.read)
-            targets = build_targets(views, images_B3SS.shape[-1], self.prompter.cell)
-            embeddings_BCEE, images_B3SS, targets = _vary(embeddings_BCEE, images_B3SS, targets, rng)
+            targets = build_targets(views, images_B3SS.shape[-1], self.prompter.cells)
+            rounds = self.step * self.settings.batch_size / len(self.views)
+            chance = 0.5 * min(1.0, rounds / FAMILIAR)
+            embeddings_BCEE, images_B3SS, targets = _vary(embeddings_BCEE, images_B3SS, targets, chance, rng)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.lr * compute_rate(self.step, self.settings.steps)
             inputs = embeddings_BCEE.to(self.device), images_B3SS.to(self.device)
-            loss = compute_loss(*self.prompter.compute_maps(*inputs), targets.to(self.device))
+            loss = compute_loss(self.prompter.compute_maps(*inputs), [one.to(self.device) for one in targets])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.prompter.parameters(), 1.0)
@@ -336,7 +361,8 @@ class PrompterTrainer:
         if not self.state_path.exists():
             return
         state = torch.load(self.state_path, map_location=self.device, weights_only=True)
-        if state["encoder_hash"] != self.encoder_hash:
+        is_of_this = state["prompter"].keys() == self.best.keys()  # an earlier version's is built otherwise
+        if state["encoder_hash"] != self.encoder_hash or not is_of_this:
             return
         self.prompter.load_state_dict(state["prompter"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -358,16 +384,18 @@ def read_views(views: Sequence[View], read: Read) -> tuple[Tensor, Tensor]:
 
 
 def _vary(
-    embeddings_BCEE: Tensor, images_B3SS: Tensor, targets: Targets, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Targets]:
+    embeddings_BCEE: Tensor, images_B3SS: Tensor, targets: list[Targets], chance: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, list[Targets]]:
     """Mirror and turn a step's views, all alike, add noise to the embeddings, and change contrast and brightness of each image.
 
-    An encoder does not give the mirrored embedding for a mirrored image, but what it gives reads alike.
+    An encoder does not give the mirrored embedding for a mirrored image: in the embedding as it is there lies more of how wide and
+    how high an object is. So views are mirrored and turned, each by ``chance``, as they become familiar: few images are learnt by
+    heart without it, of many it takes more than it gives.
     """
     for how in SWAPPED_SIDES:
-        if rng.random() < 0.5:
+        if rng.random() < chance:
             embeddings_BCEE, images_B3SS = _turn(embeddings_BCEE, how), _turn(images_B3SS, how)
-            targets = targets.turn(how)
+            targets = [one.turn(how) for one in targets]
     embeddings_BCEE = embeddings_BCEE + NOISE * embeddings_BCEE.std() * torch.randn_like(embeddings_BCEE)
     gain_2B111 = COLOR_CHANGE * torch.randn(2, len(images_B3SS), 1, 1, 1)
     return embeddings_BCEE, images_B3SS * (1 + gain_2B111[0]) + gain_2B111[1], targets

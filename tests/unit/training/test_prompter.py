@@ -12,6 +12,7 @@ from vpexp.config.schema import PrompterConfig
 from vpexp.data.annotations import AnnotatedImage, ImagePlace, Region
 from vpexp.data.masks import compute_box, encode_mask
 from vpexp.data.tiles import Tiling
+from vpexp.evaluation.instances import compute_box_ious
 from vpexp.models.prompter import Prompter, choose_cell
 from vpexp.training.prompter import (
     SWAPPED_SIDES,
@@ -19,12 +20,13 @@ from vpexp.training.prompter import (
     Targets,
     View,
     build_targets,
+    compute_log_iou,
     list_views,
     measure_boxes,
 )
 
 SIZE = 64
-CELL = 4
+CELLS = (4, 16)
 SETTINGS = PrompterConfig(steps=12, batch_size=2, evaluate_every=4, patience=9, width=32, depth=0, limit=20)
 
 
@@ -41,8 +43,7 @@ class Oracle(Prompter):
         self.targets = targets
 
     def compute_maps(self, embeddings_BCEE, images_B3SS):
-        heat_BGG = self.targets.heat_BGG.clamp(1e-4, 1 - 1e-4)
-        return torch.logit(heat_BGG)[:, None], self.targets.distances_B4GG
+        return [(torch.logit(one.heat_BGG.clamp(1e-4, 1 - 1e-4))[:, None], one.distances_B4GG) for one in self.targets]
 
 
 def find_boxes(targets):
@@ -59,21 +60,45 @@ boxes = st.tuples(st.floats(0, 60), st.floats(0, 60), sides).map(
 @settings(max_examples=40, deadline=None)
 @given(boxes)
 def test_build_targets__are_found_again_as_the_box(box):
-    found_k4 = find_boxes(build_targets([build_view(box)], SIZE, CELL))
+    found_k4 = find_boxes(build_targets([build_view(box)], SIZE, CELLS))
     np.testing.assert_allclose(found_k4, [box], atol=1e-3)
 
 
 def test_build_targets__keep_objects_apart_that_touch():
     touching = [(4, 4, 20, 20), (20, 4, 36, 20), (4, 20, 20, 60), (40, 40, 44, 44)]
-    found_k4 = find_boxes(build_targets([build_view(*touching)], SIZE, CELL))
+    found_k4 = find_boxes(build_targets([build_view(*touching)], SIZE, CELLS))
     np.testing.assert_allclose(sorted(found_k4.tolist()), sorted(map(list, touching)), atol=1e-3)
 
 
 def test_build_targets__every_object_counts_the_same():
     small = [(8 + 12 * column, 20, 14 + 12 * column, 26) for column in range(4)]
-    targets = build_targets([build_view((0, 0, 64, 64), *small)], SIZE, CELL)
-    assert float(targets.weights_BGG.sum()) == pytest.approx(5)
+    targets = build_targets([build_view((0, 0, 64, 64), *small)], SIZE, CELLS)
+    assert [float(one.weights_BGG.sum()) for one in targets] == pytest.approx([4, 1])
     assert len(find_boxes(targets)) == 5
+
+
+def test_build_targets__share_objects_out_by_their_size():
+    below, above, flat = (0, 0, 40, 40), (8, 8, 60, 60), (0, 50, 64, 54)
+    fine, coarse = build_targets([build_view(below, above, flat)], SIZE, CELLS)
+    assert sorted(map(tuple, (fine.heat_BGG == 1).nonzero().tolist())) == [(0, 5, 5), (0, 13, 8)]
+    assert (coarse.heat_BGG == 1).nonzero().tolist() == [[0, 2, 2]]
+
+
+def test_compute_log_iou__equals_the_iou_and_pulls_boxes_of_all_sizes_alike():
+    rng = np.random.default_rng(0)
+    first_B4, second_B4 = rng.uniform(0.2, 30, (2, 50, 4))
+
+    def place(sides_B4):
+        return np.concatenate([50 - sides_B4[:, :2], 50 + sides_B4[:, 2:]], axis=1)
+
+    expected_B = np.diag(compute_box_ious(place(first_B4), place(second_B4)))
+    maps = (torch.from_numpy(sides_B4)[:, :, None, None] for sides_B4 in (first_B4, second_B4))
+    np.testing.assert_allclose(compute_log_iou(*maps).flatten().exp(), expected_B, rtol=1e-5)
+    wanted_B4 = torch.tensor([[20.0] * 4, [200.0] * 4])[:, :, None, None]
+    logarithms_B4 = torch.full((2, 4, 1, 1), np.log(2.0), requires_grad=True)  # too small 10 and 100 times
+    compute_log_iou(logarithms_B4.exp(), wanted_B4).sum().backward()
+    torch.testing.assert_close(logarithms_B4.grad[0], logarithms_B4.grad[1])
+    assert (logarithms_B4.grad > 0.4).all()
 
 
 @pytest.mark.parametrize("how", SWAPPED_SIDES)
@@ -85,10 +110,11 @@ def test_targets_turn__are_those_of_the_turned_boxes(how):
         "rows": (x0, SIZE - y1, x1, SIZE - y0),
         "axes": (y0, x0, y1, x1),
     }
-    expected = build_targets([build_view(turned[how])], SIZE, CELL)
-    got = build_targets([build_view(box_4)], SIZE, CELL).turn(how)
+    expected = build_targets([build_view(turned[how])], SIZE, CELLS)
+    got = [one.turn(how) for one in build_targets([build_view(box_4)], SIZE, CELLS)]
     for name in Targets.__slots__:
-        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-4, rtol=0)
+        for got_one, expected_one in zip(got, expected, strict=True):
+            torch.testing.assert_close(getattr(got_one, name), getattr(expected_one, name), atol=1e-4, rtol=0)
 
 
 def build_image(height, width, *boxes_xyxy):
@@ -199,11 +225,11 @@ def test_prompter__its_cells_are_wider_in_a_large_input(image_size, cell):
     assert choose_cell(image_size) == cell
     prompter = Prompter(8, cell=cell, width=32, depth=0, limit=20).eval()
     embeddings, images = torch.randn(1, 8, SIZE // 16, SIZE // 16), torch.randn(1, 3, SIZE, SIZE)
-    logits_11GG, _ = prompter.compute_maps(embeddings, images)
-    assert logits_11GG.shape == (1, 1, SIZE // cell, SIZE // cell)
-    box_4 = np.array([9, 3, 50, 33], np.float32)
-    targets = build_targets([build_view(box_4)], SIZE, cell)
-    assert targets.heat_BGG.shape == (1, SIZE // cell, SIZE // cell)
+    cells = [SIZE // cell, SIZE // (4 * cell)]
+    maps = prompter.compute_maps(embeddings, images)
+    assert [logits.shape for logits, _ in maps] == [(1, 1, count, count) for count in cells]
+    targets = build_targets([build_view((9, 3, 50, 33))], SIZE, prompter.cells)
+    assert [one.heat_BGG.shape for one in targets] == [(1, count, count) for count in cells]
     again = Prompter(**prompter.settings).eval()
     again.load_state_dict(prompter.state_dict())
     assert torch.equal(again(embeddings, images)[0], prompter(embeddings, images)[0])
