@@ -188,3 +188,12 @@ def test_train__goes_on_from_the_prompter_of_its_start_and_measures_what_that_fo
         torch.testing.assert_close(learnt.prompter.state_dict()[name], value)
     with pytest.raises(ConfigError, match=r"tracking\.parent=nowhere is no folder of a run"):
         run_debug(tmp_path, *asked, "tracking.parent=nowhere")
+
+
+def test_checkpoint__whose_prompter_an_earlier_version_made(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained, weights_only=True)
+    state = content["vpexp"]["instances"]["prompter"]["state"]
+    state["outputs.weight"] = state.pop("outputs.0.weight")
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(CheckpointError, match=r"old\.ckpt .*another version of vpexp: train again"):
+        read_checkpoint(tmp_path / "old.ckpt")

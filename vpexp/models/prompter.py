@@ -2,7 +2,7 @@
 
 A small convolutional head gives, for each cell of two grids, how likely the centre of an object lies in it, and how far the sides of
 its box are: small objects in cells of 4 x 4 pixels of the model's input, large ones in cells of 16 x 16 (8 x 8 and 32 x 32 of a large
-input). The embedding, of 16 x 16 pixels a cell, holds what things are, but not where in a cell small ones lie; so for these the head
+input). The embedding, of 16 x 16 pixels a cell, holds what things are, but not where in a cell small ones lie; so the head
 also looks at the pixels. It knows no classes: SAM's embedding hardly holds them.
 
 Sources: Zhou et al. 2019 "Objects as points" (centres as peaks of a heat map); Tian et al. 2019 "FCOS" (distances to the four
@@ -12,6 +12,8 @@ Legend: B images, C channels of the embedding, E = S/16 its cells a side, G cell
 F features.
 """
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,25 +73,21 @@ class Prompter(nn.Module):
         sizes = {"channels": channels, "cell": cell, "width": width, "depth": depth, "limit": limit}
         self.settings: dict[str, Any] = {**sizes, "dropout": dropout}
         self.cells, self.limit = (cell, COARSER * cell), limit
-        fine = width // 4
-        self.trunk = nn.Sequential(
-            nn.Dropout2d(dropout),
-            nn.Conv2d(channels, width, 1, bias=False),
-            nn.GroupNorm(GROUPS, width),
-            nn.GELU(),
-            *[ResidualBlock(width) for _ in range(depth)],
+        steps = int(math.log2(STRIDE // cell))
+        widths = [width, *[width // 2**step for step in range(1, steps)], width // 4]
+        looks = [PIXEL_CHANNELS * 2**step for step in range(steps + 1)]
+        self.embedding = nn.Sequential(
+            nn.Dropout2d(dropout), nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(GROUPS, width), nn.GELU()
         )
+        first = nn.Sequential(*_reduce(3, PIXEL_CHANNELS), *_reduce(PIXEL_CHANNELS, PIXEL_CHANNELS))
+        coarser = [nn.Sequential(*_reduce(some, more), ResidualBlock(more)) for some, more in pairwise(looks)]
+        self.pixels = nn.ModuleList([first, *coarser])
+        self.joins = nn.ModuleList([nn.Conv2d(*pair, 1) for pair in zip(reversed(looks), widths, strict=True)])
+        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
+        self.enlarge = nn.ModuleList([nn.Sequential(*_enlarge(*pair)) for pair in pairwise(widths)])
+        self.refine = nn.ModuleList([ResidualBlock(channels) for channels in widths[1:]])
         self.coarse = ResidualBlock(width)
-        between = STRIDE // 2
-        if cell < between:
-            layers = [*_enlarge(width, width // 2), ResidualBlock(width // 2), *_enlarge(width // 2, fine)]
-        else:
-            layers = [*_enlarge(width, fine)]
-        self.enlarge = nn.Sequential(*layers)
-        self.pixels = nn.Sequential(*_reduce(3, PIXEL_CHANNELS), *_reduce(PIXEL_CHANNELS, PIXEL_CHANNELS))
-        self.mix = nn.Conv2d(fine + PIXEL_CHANNELS, fine, 1)
-        self.last = ResidualBlock(fine)
-        self.outputs = nn.ModuleList([_build_output(fine), _build_output(width)])
+        self.outputs = nn.ModuleList([_build_output(widths[-1]), _build_output(width)])
 
     def compute_maps(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> list[Maps]:
         """Compute what is learnt, the finer grid first.
@@ -104,9 +102,15 @@ class Prompter(nn.Module):
 
     def compute_features(self, embeddings_BCEE: Tensor, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         """Compute what the maps are made of: [B, F, G, G] of each grid."""
-        trunk_BFEE = self.trunk(embeddings_BCEE[:, : self.settings["channels"]])  # finer maps may follow
-        pixels_BFGG = self.pixels(F.avg_pool2d(images_B3SS, self.cells[0] // REDUCTION))
-        fine_BFGG: Tensor = self.last(self.mix(torch.cat([self.enlarge(trunk_BFEE), pixels_BFGG], dim=1)))
+        look_BFGG, looks = F.avg_pool2d(images_B3SS, self.cells[0] // REDUCTION), []
+        for layer in self.pixels:
+            look_BFGG = layer(look_BFGG)
+            looks.append(look_BFGG)
+        known_BFEE = self.embedding(embeddings_BCEE[:, : self.settings["channels"]])  # finer maps may follow
+        trunk_BFEE = self.blocks(known_BFEE + self.joins[0](looks.pop()))
+        fine_BFGG: Tensor = trunk_BFEE
+        for enlarge, join, refine in zip(self.enlarge, self.joins[1:], self.refine, strict=True):
+            fine_BFGG = refine(enlarge(fine_BFGG) + join(looks.pop()))
         coarse_BFGG: Tensor = self.coarse(F.avg_pool2d(trunk_BFEE, self.cells[1] // STRIDE))
         return fine_BFGG, coarse_BFGG
 
