@@ -63,7 +63,7 @@ def learn_instances(sam, root: Path, *, labels=LABELS, steps=40):
     from vpexp.inference.torch_predictor import TorchPredictor
     from vpexp.models.mask_classifier import MaskClassifier
     from vpexp.models.prompter import Prompter
-    from vpexp.training.prompter import build_targets, compute_loss, list_views
+    from vpexp.training.prompter_targets import build_targets, compute_loss, list_views
 
     predictor = TorchPredictor(sam)
     views = list_views(draw_set(root, sam.image_size, 4), None, sam.image_size)

@@ -190,7 +190,7 @@ class PrompterConfig:
 
     enabled: bool = True
     """false learns none: the model then answers prompts only."""
-    steps: int = setting(700, lowest=1)
+    steps: int = setting(500, lowest=1)
     """Steps of its training at most; early stopping may end it sooner."""
     batch_size: int = setting(4, lowest=1)
     """Images or tiles of a step."""

@@ -13,6 +13,8 @@ ANGLES = ("Sin", "Cos")
 ATTENTION = ("ScaledDotProductAttention", "Softmax")
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 HEAD_AXES = 4
+SEE_PIXELS = 2
+"""Convolutions, one after another, by which the prompter comes from pixels to its cells."""
 
 
 def find_precise_nodes(graph: Any) -> list[str]:
@@ -28,7 +30,7 @@ def find_precise_nodes(graph: Any) -> list[str]:
     - The decoder's upscaling: a twentieth of its weights, and the outline of a mask lies where the logits that it makes are
       near 0.
     - The prompter's last convolutions and what comes after them: peaks that are rounded are as high as their neighbours, and
-      boxes would move by whole pixels. Its convolutions that see pixels, as the encoder's.
+      boxes would move by whole pixels. Its first convolutions, which see pixels, as the encoder's.
 
     Args:
         graph: an ``openvino.Model``, of the image encoder, the decoder or the prompter.
@@ -113,7 +115,7 @@ def _find_upscaling(graph: Any) -> set[str]:
 
 
 def _find_peaks(graph: Any) -> set[str]:
-    """Find the convolutions that no other is computed from, what is computed from them, and what hangs on pixels alone."""
+    """Find the convolutions that no other is computed from, what is computed from them, and what sees pixels first."""
     if not any("boxes" in port.get_names() for port in graph.outputs):
         return set()
     convolutions = {
@@ -122,7 +124,12 @@ def _find_peaks(graph: Any) -> set[str]:
     last = {name: node for name, node in convolutions.items() if not convolutions.keys() & _find_below([node])}
     ports = {name: port.get_node() for port in graph.inputs for name in port.get_names()}
     of_pixels = _find_below([ports["images"]]) - _find_below(_find_maps(graph))
-    return last.keys() | _find_below(last.values()) | of_pixels
+    first = {
+        node.get_friendly_name()
+        for node in graph.get_ordered_ops()
+        if node.get_friendly_name() in of_pixels and len(convolutions.keys() & _find_above([node])) <= SEE_PIXELS
+    }
+    return last.keys() | _find_below(last.values()) | first
 
 
 def _find_above(nodes: Iterable[Any]) -> set[str]:

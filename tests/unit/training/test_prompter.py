@@ -14,15 +14,14 @@ from vpexp.data.masks import compute_box, encode_mask
 from vpexp.data.tiles import Tiling
 from vpexp.evaluation.instances import compute_box_ious
 from vpexp.models.prompter import Prompter, choose_cell
-from vpexp.training.prompter import (
+from vpexp.training.prompter import PrompterTrainer, measure_boxes
+from vpexp.training.prompter_targets import (
     SWAPPED_SIDES,
-    PrompterTrainer,
     Targets,
     View,
     build_targets,
     compute_log_iou,
     list_views,
-    measure_boxes,
 )
 
 SIZE = 64
@@ -102,16 +101,15 @@ def test_compute_log_iou__equals_the_iou_and_pulls_boxes_of_all_sizes_alike():
 
 
 @pytest.mark.parametrize("how", SWAPPED_SIDES)
-def test_targets_turn__are_those_of_the_turned_boxes(how):
+def test_targets_mirror__are_those_of_the_mirrored_boxes(how):
     box_4 = np.array([5, 9, 31, 50], np.float32)
     x0, y0, x1, y1 = box_4
-    turned = {
+    mirrored = {
         "columns": (SIZE - x1, y0, SIZE - x0, y1),
         "rows": (x0, SIZE - y1, x1, SIZE - y0),
-        "axes": (y0, x0, y1, x1),
     }
-    expected = build_targets([build_view(turned[how])], SIZE, CELLS)
-    got = [one.turn(how) for one in build_targets([build_view(box_4)], SIZE, CELLS)]
+    expected = build_targets([build_view(mirrored[how])], SIZE, CELLS)
+    got = [one.mirror(how) for one in build_targets([build_view(box_4)], SIZE, CELLS)]
     for name in Targets.__slots__:
         for got_one, expected_one in zip(got, expected, strict=True):
             torch.testing.assert_close(getattr(got_one, name), getattr(expected_one, name), atol=1e-4, rtol=0)

@@ -31,7 +31,8 @@ from vpexp.models.sam import Sam
 from vpexp.models.weights import compute_state_hash
 from vpexp.stages.shared.context import RunContext
 from vpexp.training.mask_classifier import collect_crops, train_classifier
-from vpexp.training.prompter import PrompterTrainer, View, list_views
+from vpexp.training.prompter import PrompterTrainer
+from vpexp.training.prompter_targets import View, list_views
 
 SPLITS = ("train", "val")
 STATE = "prompter.ckpt"
