@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vpexp.errors import ConfigError
 from vpexp.inference.mask_crops import MaskCrops
 from vpexp.inference.predictor import InstanceModel
 from vpexp.models.mask_classifier import MaskClassifier
@@ -50,18 +49,15 @@ class InstanceParts:
         }
 
     @classmethod
-    def from_content(cls, content: Mapping[str, Any]) -> "InstanceParts":
-        """Build the parts of a checkpoint.
+    def from_content(cls, content: Mapping[str, Any]) -> "InstanceParts | None":
+        """Build the parts of a checkpoint; None where its prompter is built otherwise, as by another version of vpexp.
 
         Raises:
-            ConfigError: its prompter is built otherwise than ``Prompter``.
             KeyError, TypeError, ValueError, RuntimeError: the content is not what ``to_content`` builds.
         """
         prompter = Prompter(**content["prompter"]["settings"])
         if content["prompter"]["state"].keys() != prompter.state_dict().keys():
-            raise ConfigError(
-                "what finds its objects is of another version of vpexp: train again, or use the version that made it"
-            )
+            return None
         prompter.load_state_dict(content["prompter"]["state"])
         classifier = None
         if content["classifier"] is not None:

@@ -169,7 +169,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             frozen=dict(identity["frozen"]),
             categories=tuple(identity["categories"]),
             can_go_on=content.keys() >= _TO_GO_ON,
-            instances=InstanceParts.from_content(identity["instances"]) if identity.get("instances") else None,
+            instances=_read_instances(path, identity.get("instances")),
         )
         _check(checkpoint)
     except ConfigError as error:
@@ -179,6 +179,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} is no whole checkpoint of vpexp ({type(error).__name__}): made by another version, or changed since"
         ) from error
     return checkpoint
+
+
+def _read_instances(path: Path, content: Mapping[str, Any] | None) -> InstanceParts | None:
+    """Read what finds and names objects; that of another version is left out, and said so."""
+    if not content:
+        return None
+    parts = InstanceParts.from_content(content)
+    if parts is None:
+        log_line(
+            f"{path}: its prompter is of another version of vpexp and is left out, its decoder is used; a training from this "
+            "checkpoint learns a new one",
+            style="yellow",
+        )
+    return parts
 
 
 def add_instances(path: Path, parts: InstanceParts) -> None:
