@@ -41,7 +41,8 @@ def draw_instances() -> InstanceParts:
     """Draw the weights of a prompter and a classifier, which find two classes everywhere and are sure of nothing."""
     torch.manual_seed(0)
     prompter = Prompter(width=32, depth=0, limit=30).eval()
-    torch.nn.init.normal_(prompter.outputs.weight)
+    for output in prompter.outputs:
+        torch.nn.init.normal_(output.weight, std=0.3)
     classifier = MaskClassifier(2, width=0, statistics=True).eval()
     return InstanceParts(prompter, classifier, ("berry", "shoot"), threshold=0.0, max_overlap=0.5)
 
