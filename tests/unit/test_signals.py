@@ -41,7 +41,9 @@ def test_repeat_lost_stops__stop_while_an_object_is_freed_is_heard(number, error
         time.sleep(5)
 
     with keep_handlers():
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup, which tests may be started by, has ignored stays ignored
+        signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        )  # what nohup, which tests may be started by, has ignored stays ignored
         with pytest.raises(error) as caught, stop_on_sigterm(), repeat_lost_stops():
             free_and_go_on()
     assert describe_stop(caught.value) == words

@@ -140,7 +140,8 @@ class Prompter(nn.Module):
 
 def build_boxes(distances_B4GG: Tensor, cell: int) -> Tensor:
     """Build the boxes of all cells, row by row: [B, G * G, 4], xyxy in pixels, of distances in cells of ``cell`` pixels."""
-    middles_G = torch.arange(distances_B4GG.shape[-1], device=distances_B4GG.device) + 0.5
+    cells = distances_B4GG.shape[-1]
+    middles_G = torch.arange(cells, dtype=distances_B4GG.dtype, device=distances_B4GG.device) + 0.5
     ys_GG, xs_GG = torch.meshgrid(middles_G, middles_G, indexing="ij")
     left_BGG, top_BGG, right_BGG, bottom_BGG = distances_B4GG.unbind(1)
     corners = xs_GG - left_BGG, ys_GG - top_BGG, xs_GG + right_BGG, ys_GG + bottom_BGG

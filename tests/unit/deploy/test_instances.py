@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -118,6 +119,13 @@ def test_graphs__ports(instance_ir):
     assert {graph.get_rt_info(["model_info", "source_hash"]).astype(str) for graph in graphs.values()} == {
         read_metadata(instance_ir).source_hash
     }
+
+
+def test_graphs__onnx_knows_no_float64(instance_onnx):
+    for file in instance_onnx.parts.values():
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        kinds = {port.type for port in (*session.get_inputs(), *session.get_outputs())}
+        assert kinds <= {"tensor(float)", "tensor(uint8)", "tensor(int64)"}
 
 
 # ---------------------------------------------------------------- files
