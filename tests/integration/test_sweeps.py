@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from vpexp.inference.torch_model import find_checkpoint
 from vpexp.runfolder import RunFolder
 from vpexp.sweeps.record import SweepFolder
+from vpexp.tracking.journal import ENTRIES
 
 pytestmark = pytest.mark.slow  # each test starts Python, and some kill it
 
@@ -173,7 +174,7 @@ def test_sweep__a_worker_that_is_killed_twice_takes_only_its_own_job_with_it(com
     wait_for(lambda: any((tmp_path / "sweeps").glob("*")) and len(find_sweep(tmp_path).find_jobs()) >= 2)
     sweep = find_sweep(tmp_path)
     victim = RunFolder(sweep.path / "1")
-    wait_for(lambda: victim.read_run_json().get("status") == "RUNNING")
+    wait_for(lambda: victim.read_run_json().get("status") == "RUNNING" and (victim.path / ENTRIES).is_file())
     worker = victim.read_run_json()["process"]
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: victim.read_run_json()["process"] != worker)  # by itself, when the others have ended
