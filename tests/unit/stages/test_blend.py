@@ -77,8 +77,13 @@ def test_blend__writes_the_mixture_of_two_checkpoints(tmp_path):
 
 
 def test_blend__leaves_no_file_where_nothing_is_mixed(tmp_path):
-    for name in ("start", "tuned"):
-        torch.save({"state_dict": {"w": torch.ones(1)}}, tmp_path / name)
+    for name, value in (("start", 0.0), ("tuned", 1.0), ("blend", 0.5)):  # the last one of a training that was stopped
+        torch.save({"state_dict": {"w": torch.tensor([value])}}, tmp_path / name)
+
+    def measure(state):
+        return build_measures(0.6 if state["w"].item() == 1 else 0.5, 0.8)
+
     paths = [tmp_path / name for name in ("start", "tuned", "blend")]
-    share, _ = blend("auto", *paths, before=build_measures(0.5, 0.8), measure=lambda _: build_measures(0.4, 0.9))
-    assert share != 1.0 or not (tmp_path / "blend").exists()
+    share, _ = blend("auto", *paths, before=build_measures(0.5, 0.8), measure=measure)
+    assert share == 1.0
+    assert not (tmp_path / "blend").exists()

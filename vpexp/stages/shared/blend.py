@@ -154,6 +154,7 @@ def blend(
     chosen = choose_mixture(mixtures) if wanted == AUTO else mixtures[0]
     _print_mixtures(mixtures, chosen)
     if chosen.share == 1.0:
+        target.unlink(missing_ok=True)  # a training that was stopped and goes on may have left one
         log_line(
             "trainer.blend: no mixture with the start loses less and keeps 90 % of the gain; what was learnt stays as it is"
         )
